@@ -1,0 +1,1 @@
+"""Backbones: the pretrained models that methods adapt."""

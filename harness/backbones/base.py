@@ -1,0 +1,202 @@
+"""What a backbone is: a pretrained encoder in two stages, the second an ordered list of blocks.
+
+`encode` turns text and image into streams of hidden states; `fuse` sends them through the blocks and
+pools them. Methods act on the blocks: they replace them, wrap them, or put modules into their slots.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """One text-image pair per row, ready for `Backbone.encode`.
+
+    input_ids: `(B, L)` int64 token ids, special tokens included, padded on the right.
+    text_mask: `(B, L)` bool, True where there is a token; None if no row is padded.
+    pixels: `(B, 3, H, W)` float32, normalised as the backbone wants it, padded right and below with 0.
+    image_sizes: `(B, 2)` int64 height and width in pixels before padding; None if no image is padded.
+    image_token_type: row of the token-type table for image tokens (ViLT on NLVR2: 1, then 2).
+    """
+
+    input_ids: Tensor
+    text_mask: Tensor | None
+    pixels: Tensor
+    image_sizes: Tensor | None = None
+    image_token_type: int = 1
+
+    def to(self, device: torch.device) -> Inputs:
+        """The same inputs on `device`."""
+        moved: dict[str, Any] = {
+            name: value.to(device, non_blocking=True)
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)
+
+    def __len__(self) -> int:
+        return self.input_ids.shape[0]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Hidden states `(B, T, D)` and their mask `(B, T)` bool (True: attend; None: attend to all)."""
+
+    hidden: Tensor
+    mask: Tensor | None = None
+
+
+Streams = dict[str, Stream]
+"""Streams by name, in order: `{"joint": …}` for ViLT, `{"text": …, "image": …}` for METER."""
+
+
+class Block(nn.Module, ABC):
+    """One block of the fusion stage: hidden states in, hidden states of the same shape out.
+
+    Its sublayers (attention, feed-forward, …) are named in `sublayers`, and each has two slots:
+
+    - `sequential[name]` is applied to the sublayer's output before the residual is added;
+    - `parallel[name]` reads the block's residual stream before the sublayer (un-normalised, where the
+      block normalises first) and is added to the sublayer's result.
+
+    Empty slots cost nothing.
+    """
+
+    name: str
+    stream: str
+    sublayers: ClassVar[tuple[str, ...]]
+    sequential: nn.ModuleDict
+    parallel: nn.ModuleDict
+
+    @abstractmethod
+    def forward(
+        self,
+        hidden: Tensor,
+        mask: Tensor | None = None,
+        context: Tensor | None = None,
+        context_mask: Tensor | None = None,
+    ) -> Tensor:
+        """`hidden` `(B, T, D)` → `(B, T, D)`; masks are additive float `(B, 1, 1, T)` or None.
+
+        `context` is the other stream's hidden states, for blocks with cross-attention.
+        """
+
+    @abstractmethod
+    def projections(self) -> dict[str, nn.Linear]:
+        """The block's linear maps by role: `attention.query`, `attention.key`, `attention.value`,
+        `attention.output`, `mlp.up`, `mlp.down` (METER: `self_attention.…`, `cross_attention.…`).
+        """
+
+    @abstractmethod
+    def set_projection(self, role: str, module: nn.Module) -> None:
+        """Put `module` (a map `(…, in) → (…, out)`) in the place of the projection `role`."""
+
+
+class Processor(Protocol):
+    """Turns raw text and photographs into what the backbone reads."""
+
+    max_text_length: int
+    pad_id: int
+    granularity: int
+    """Heights and widths of processed images are multiples of this (the patch size), in pixels."""
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, special tokens included, truncated to `max_text_length`."""
+
+    def resize(self, image: Image.Image) -> np.ndarray:
+        """`(H, W, 3)` uint8 of an RGB image at the backbone's input size. Deterministic."""
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """`(B, 3, H, W)` uint8 → float32 as the backbone was pretrained with."""
+
+    def describe(self) -> dict[str, Any]:
+        """Settings that change the result (image size, text length, vocabulary digest), for the record."""
+
+
+class Backbone(nn.Module, ABC):
+    """A pretrained vision-language encoder as methods and tasks see it."""
+
+    name: str
+    width: int
+    """Hidden size D."""
+    feature_dim: int
+    """Size of the pooled feature."""
+    blocks: nn.ModuleList
+    """The fusion blocks in order; methods may replace entries."""
+    stream_names: tuple[str, ...]
+    processor: Processor
+    base_learning_rate: float
+    """Learning rate for full fine-tuning; methods scale it."""
+    head_learning_rate_scale: float
+    prompt: nn.Module | None
+    """Called on the streams between `encode` and the first block (shallow prompts)."""
+    initializer_range: float
+
+    @abstractmethod
+    def encode(self, inputs: Inputs) -> Streams:
+        """Embed both modalities: everything before the first block."""
+
+    @abstractmethod
+    def fuse(self, streams: Streams) -> Tensor:
+        """Run the blocks and pool: `(B, feature_dim)`."""
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        """Pooled features `(B, feature_dim)`."""
+        return self.fuse(self.encode(inputs))
+
+    @abstractmethod
+    def common_parameters(self) -> Iterator[nn.Parameter]:
+        """What every method trains alike beside the head: poolers and token-type embeddings."""
+
+    @abstractmethod
+    def components(self) -> dict[str, list[nn.Module]]:
+        """Modules by component (`embeddings`, `fusion`, `pooler`; METER: `text encoder`, …).
+
+        Disjoint and complete: each parameter of the pretrained backbone lies in exactly one.
+        """
+
+    @abstractmethod
+    def example_inputs(
+        self, batch_size: int, text_length: int, image_size: tuple[int, int], generator: torch.Generator
+    ) -> Inputs:
+        """Random unpadded inputs of the stated size (height, width in pixels), for measuring."""
+
+    @abstractmethod
+    def widen_token_types(self, count: int) -> None:
+        """Give the image token-type table `count` rows, new rows a copy of the last (NLVR2 needs 3)."""
+
+    @property
+    def block_names(self) -> tuple[str, ...]:
+        """Names of the blocks as loaded (`joint.0` …), also after some were skipped."""
+        return self._block_names
+
+    _block_names: tuple[str, ...]
+
+    @abstractmethod
+    def digest(self) -> str:
+        """SHA-256 (hex) of the pretrained weights and configuration as loaded."""
+
+
+@dataclass(frozen=True)
+class BackboneOptions:
+    """What a user chooses about a backbone; each field None means the backbone's own default.
+
+    weights: a local folder or file, a hub id, or `random` (for profiling: shapes without training).
+    tokenizer: a folder or file with the vocabulary, where the weights do not bring it.
+    image_size: short side (ViLT) or side (METER) of the processed image, in pixels.
+    text_length: most tokens of a text, special tokens included.
+    """
+
+    weights: str | None = None
+    tokenizer: str | None = None
+    image_size: int | None = None
+    text_length: int | None = None

@@ -1,0 +1,20 @@
+"""Digests of weights: what makes a cached result belong to one model and no other."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, uint8
+
+
+def digest_state(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) over names, shapes, types and bytes of `state`, and over `config` as JSON."""
+    hasher = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        hasher.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        hasher.update(memoryview(tensor.reshape(-1).view(uint8).numpy()))
+    return hasher.hexdigest()

@@ -1,0 +1,330 @@
+"""One cell from start to record: search, train, choose the epoch, finalise, predict, measure."""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from harness.fit import (
+    Cost,
+    State,
+    TaskModel,
+    build_optimizer,
+    build_schedule,
+    load_tuned_state,
+    predict,
+    train_epoch,
+    tuned_state,
+)
+from harness.measure.flops import ComputeCounts, count_forward
+from harness.measure.live import model_tensors, peak_live_tensors
+from harness.measure.memory import PeakMemory, track_peak_memory
+from harness.measure.parameters import ParameterCounts, count_parameters
+from harness.plan import Cell, Workplace
+from harness.record import replacing, write_atomically
+from harness.search import Lab, cut
+from harness.seeds import derived_seed, generator
+from methods.base import Method
+from tasks.base import Prediction
+from tasks.loading import Loader
+
+CHECKPOINT = "state.pt"
+DECISION = "search.json"
+
+
+class Progress(Protocol):
+    """Who is told how far a cell is."""
+
+    def stage(self, name: str, total: int) -> None:
+        """A new stage of `total` examples begins."""
+
+    def advance(self, count: int) -> None:
+        """`count` more examples are done."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Everything a cell has yielded, before it is written down.
+
+    full_compute: of the backbone as loaded with the task's head, which is what full tuning deploys.
+    """
+
+    metrics: Mapping[str, Mapping[str, float]]
+    majority: float | None
+    predictions: Mapping[str, list[Prediction]]
+    parameters: ParameterCounts
+    deployed_parameters: ParameterCounts
+    compute: ComputeCounts
+    full_compute: ComputeCounts
+    training_memory: PeakMemory
+    training: Mapping[str, Any]
+    search: Mapping[str, Any] | None
+    tuned: Mapping[str, Tensor]
+    curve: list[dict[str, float]]
+    skipped_images: int
+
+
+def make_fabric(workplace: Workplace) -> Fabric:
+    """Fabric on one device, with the precision that was asked for."""
+    return Fabric(
+        accelerator=workplace.request.accelerator,
+        devices=1,
+        precision=workplace.request.precision,  # type: ignore[arg-type]
+    )
+
+
+def loader(workplace: Workplace, split: str, seed: int | None = None, examples: Any = None) -> Loader:
+    """Batches of a split; shuffled by `seed` if there is one."""
+    request = workplace.request
+    return Loader(
+        workplace.data.splits[split] if examples is None else examples,
+        workplace.task,
+        workplace.pristine.processor,
+        workplace.training.batch_size,
+        seed=0 if seed is None else seed,
+        shuffle=seed is not None,
+        workers=request.workers,
+        cache=workplace.images,
+        skip_bad_images=request.skip_bad_images,
+    )
+
+
+def adapted_model(cell: Cell, method: Method[Any]) -> TaskModel:
+    """A fresh backbone, adapted, with a fresh head; everything that trains is marked."""
+    workplace = cell.workplace
+    backbone = workplace.fresh_backbone()
+    method.adapt(backbone, generator(cell.seed, "initialisation of the method"))
+    head = workplace.task.build_head(backbone, generator(cell.seed, "initialisation of the head"))
+    for parameter in [*backbone.common_parameters(), *head.parameters()]:
+        parameter.requires_grad_(True)
+    return TaskModel(workplace.task, backbone, head)
+
+
+def run_cell(cell: Cell, scratch: Path, progress: Progress) -> Outcome:
+    """Run a cell; goes on from the last epoch that `scratch` holds."""
+    workplace = cell.workplace
+    task = workplace.task
+    method = cell.method()
+    fabric = make_fabric(workplace)
+    torch.manual_seed(derived_seed(cell.seed, "dropout"))
+    scratch.mkdir(parents=True, exist_ok=True)
+    search = _search(cell, method, fabric, scratch, progress) if method.searches else None
+    if search is not None:
+        method.decide(search["decision"])
+    model = adapted_model(cell, method)
+    parameters = count_parameters(model.backbone, model.head, method.method_modules(model.backbone))
+    memory = None if fabric.device.type == "cuda" else _training_memory(cell, model)
+    if memory is None:
+        with track_peak_memory(fabric.device) as tracker:
+            best, curve, cost = _train(cell, model, fabric, scratch, progress)
+        memory = tracker.result
+    else:
+        best, curve, cost = _train(cell, model, fabric, scratch, progress)
+    load_tuned_state(model, best["tuned"])
+    method.finalize(model.backbone)
+    model.requires_grad_(False)
+    deployed = count_parameters(model.backbone, model.head, method.method_modules(model.backbone))
+    predictions, metrics = _report(workplace, model, fabric, progress)
+    size = workplace.measured_input
+    compute = count_forward(
+        task, model.backbone, model.head, method, image_size=size.image_size, text_length=size.text_length
+    )
+    untouched = workplace.fresh_backbone().to(fabric.device)
+    full_compute = count_forward(
+        task, untouched, model.head, None, image_size=size.image_size, text_length=size.text_length
+    )
+    learned = {
+        "epochs": workplace.training.epochs,
+        "best_epoch": best["epoch"],
+        "steps": cost.steps,
+        "seconds": cost.seconds,
+        "examples_per_second": cost.examples / max(cost.seconds, 1e-9),
+        "data_wait_fraction": cost.wait_seconds / max(cost.seconds, 1e-9),
+        "learning_rate": cell.learning_rate,
+        "head_learning_rate": workplace.head_learning_rate,
+        "batch_size": workplace.training.batch_size,
+    }
+    if search is not None:
+        search["share"] = search["seconds"] / (search["seconds"] + cost.seconds)
+    return Outcome(
+        metrics=metrics,
+        majority=task.majority_score(workplace.data),
+        predictions=predictions,
+        parameters=parameters,
+        deployed_parameters=deployed,
+        compute=compute,
+        full_compute=full_compute,
+        training_memory=memory,
+        training=learned,
+        search=search,
+        tuned=best["tuned"],
+        curve=curve,
+        skipped_images=len(workplace.images.skipped),
+    )
+
+
+def _search(
+    cell: Cell, method: Method[Any], fabric: Fabric, scratch: Path, progress: Progress
+) -> dict[str, Any]:
+    """The method's decision; read from `scratch` if an earlier try got that far."""
+    done = scratch / DECISION
+    if done.is_file():
+        found: dict[str, Any] = json.loads(done.read_text())
+        return found
+    workplace = cell.workplace
+    backbone = workplace.fresh_backbone()
+    head = workplace.task.build_head(backbone, generator(cell.seed, "initialisation of the head"))
+    kept, held = cut(
+        workplace.data.splits["train"], method.search_holdout, derived_seed(cell.seed, "search split")
+    )
+    lab = Lab(
+        fabric,
+        workplace.task,
+        backbone,
+        head,
+        loader(workplace, "train", derived_seed(cell.seed, "search order"), kept),
+        loader(workplace, "train", derived_seed(cell.seed, "reward order"), held) if held else None,
+        workplace.training,
+        cell.learning_rate,
+        workplace.head_learning_rate,
+        generator(cell.seed, "search"),
+        progress.advance,
+    )
+    progress.stage("search", int(getattr(method.options, "search_epochs", 1)) * len(kept))
+    started = time.perf_counter()
+    decision = method.search(lab)
+    found = {
+        "seconds": time.perf_counter() - started,
+        "training_examples": len(kept),
+        "reward_examples": len(held),
+        "decision": decision,
+    }
+    write_atomically(done, json.dumps(found).encode())
+    return found
+
+
+def _train(
+    cell: Cell, model: TaskModel, fabric: Fabric, scratch: Path, progress: Progress
+) -> tuple[dict[str, Any], list[dict[str, float]], Cost]:
+    """Train for all epochs; returns the chosen epoch with its tuned tensors, the curve, and the cost."""
+    workplace, training = cell.workplace, cell.workplace.training
+    batches = loader(workplace, "train", derived_seed(cell.seed, "order"))
+    optimizer = build_optimizer(model, training, cell.learning_rate, workplace.head_learning_rate)
+    schedule = build_schedule(optimizer, training.epochs * len(batches), training.warmup)
+    wrapped, wrapped_optimizer = fabric.setup(model, optimizer)
+    state = State(wrapped, wrapped_optimizer, schedule)
+    curve: list[dict[str, float]] = []
+    best: dict[str, Any] = {"epoch": -1, "value": None, "tuned": {}}
+    checkpoint = scratch / CHECKPOINT
+    if checkpoint.is_file():
+        best, curve = _restore(checkpoint, model, state)
+    validation = loader(workplace, "val")
+    task = workplace.task
+    progress.stage("train", training.epochs * len(batches.examples))
+    progress.advance(state.epoch * len(batches.examples))
+    while state.epoch < training.epochs:
+        loss = train_epoch(
+            fabric, state, task, batches, after_step=lambda e, s: progress.advance(training.batch_size)
+        )
+        score = task.score(predict(fabric, wrapped, task, validation))[task.primary_metric]
+        curve.append({"epoch": state.epoch, "train_loss": loss, f"val_{task.primary_metric}": score})
+        better = best["value"] is None or (score > best["value"]) == task.higher_is_better
+        if score == best["value"]:
+            better = False
+        if better or training.select == "last":
+            best = {"epoch": state.epoch, "value": score, "tuned": tuned_state(model)}
+        if state.epoch < training.epochs:
+            _save(checkpoint, model, state, best, curve)
+    return best, curve, state.cost
+
+
+def _training_memory(cell: Cell, model: TaskModel) -> PeakMemory:
+    """Peak bytes of live tensors over two training steps (the second has the optimiser's states)."""
+    workplace, training = cell.workplace, cell.workplace.training
+    task = workplace.task
+    copied = copy.deepcopy(model).train()
+    optimizer = build_optimizer(copied, training, cell.learning_rate, workplace.head_learning_rate)
+    batch = max(islice(loader(workplace, "train"), 8), key=lambda batch: batch.inputs[0].input_ids.shape[1])
+    if batch.targets is None:
+        raise ValueError("a training batch has no targets")
+    targets = batch.targets
+
+    def step() -> None:
+        for _ in range(2):
+            task.loss(copied(batch), targets).backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    how = f"bytes of live tensors over two training steps of {len(batch)} examples, float32"
+    return peak_live_tensors(step, model_tensors(copied), how)
+
+
+def _save(checkpoint: Path, model: nn.Module, state: State, best: dict[str, Any], curve: Any) -> None:
+    with replacing(checkpoint) as partial:
+        torch.save(
+            {
+                "tuned": tuned_state(model),
+                "optimizer": state.optimizer.state_dict(),
+                "schedule": state.schedule.state_dict(),
+                "epoch": state.epoch,
+                "cost": asdict(state.cost),
+                "best": best,
+                "curve": curve,
+                "random": torch.random.get_rng_state(),
+            },
+            partial,
+        )
+
+
+def _restore(
+    checkpoint: Path, model: nn.Module, state: State
+) -> tuple[dict[str, Any], list[dict[str, float]]]:
+    saved = torch.load(checkpoint, weights_only=True)
+    load_tuned_state(model, saved["tuned"])
+    state.optimizer.load_state_dict(saved["optimizer"])
+    state.schedule.load_state_dict(saved["schedule"])
+    state.epoch = saved["epoch"]
+    state.cost = Cost(**saved["cost"])
+    torch.random.set_rng_state(saved["random"])
+    return saved["best"], saved["curve"]
+
+
+def _report(
+    workplace: Workplace, model: TaskModel, fabric: Fabric, progress: Progress
+) -> tuple[dict[str, list[Prediction]], dict[str, Mapping[str, float]]]:
+    """Predictions and metrics of the finalised model on validation and test."""
+    task = workplace.task
+    wrapped = fabric.setup_module(model)
+    predictions: dict[str, list[Prediction]] = {}
+    metrics: dict[str, Mapping[str, float]] = {}
+    for split in ("val", "test"):
+        progress.stage(f"predict {split}", len(workplace.data.splits[split]))
+        predictions[split] = predict(fabric, wrapped, task, loader(workplace, split), progress.advance)
+        expected = {example.id for example in workplace.data.splits[split]}
+        seen = [str(prediction["id"]) for prediction in predictions[split]]
+        if not workplace.request.skip_bad_images and (len(seen) != len(expected) or set(seen) != expected):
+            raise RuntimeError(f"{split}: {len(seen)} predictions for {len(expected)} examples")
+        if all(prediction.get("score") is not None for prediction in predictions[split]):
+            metrics[split] = task.score(predictions[split])
+    return predictions, metrics
+
+
+def deployed_model(cell: Cell, tuned: Mapping[str, Tensor], decision: Mapping[str, Any] | None) -> TaskModel:
+    """The finalised model of a finished cell, built again from its tuned weights and decision."""
+    method = cell.method()
+    if decision is not None:
+        method.decide(dict(decision))
+    model = adapted_model(cell, method)
+    load_tuned_state(model, dict(tuned))
+    method.finalize(model.backbone)
+    return model.requires_grad_(False).eval()

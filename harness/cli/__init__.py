@@ -1,0 +1,54 @@
+"""The command line: one subcommand a file, everything heavy imported inside the subcommands."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from harness.errors import UserError
+
+app = typer.Typer(
+    help="Benchmark parameter- and computation-efficient transfer learning of vision-language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _register() -> None:
+    from harness.cli.evaluate import evaluate
+    from harness.cli.methods import list_names
+    from harness.cli.pretrain import pretrain
+    from harness.cli.run import run
+    from harness.cli.show import show
+    from harness.cli.table import table
+
+    app.command()(run)
+    app.command()(table)
+    app.command()(show)
+    app.command()(evaluate)
+    app.command()(pretrain)
+    app.command("list")(list_names)
+
+
+_register()
+
+
+def main() -> None:
+    """Entry point of the console script: a user's mistake is one line and exit status 2."""
+    if not os.environ.get("TRANSFORMERS_VERBOSITY"):
+        os.environ["TRANSFORMERS_VERBOSITY"] = "error"  # its hints are about other programs than this
+    try:
+        app()
+    except UserError as error:
+        print(f"harness: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("harness: interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None

@@ -1,0 +1,53 @@
+"""`harness table`: the records of a results folder as a table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+
+def table(
+    results: Annotated[Path, typer.Argument(help="Results folder, as `harness run` writes it.")] = Path(
+        "results"
+    ),
+    format: Annotated[
+        Literal["terminal", "github", "latex", "csv", "html"] | None,
+        typer.Option("--format", "-f", help="By default what --output's ending says, else terminal."),
+    ] = None,
+    all_protocols: Annotated[
+        bool, typer.Option("--all-protocols", help="Cells whose protocol differs get a table each.")
+    ] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write: .md, .tex, .csv or .html.")
+    ] = None,
+) -> None:
+    """Put the results of a folder into tables, one a backbone."""
+    from rich.console import Console
+
+    from harness.errors import UserError
+    from harness.record import write_atomically
+    from harness.store import Store
+    from harness.tables import Format, build_tables, print_table, render_all
+
+    endings: dict[str, Format] = {".md": "github", ".tex": "latex", ".csv": "csv", ".html": "html"}
+    store = Store(results)
+    records = store.records()
+    if not records:
+        raise UserError(f"{results}: no results in there; make some with `harness run`.")
+    if output is not None and format == "terminal":
+        raise UserError(f"--output {output}: a file needs a format other than terminal.")
+    if output is not None and format is None and output.suffix not in endings:
+        raise UserError(f"--output {output}: ends in none of {', '.join(endings)}; say --format.")
+    tables = build_tables(records, all_protocols)
+    chosen = endings[output.suffix] if format is None and output is not None else format
+    if chosen is None or chosen == "terminal":
+        for each in tables:
+            print_table(each, Console())
+    elif output is None:
+        typer.echo(render_all(tables, chosen), nl=False)
+    else:
+        write_atomically(output, render_all(tables, chosen).encode())
+    if unfinished := store.unfinished():
+        typer.echo(f"{unfinished} cells are unfinished and not in the table.", err=True)

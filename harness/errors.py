@@ -1,0 +1,22 @@
+"""The one exception that is shown to a person as a single line, without a traceback."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(Exception):
+    """Something the user can mend: the message names what is wrong, where, and what to do.
+
+    The command line prints it on one line and exits with status 2.
+    """
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`" Did you mean 'lora'?"` if something close to `word` is known, else what there is to choose from."""
+    choices = sorted(known)
+    close = get_close_matches(word, choices, n=1, cutoff=0.6)
+    if close:
+        return f" Did you mean '{close[0]}'?"
+    return f" Known: {', '.join(choices)}." if choices else ""

@@ -1,0 +1,61 @@
+"""How long a cell will take, before it is run."""
+
+from __future__ import annotations
+
+import time
+from functools import cache
+
+import torch
+
+from harness.measure.flops import count_forward
+from harness.plan import Cell, Workplace
+from harness.seeds import generator
+from harness.store import Store
+
+EFFICIENCY = 0.5
+"""Share of the rate of plain matrix products that a training step reaches."""
+PASSES = 3.0
+"""A training step costs about three forward passes."""
+
+
+def estimate_seconds(cell: Cell, store: Store) -> float:
+    """Seconds of training and search, from an earlier record of the method here, else from its FLOPs."""
+    workplace = cell.workplace
+    method = cell.method()
+    search_epochs = getattr(method.options, "search_epochs", 0) if method.searches else 0
+    examples = len(workplace.data.splits["train"]) * (workplace.training.epochs + search_epochs)
+    for record in reversed(store.records()):
+        same = record.cell.method.name == method.name and record.cell.task.name == workplace.task.name
+        on_it = record.cell.backbone.name == workplace.backbone_name
+        precision = record.protocol.get("precision") == workplace.request.precision
+        if same and on_it and precision and record.training is not None:
+            return examples / record.training.examples_per_second
+    return examples * PASSES * _forward_flops(id(workplace), workplace) / (EFFICIENCY * flops_rate())
+
+
+_FLOPS: dict[int, int] = {}
+
+
+def _forward_flops(key: int, workplace: Workplace) -> int:
+    if key not in _FLOPS:
+        size = workplace.measured_input
+        backbone = workplace.fresh_backbone()
+        head = workplace.task.build_head(backbone, generator(0, "estimate"))
+        counts = count_forward(
+            workplace.task, backbone, head, None, image_size=size.image_size, text_length=size.text_length
+        )
+        _FLOPS[key] = counts.flops_total
+    return _FLOPS[key]
+
+
+@cache
+def flops_rate(size: int = 768, seconds: float = 0.2) -> float:
+    """FLOP/s of this machine's matrix products, from a short try."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    left, right = torch.randn(size, size, device=device), torch.randn(size, size, device=device)
+    (left @ right).sum().item()
+    started, rounds = time.perf_counter(), 0
+    while time.perf_counter() - started < seconds:
+        (left @ right).sum().item()
+        rounds += 1
+    return 2.0 * size**3 * rounds / (time.perf_counter() - started)

@@ -1,0 +1,226 @@
+"""The training loop, as plain functions over Lightning Fabric."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from harness.backbones.base import Backbone
+from tasks.base import Batch, Example, Prediction, Task
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a cell is trained; the same for every method of a table.
+
+    epochs: passes over the training split.
+    batch_size: examples per optimiser step.
+    learning_rate: of everything but the head; None is the backbone's own times the method's scale.
+    weight_decay: on matrices only (not on biases and norms), as in the published recipes.
+    warmup: share of the steps over which the rate rises linearly; then it falls linearly to 0.
+    select: report the epoch that is `best` on the validation split, or the `last`.
+    """
+
+    epochs: int = 10
+    batch_size: int = 64
+    learning_rate: float | None = None
+    weight_decay: float = 0.01
+    warmup: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-8
+    select: str = "best"
+
+
+class Batches(Protocol):
+    """What the loop reads from: batches in an order fixed by the epoch."""
+
+    wait_seconds: float
+    examples: Sequence[Example]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of the next iteration."""
+
+    def examples_of(self, batch: Batch) -> list[Example]:
+        """The examples of a batch, in its order."""
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+    def __len__(self) -> int: ...
+
+
+class TaskModel(nn.Module):
+    """A backbone with a task's head; a batch in, logits out."""
+
+    def __init__(self, task: Task[Any], backbone: Backbone, head: nn.Module) -> None:
+        super().__init__()
+        self.task = task
+        self.backbone = backbone
+        self.head = head
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits of the task."""
+        return self.task.forward(self.backbone, self.head, batch)
+
+
+@dataclass
+class Cost:
+    """What training has cost so far."""
+
+    seconds: float = 0.0
+    examples: int = 0
+    wait_seconds: float = 0.0
+    steps: int = 0
+
+
+@dataclass
+class State:
+    """Everything that has to be restored to go on training after an epoch."""
+
+    model: nn.Module
+    optimizer: Any
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    epoch: int = 0
+    cost: Cost = field(default_factory=Cost)
+
+
+def build_optimizer(
+    model: TaskModel, training: Training, learning_rate: float, head_learning_rate: float
+) -> torch.optim.AdamW:
+    """AdamW over what requires gradient; the head has its own rate, biases and norms no decay."""
+    head = {id(parameter) for parameter in model.head.parameters()}
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            groups.setdefault((id(parameter) in head, parameter.ndim > 1), []).append(parameter)
+    settings = [
+        {
+            "params": parameters,
+            "lr": head_learning_rate if in_head else learning_rate,
+            "weight_decay": training.weight_decay if decays else 0.0,
+        }
+        for (in_head, decays), parameters in groups.items()
+    ]
+    return torch.optim.AdamW(settings, betas=training.betas, eps=training.eps, fused=True)
+
+
+def build_schedule(
+    optimizer: torch.optim.Optimizer, steps: int, warmup: float
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """Linear rise over the first `warmup` share of `steps`, then linear fall to 0."""
+    rising = max(1, int(warmup * steps))
+
+    def scale(step: int) -> float:
+        if step < rising:
+            return (step + 1) / (rising + 1)
+        return max(0.0, (steps - step) / max(1, steps - rising))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, scale)
+
+
+StepCallback = Callable[[int, int], None]
+
+
+def train_epoch(
+    fabric: Fabric,
+    state: State,
+    task: Task[Any],
+    batches: Batches,
+    before_step: StepCallback | None = None,
+    after_step: StepCallback | None = None,
+) -> float:
+    """One epoch; returns the mean training loss per step. Callbacks get (epoch, step), from 0."""
+    model, optimizer = state.model, state.optimizer
+    model.train()
+    batches.set_epoch(state.epoch)
+    total = torch.zeros((), device=fabric.device)
+    waited = batches.wait_seconds
+    started = time.perf_counter()
+    seen = 0
+    for step, batch in enumerate(batches):
+        if before_step is not None:
+            before_step(state.epoch, step)
+        batch = batch.to(fabric.device)
+        logits = model(batch)
+        if batch.targets is None:
+            raise ValueError("a training batch has no targets")
+        loss = task.loss(logits, batch.targets)
+        fabric.backward(loss)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        state.schedule.step()
+        total += loss.detach()
+        seen += len(batch)
+        if after_step is not None:
+            after_step(state.epoch, step)
+    if fabric.device.type == "cuda":
+        torch.cuda.synchronize(fabric.device)
+    mean_loss = float(total) / max(1, len(batches))
+    state.cost.seconds += time.perf_counter() - started
+    state.cost.examples += seen
+    state.cost.steps += len(batches)
+    state.cost.wait_seconds += batches.wait_seconds - waited
+    state.epoch += 1
+    return mean_loss
+
+
+@torch.inference_mode()
+def predict(
+    fabric: Fabric,
+    model: nn.Module,
+    task: Task[Any],
+    batches: Batches,
+    on_batch: Callable[[int], None] | None = None,
+) -> list[Prediction]:
+    """Per-example predictions in evaluation mode, ordered by example id."""
+    model.eval()
+    predictions: list[Prediction] = []
+    for batch in batches:
+        logits = model(batch.to(fabric.device))
+        predictions += task.predict(logits.float().cpu(), batches.examples_of(batch))
+        if on_batch is not None:
+            on_batch(len(batch))
+    return sorted(predictions, key=lambda prediction: str(prediction["id"]))
+
+
+@torch.inference_mode()
+def mean_loss(fabric: Fabric, model: nn.Module, task: Task[Any], batch: Batch) -> float:
+    """The task's loss on one batch, in whatever mode the model is."""
+    batch = batch.to(fabric.device)
+    if batch.targets is None:
+        raise ValueError("the batch has no targets")
+    return float(task.loss(model(batch), batch.targets))
+
+
+def tuned_state(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of the parameters that train, by name, on the CPU."""
+    return {
+        name: parameter.detach().to("cpu", copy=True)
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def load_tuned_state(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Put tuned parameters back; the names must be exactly those that train.
+
+    Raises:
+        KeyError: names are missing or unknown.
+    """
+    wanted = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if set(wanted) != set(tensors):
+        different = sorted(set(wanted) ^ set(tensors))
+        raise KeyError(f"{len(different)} names differ, first: {different[0]}")
+    with torch.no_grad():
+        for name, parameter in wanted.items():
+            parameter.copy_(tensors[name])
+
+
+def only(examples: Iterable[Example], groups: set[str]) -> list[Example]:
+    """The examples whose group is in `groups`."""
+    return [example for example in examples if example.group in groups]

@@ -1,0 +1,224 @@
+"""Multiply-accumulates of a forward pass by component, counted on the operators that torch really runs.
+
+The literature of this field prints multiply-accumulates (MACs) under the name "FLOPs", some of it with 5
+for each element that a LayerNorm normalises. Both are kept: `macs` are matrix products, convolutions and
+attention only (`harness.measure.operators`), `layer_norm_elements` are beside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from harness.backbones.base import Backbone
+from harness.measure.operators import FORMULAS, operator_macs
+from methods.base import Method
+from tasks.base import Batch
+
+METHOD, HEAD = "method", "head"
+OTHER = "other"
+"""Outside every component: neither in one of its modules nor with one of its parameters."""
+BACKWARD = "backward"
+"""Run by autograd, where the module is not known."""
+LAYER_NORM_MACS_PER_ELEMENT = 5
+
+
+@dataclass(frozen=True)
+class ComputeCounts:
+    """Cost of one pass at the stated input (batch, text length in tokens, image height and width in pixels).
+
+    macs, layer_norm_elements: by component: the backbone's own, "method" (inside its modules; what it makes
+    others compute, as prompts do, is theirs) and "head"; "other" and "backward" only where there is any.
+    """
+
+    macs: Mapping[str, int]
+    layer_norm_elements: Mapping[str, int]
+    text_length: int
+    image_size: tuple[int, int]
+    batch_size: int = 1
+
+    @property
+    def macs_total(self) -> int:
+        """Multiply-accumulates of all components."""
+        return sum(self.macs.values())
+
+    @property
+    def flops_total(self) -> int:
+        """Floating-point operations: a multiply-accumulate is two."""
+        return 2 * self.macs_total
+
+    @property
+    def with_layer_norm_total(self) -> int:
+        """MACs plus 5 per normalised element, the convention behind DAS's −11.97 % on METER."""
+        return self.macs_total + LAYER_NORM_MACS_PER_ELEMENT * sum(self.layer_norm_elements.values())
+
+
+class ForwardsBatches(Protocol):
+    """A task, as far as counting needs it."""
+
+    def forward(self, backbone: Backbone, head: nn.Module, batch: Batch) -> Tensor:
+        """Logits of a batch."""
+
+
+def count_forward(
+    task: ForwardsBatches,
+    backbone: Backbone,
+    head: nn.Module,
+    method: Method[Any] | None,
+    *,
+    image_size: tuple[int, int],
+    text_length: int,
+    batch_size: int = 1,
+) -> ComputeCounts:
+    """Count one inference pass of the task, on the device the model is on (`meta` computes nothing).
+
+    image_size: height and width in pixels. An example has `task.images_per_example` images (default 1), with
+    token types 1, 2, …; the parts of a batch are unpadded and random.
+    """
+    generator = torch.Generator().manual_seed(0)
+    device = next(backbone.parameters()).device
+    parts = tuple(
+        replace(
+            backbone.example_inputs(batch_size, text_length, image_size, generator).to(device),
+            image_token_type=1 + index,
+        )
+        for index in range(getattr(task, "images_per_example", 1))
+    )
+    batch = Batch(parts, None, tuple(str(index) for index in range(batch_size)))
+
+    def run() -> Tensor:
+        with torch.no_grad():
+            return task.forward(backbone, head, batch)
+
+    with _evaluating(backbone), _evaluating(head):
+        return count_macs(
+            backbone,
+            head,
+            run,
+            method.method_modules(backbone) if method is not None else (),
+            text_length=text_length,
+            image_size=image_size,
+            batch_size=batch_size,
+        )
+
+
+def count_macs(
+    backbone: Backbone,
+    head: nn.Module,
+    run: Callable[[], object],
+    method_modules: Sequence[nn.Module],
+    *,
+    text_length: int,
+    image_size: tuple[int, int],
+    batch_size: int = 1,
+) -> ComputeCounts:
+    """Call `run` once and count what it computes; the stated input is only written down.
+
+    `run` may end in a backward pass: that part is counted whole, as "backward".
+
+    Raises:
+        MeasurementError: an operator that multiplies matrices and has no formula was run.
+    """
+    components = {**backbone.components(), HEAD: [head], METHOD: list(method_modules)}
+    counter = _Counter(components)
+    with counter.watching(), counter:
+        run()
+    return ComputeCounts(counter.macs, counter.layer_norm_elements, text_length, image_size, batch_size)
+
+
+class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees every operator below autograd and books it on a component."""
+
+    def __init__(self, components: Mapping[str, Sequence[nn.Module]]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.macs = dict.fromkeys(components, 0)
+        self.layer_norm_elements = dict.fromkeys(components, 0)
+        # Inner modules too: a backbone may call a component's parts without calling the component. Later
+        # components take over from earlier ones, so that the method's modules are its own wherever they sit.
+        self._labels = {
+            inner: name
+            for name, modules in components.items()
+            for module in modules
+            for inner in module.modules()
+        }
+        self._owner = {
+            _storage(parameter): name
+            for module, name in self._labels.items()
+            for parameter in module.parameters(recurse=False)
+        }
+        self._stack: list[str] = []
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Follow which component's module is being called."""
+        handles = []
+        for module, name in self._labels.items():
+            handles.append(module.register_forward_pre_hook(self._entering(name), prepend=True))
+            handles.append(module.register_forward_hook(self._leave, always_call=True))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _entering(self, name: str) -> Callable[[nn.Module, Any], None]:
+        return lambda _module, _args: self._stack.append(name)
+
+    def _leave(self, module: nn.Module, args: Any, out: Any) -> None:
+        self._stack.pop()
+
+    def _component(self, args: Sequence[Any]) -> str:
+        if torch._C._current_graph_task_id() != -1:
+            return BACKWARD
+        if METHOD in self._stack:
+            return METHOD
+        # A functional call with a component's weight, outside its modules (ViLT's patch projection). The
+        # weight is the last operand of a product; activations have storages of their own.
+        for argument in reversed(args):
+            if isinstance(argument, Tensor) and _storage(argument) in self._owner:
+                return self._owner[_storage(argument)]
+        return self._stack[-1] if self._stack else OTHER
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func.overloadpacket not in FORMULAS:
+            # Composite operators arrive whole in inference mode.
+            with self:
+                out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
+        out = func(*args, **kwargs)
+        self._add(self.macs, operator_macs(func, args, out), args)
+        if func.overloadpacket is torch.ops.aten.native_layer_norm:
+            self._add(self.layer_norm_elements, args[0].numel(), args)
+        return out
+
+    def _add(self, counts: dict[str, int], amount: int, args: Sequence[Any]) -> None:
+        if amount:
+            component = self._component(args)
+            counts[component] = counts.get(component, 0) + amount
+
+
+def _storage(tensor: Tensor) -> int:
+    """Identity of a tensor's memory, shared with its views; on the `meta` device as well."""
+    return tensor.untyped_storage()._cdata  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode, then every submodule's mode as it was."""
+    modes = {inner: inner.training for inner in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for inner, training in modes.items():
+            inner.training = training

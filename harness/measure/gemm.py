@@ -1,0 +1,81 @@
+"""The rate at which this machine multiplies a transformer's matrices: what a forward pass is held against."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from harness.measure.latency import Clock, measure_latency
+
+
+@dataclass(frozen=True)
+class GemmShape:
+    """`count` linear maps `(rows, inputs) → (rows, outputs)`, each with a weight of its own."""
+
+    rows: int
+    inputs: int
+    outputs: int
+    count: int = 1
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of all `count`."""
+        return self.count * self.rows * self.inputs * self.outputs
+
+
+def transformer_shapes(tokens: int, width: int, inner: int, blocks: int = 1) -> list[GemmShape]:
+    """The linear maps of `blocks` transformer blocks on `tokens` rows (batch · length), in their order.
+
+    Query, key, value and output `width → width`, then `width → inner → width`; every block has its own
+    weights, so that they come from memory as a model's do.
+    """
+    block = [
+        GemmShape(tokens, width, width, 4),
+        GemmShape(tokens, width, inner),
+        GemmShape(tokens, inner, width),
+    ]
+    return block * blocks
+
+
+def gemm_cycle(
+    shapes: Sequence[GemmShape], device: torch.device, dtype: torch.dtype = torch.float32
+) -> Callable[[], None]:
+    """One pass over all `shapes`, to be timed beside models by `measure_latency`."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(rows: int, columns: int) -> torch.Tensor:
+        return torch.randn(rows, columns, generator=generator).to(device, dtype)
+
+    inputs = {(s.rows, s.inputs): draw(s.rows, s.inputs) for s in shapes}
+    pairs = [
+        (inputs[s.rows, s.inputs], draw(s.outputs, s.inputs))  # laid out like nn.Linear's weight
+        for s in shapes
+        for _ in range(s.count)
+    ]
+
+    def run() -> None:
+        with torch.inference_mode():
+            for data, weight in pairs:
+                functional.linear(data, weight)
+
+    return run
+
+
+def gemm_rate(
+    shapes: Sequence[GemmShape],
+    seconds: float,
+    device: torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+    clock: Clock = time.perf_counter,
+) -> float:
+    """Multiply-accumulates per second over at least `seconds` and 3 passes: MACs of a pass by its median."""
+    device = device or torch.device("cpu")
+    cycle = gemm_cycle(shapes, device, dtype)
+    sample = measure_latency(
+        {"gemm": cycle}, device, min_iterations=3, min_seconds=seconds, warmup=1, clock=clock
+    )["gemm"]
+    return 1000 * sum(shape.macs for shape in shapes) / sample.p50

@@ -1,0 +1,175 @@
+"""Latency of several callables, interleaved: A B C, B C A, C A B, …
+
+What is compared runs under the same conditions: another process, a warm processor or a throttled clock then
+falls on all contestants alike.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from harness.measure.errors import MeasurementError
+
+Clock = Callable[[], float]
+"""Seconds from any fixed point."""
+
+
+@dataclass(frozen=True)
+class LatencySample:
+    """One contestant's latencies, raw, in ms and in the order of the rounds.
+
+    samples_ms: CUDA: between two events around the call, calls queued without waiting; else wall clock.
+    wall_ms: wall clock from the call until its result is there.
+    device: as torch writes it; threads: `torch.get_num_threads()`.
+    """
+
+    samples_ms: tuple[float, ...]
+    wall_ms: tuple[float, ...]
+    device: str
+    threads: int
+
+    @property
+    def n(self) -> int:
+        """Number of timed iterations."""
+        return len(self.samples_ms)
+
+    @property
+    def p50(self) -> float:
+        """Median in ms."""
+        return float(np.percentile(self.samples_ms, 50))
+
+    @property
+    def p90(self) -> float:
+        """90th percentile in ms."""
+        return float(np.percentile(self.samples_ms, 90))
+
+    @property
+    def mean(self) -> float:
+        """Arithmetic mean in ms."""
+        return float(np.mean(self.samples_ms))
+
+
+@dataclass(frozen=True)
+class LatencyRatio:
+    """Median of one over the median of another, with its bootstrap interval."""
+
+    ratio: float
+    low: float
+    high: float
+    confidence: float
+
+
+def measure_latency(
+    runs: Mapping[str, Callable[[], object]],
+    device: torch.device,
+    *,
+    min_iterations: int = 30,
+    min_seconds: float = 1.0,
+    warmup: int = 3,
+    clock: Clock = time.perf_counter,
+) -> dict[str, LatencySample]:
+    """Latency of each of `runs`: at least `min_iterations` calls and `min_seconds` of running time each.
+
+    Every callable is first called `warmup` times. All get the same number of rounds, each round in an order
+    that is rotated by one. On CUDA as many rounds again are queued with events and one synchronisation at the
+    end. Garbage is collected before and not during the timing. Gradients are the callables' own matter.
+    """
+    if not runs or min_iterations < 1:
+        raise MeasurementError("latency needs at least one callable and one iteration")
+    for run in runs.values():
+        for _ in range(warmup):
+            run()
+    _synchronize(device)
+    with _without_garbage_collection():
+        wall = _time_rounds(runs, device, min_iterations, min_seconds, clock)
+        rounds = len(next(iter(wall.values())))
+        samples = _time_events(runs, device, rounds) if device.type == "cuda" else wall
+    threads = torch.get_num_threads()
+    return {
+        name: LatencySample(tuple(samples[name]), tuple(wall[name]), str(device), threads) for name in runs
+    }
+
+
+def _rotated(names: list[str], turn: int) -> list[str]:
+    start = turn % len(names)
+    return names[start:] + names[:start]
+
+
+def _time_rounds(
+    runs: Mapping[str, Callable[[], object]],
+    device: torch.device,
+    min_iterations: int,
+    min_seconds: float,
+    clock: Clock,
+) -> dict[str, list[float]]:
+    taken: dict[str, list[float]] = {name: [] for name in runs}
+    turn = 0
+    while turn < min_iterations or min(map(sum, taken.values())) < 1000 * min_seconds:
+        for name in _rotated(list(runs), turn):
+            start = clock()
+            runs[name]()
+            _synchronize(device)
+            taken[name].append(1000 * (clock() - start))
+        turn += 1
+    return taken
+
+
+def _time_events(
+    runs: Mapping[str, Callable[[], object]], device: torch.device, rounds: int
+) -> dict[str, list[float]]:
+    events: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {name: [] for name in runs}
+    with torch.cuda.device(device):
+        for turn in range(rounds):
+            for name in _rotated(list(runs), turn):
+                start = torch.cuda.Event(enable_timing=True)
+                end = torch.cuda.Event(enable_timing=True)
+                start.record()
+                runs[name]()
+                end.record()
+                events[name].append((start, end))
+        _synchronize(device)
+    return {name: [start.elapsed_time(end) for start, end in pairs] for name, pairs in events.items()}
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def latency_ratio(
+    a: LatencySample, b: LatencySample, *, resamples: int = 2000, confidence: float = 0.95, seed: int = 0
+) -> LatencyRatio:
+    """Median of `a` over median of `b`, with a percentile bootstrap interval.
+
+    Samples of one measurement are resampled by rounds, so that what disturbed a round disturbs both; others
+    (with another number of iterations) each on their own. Rounds are taken as independent of each other.
+    """
+    first, second = np.asarray(a.samples_ms), np.asarray(b.samples_ms)
+    generator = np.random.default_rng(seed)
+    rows = generator.integers(len(first), size=(resamples, len(first)))
+    columns = (
+        rows if len(first) == len(second) else generator.integers(len(second), size=(resamples, len(second)))
+    )
+    ratios = np.median(first[rows], axis=1) / np.median(second[columns], axis=1)
+    tail = 50 * (1 - confidence)
+    low, high = np.percentile(ratios, [tail, 100 - tail])
+    return LatencyRatio(float(np.median(first) / np.median(second)), float(low), float(high), confidence)

@@ -1,0 +1,106 @@
+"""Parameters of an adapted backbone and its head, in disjoint groups, each counted once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from harness.backbones.base import Backbone
+from harness.measure.errors import MeasurementError
+
+
+@dataclass(frozen=True)
+class ParameterCounts:
+    """Numbers of parameters by group; every parameter is in exactly one. Buffers are not counted.
+
+    backbone_frozen: pretrained, not trained.
+    backbone_tuned: pretrained and trained by the method's choice (`full`, `bitfit`), outside `common`.
+    common: what every method trains alike beside the head: poolers and token-type embeddings.
+    method: added by the method and trained.
+    method_frozen: added by the method and left as it was drawn (VeRA's shared matrices).
+    head: the task's head.
+    """
+
+    backbone_frozen: int
+    backbone_tuned: int
+    common: int
+    method: int
+    method_frozen: int
+    head: int
+
+    @property
+    def total(self) -> int:
+        """All parameters of backbone and head; of the finalised model: what is deployed."""
+        return self.backbone + self.method + self.method_frozen + self.head
+
+    @property
+    def backbone(self) -> int:
+        """The pretrained parameters that are still there."""
+        return self.backbone_frozen + self.backbone_tuned + self.common
+
+    @property
+    def updated(self) -> int:
+        """What papers print as a method's parameters: trained by it, without head and `common`.
+
+        To be taken of the trained model, before `finalize` merges or folds anything.
+        """
+        return self.method + self.backbone_tuned
+
+    @property
+    def trained(self) -> int:
+        """All that the optimiser moves: `updated`, `common` and the head."""
+        return self.updated + self.common + self.head
+
+
+def count_parameters(
+    backbone: Backbone, head: nn.Module, method_modules: Sequence[nn.Module]
+) -> ParameterCounts:
+    """Count backbone and head, by identity; before `finalize` or after it.
+
+    method_modules: what `Method.method_modules(backbone)` gives. Whether a parameter is trained is read from
+    `requires_grad`.
+
+    Raises:
+        MeasurementError: the groups overlap, or do not add up to the parameters of backbone and head.
+    """
+    inserted = _unique(p for module in method_modules for p in module.parameters())
+    common = _unique(backbone.common_parameters())
+    of_head = _unique(head.parameters())
+    _refuse_overlap({"method": inserted, "common": common, "head": of_head})
+    claimed = inserted.keys() | common.keys() | of_head.keys()
+    pretrained = [p for key, p in _unique(backbone.parameters()).items() if key not in claimed]
+    counts = ParameterCounts(
+        backbone_frozen=_size(p for p in pretrained if not p.requires_grad),
+        backbone_tuned=_size(p for p in pretrained if p.requires_grad),
+        common=_size(common.values()),
+        method=_size(p for p in inserted.values() if p.requires_grad),
+        method_frozen=_size(p for p in inserted.values() if not p.requires_grad),
+        head=_size(of_head.values()),
+    )
+    total = _size(_unique([*backbone.parameters(), *head.parameters()]).values())
+    if counts.total != total:
+        raise MeasurementError(
+            f"the groups have {counts.total:,} parameters, backbone and head have {total:,}: a module of the "
+            "method, or one of backbone.common_parameters(), is not part of the backbone"
+        )
+    return counts
+
+
+def _unique(parameters: Iterable[nn.Parameter]) -> dict[int, nn.Parameter]:
+    return {id(parameter): parameter for parameter in parameters}
+
+
+def _size(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
+
+
+def _refuse_overlap(groups: dict[str, dict[int, nn.Parameter]]) -> None:
+    owner: dict[int, str] = {}
+    for name, group in groups.items():
+        for key, parameter in group.items():
+            if key in owner:
+                shape = tuple(parameter.shape)
+                raise MeasurementError(f"a parameter of shape {shape} is both in {owner[key]} and in {name}")
+            owner[key] = name

@@ -1,0 +1,234 @@
+"""From what was asked for to the cells that have to be run: methods × tasks × seeds on a backbone."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from harness import registry
+from harness.backbones.base import Backbone, BackboneOptions
+from harness.code import FIT, code_digest
+from harness.errors import UserError
+from harness.fit import Training
+from harness.spec import Spec, canonical, options_label
+from methods.base import Method, NoOptions
+from tasks.base import Data, Task
+from tasks.images import ImageCache
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for, resolved no further than names and values.
+
+    epochs, batch_size: None takes the task's recipe.
+    learning_rate: None takes the backbone's rate times the method's scale.
+    workers: processes that decode images; 0 decodes in threads.
+    image_budget_mib: memory for decoded images, kept between epochs.
+    measured_image_size: (height, width) that compute and latency are stated for; None takes the commonest.
+    """
+
+    methods: tuple[Spec, ...]
+    tasks: tuple[Spec, ...]
+    backbone: str = "vilt-mini"
+    backbone_options: BackboneOptions = BackboneOptions()
+    seeds: tuple[int, ...] = (0,)
+    data_root: Path | None = None
+    epochs: int | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    select: str = "best"
+    precision: str = "32-true"
+    accelerator: str = "auto"
+    workers: int = 0
+    image_budget_mib: float = 2048
+    skip_bad_images: bool = False
+    measured_image_size: tuple[int, int] | None = None
+
+
+SHAPES_LOOKED_AT = 256
+"""Test examples whose image shapes decide at which shape compute and latency are measured."""
+
+
+@dataclass(frozen=True)
+class MeasuredInput:
+    """The input that compute and latency are stated for: (height, width) in pixels, length in tokens."""
+
+    image_size: tuple[int, int]
+    text_length: int
+
+
+@dataclass
+class Workplace:
+    """One task on one backbone, loaded once and shared by its cells.
+
+    embedded: whether the data are the mini benchmark's.
+    """
+
+    task: Task[Any]
+    task_spec: Spec
+    data: Data
+    data_root: Path
+    embedded: bool
+    pristine: Backbone
+    backbone_name: str
+    images: ImageCache
+    training: Training
+    request: Request
+
+    def fresh_backbone(self) -> Backbone:
+        """A copy with the pretrained weights as loaded."""
+        return copy.deepcopy(self.pristine)
+
+    @cached_property
+    def protocol(self) -> dict[str, Any]:
+        """What must agree for two results to stand side by side."""
+        processor = self.pristine.processor.describe()
+        split = self.data.provenance["splits"]["test"]
+        return {
+            "backbone_digest": self.pristine.digest()[:16],
+            "processor": processor,
+            "task_version": self.task.version,
+            "task_options": self.task.config(),
+            "measured_at": asdict(self.measured_input),
+            "data": digest_json(self.data.provenance),
+            "reported_split": f"test: {split['official split']}",
+            "train_examples": len(self.data.splits["train"]),
+            "test_examples": len(self.data.splits["test"]),
+            "epochs": self.training.epochs,
+            "batch_size": self.training.batch_size,
+            "weight_decay": self.training.weight_decay,
+            "warmup": self.training.warmup,
+            "select": self.training.select,
+            "head_learning_rate": self.head_learning_rate,
+            "precision": self.request.precision,
+        }
+
+    @cached_property
+    def measured_input(self) -> MeasuredInput:
+        """The commonest processed image shape of the test split, at the longest text."""
+        examples = self.data.splits["test"][:SHAPES_LOOKED_AT]
+        if self.request.measured_image_size is not None:
+            shape = self.request.measured_image_size
+        else:
+            shapes = Counter(self.images.shape(str(e.images[0])) for e in examples)
+            shape = min(shapes, key=lambda size: (-shapes[size], size))
+        return MeasuredInput(shape, self.pristine.processor.max_text_length)
+
+    @property
+    def head_learning_rate(self) -> float:
+        """Of the task's head, the same for every method."""
+        return self.pristine.base_learning_rate * self.pristine.head_learning_rate_scale
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method with one seed on one workplace; `id` is the address of its result."""
+
+    id: str
+    method_spec: Spec
+    label: str
+    seed: int
+    learning_rate: float
+    workplace: Workplace = field(repr=False, compare=False)
+
+    def method(self) -> Method[Any]:
+        """A new instance of the method."""
+        return registry.build_method(self.method_spec)
+
+
+def label_of(spec: Spec, method: Method[Any]) -> str:
+    """`lora[r=8]`: a method's name with those options that are not at their default."""
+    if isinstance(method.options, NoOptions):
+        return canonical(spec)
+    return options_label(method.name, method.config(), asdict(method.Options()))
+
+
+def cache_folder() -> Path:
+    """Where generated data are kept: `$HARNESS_CACHE`, else the user's cache folder."""
+    if chosen := os.environ.get("HARNESS_CACHE"):
+        return Path(chosen)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "petl-harness"
+
+
+def digest_json(value: Any) -> str:
+    """SHA-256 (16 hex digits) of a JSON-able value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def build_workplace(
+    request: Request,
+    task_spec: Spec,
+    backbone: Backbone,
+    images: ImageCache,
+    on_stage: Callable[[str], None] = lambda text: None,
+) -> Workplace:
+    """Read a task's data for `backbone`."""
+    task = registry.build_task(task_spec)
+    embedded = request.data_root is None
+    if request.data_root is None:
+        on_stage(f"{task.name}: generated data")
+        root = task.embedded_data(cache_folder())
+    else:
+        root = request.data_root
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder (--data-root).")
+    on_stage(f"{task.name}: reading {root.name}")
+    data = task.load(root)
+    for split in ("train", "val", "test"):
+        if not data.splits.get(split):
+            raise UserError(f"{root}: the {split} split of {task.name} is empty.")
+    recipe = task.embedded_recipe if embedded else task.recipe
+    training = Training(
+        epochs=request.epochs if request.epochs is not None else recipe.epochs,
+        batch_size=request.batch_size if request.batch_size is not None else recipe.batch_size,
+        learning_rate=request.learning_rate,
+        select=request.select,
+    )
+    return Workplace(
+        task, task_spec, data, root, embedded, backbone, request.backbone, images, training, request
+    )
+
+
+def build_cells(request: Request, workplaces: list[Workplace]) -> list[Cell]:
+    """Every method × task × seed, seeds outermost so that a first full table is there early."""
+    return [
+        build_cell(workplace, spec, seed)
+        for seed in request.seeds
+        for workplace in workplaces
+        for spec in request.methods
+    ]
+
+
+def build_cell(workplace: Workplace, spec: Spec, seed: int) -> Cell:
+    """The cell of one method and seed, with its content address."""
+    method = registry.build_method(spec)
+    rate = workplace.training.learning_rate
+    if rate is None:
+        rate = workplace.pristine.base_learning_rate * method.learning_rate_scale
+    address = {
+        "method": {
+            "name": method.name,
+            "options": method.config(),
+            "code": code_digest(type(method).__module__),
+        },
+        "task": {"name": workplace.task.name, "code": code_digest(type(workplace.task).__module__)},
+        "backbone": {
+            "name": workplace.backbone_name,
+            "code": code_digest(type(workplace.pristine).__module__),
+        },
+        "fit": code_digest(*FIT),
+        "protocol": workplace.protocol,
+        "training": asdict(replace(workplace.training, learning_rate=rate)),
+        "seed": seed,
+        "skip_bad_images": workplace.request.skip_bad_images,
+    }
+    return Cell(digest_json(address), spec, label_of(spec, method), seed, rate, workplace)

@@ -1,0 +1,192 @@
+"""Methods, tasks and backbones by name; nothing is imported before it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Any, Literal
+
+from harness.errors import UserError, did_you_mean
+from harness.spec import Spec, build_options, guess_value
+
+if TYPE_CHECKING:
+    from harness.backbones.base import Backbone, BackboneOptions
+    from methods.base import Method
+    from tasks.base import Task
+
+Kind = Literal["methods", "tasks", "backbones"]
+"""What can be registered; the entry-point group of a kind is `harness.<kind>`."""
+
+BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
+    "methods": {
+        "full": "methods.full:Full",
+        "classifier": "methods.classifier:Classifier",
+        "bitfit": "methods.bitfit:BitFit",
+        "lora": "methods.lora:LoRA",
+        "adapter": "methods.adapter:SequentialAdapter",
+        "parallel": "methods.parallel:ParallelAdapter",
+        "shallow_prompt": "methods.prompts:ShallowPrompt",
+        "deep_prompt": "methods.prompts:DeepPrompt",
+        "das": "methods.das:DAS",
+    },
+    "tasks": {"vqa": "tasks.vqa:VQA"},
+    "backbones": {
+        "vilt": "harness.backbones.vilt_loading:load_vilt",
+        "vilt-mini": "harness.backbones.vilt_loading:load_vilt_mini",
+    },
+}
+"""`module:attribute` by name, in the order of the tables."""
+
+ADAPTERS_LIBRARY = (
+    "seq_bn",
+    "double_seq_bn",
+    "par_bn",
+    "scaled_par_bn",
+    "compacter",
+    "compacter++",
+    "ia3",
+    "dora",
+    "vera",
+    "adapters:lora",
+)
+"""Configurations of the `adapters` library that work here; with `adapters:` where the plain name is taken."""
+
+_ADAPTERS_METHOD = "methods.adapters_library:AdaptersMethod"
+
+
+def names(kind: Kind) -> list[str]:
+    """All names of a kind: built-in in the order of the tables, the `adapters` library's, third parties'.
+
+    Raises:
+        UserError: an installed package claims a name that is taken.
+    """
+    library = list(ADAPTERS_LIBRARY) if kind == "methods" else []
+    return [*BUILT_IN[kind], *library, *sorted(_third_parties(kind))]
+
+
+def locate(kind: Kind, name: str) -> str:
+    """The `module:attribute` of a name, without importing it.
+
+    Raises:
+        UserError: nothing has this name.
+    """
+    third_parties = _third_parties(kind)  # First, as a clash is an error also where the built-in would win.
+    if name in BUILT_IN[kind]:
+        return BUILT_IN[kind][name]
+    if kind == "methods" and name in ADAPTERS_LIBRARY:
+        return _ADAPTERS_METHOD
+    if name in third_parties:
+        return third_parties[name].value
+    raise UserError(f"there is no {kind[:-1]} '{name}'.{did_you_mean(name, names(kind))}")
+
+
+def resolve_method(name: str) -> type[Method[Any]]:
+    """The class of a method. Those of the `adapters` library share one; `build_method` tells it which.
+
+    Raises:
+        UserError: nothing has this name, or what has it cannot be imported or is no method.
+    """
+    locate("methods", name)  # An unknown name is told before anything heavy is imported.
+    from methods.base import Method
+
+    found: type[Method[Any]] = _subclass(_load("methods", name), Method, "methods", name)
+    return found
+
+
+def resolve_task(name: str) -> type[Task[Any]]:
+    """The class of a task.
+
+    Raises:
+        UserError: nothing has this name, or what has it cannot be imported or is no task.
+    """
+    locate("tasks", name)
+    from tasks.base import Task
+
+    found: type[Task[Any]] = _subclass(_load("tasks", name), Task, "tasks", name)
+    return found
+
+
+def resolve_backbone(name: str) -> Callable[[BackboneOptions], Backbone]:
+    """The function that loads a backbone.
+
+    Raises:
+        UserError: nothing has this name, or what has it cannot be imported or called.
+    """
+    loader: object = _load("backbones", name)
+    if not callable(loader):
+        raise UserError(f"backbone '{name}' ({locate('backbones', name)}) is not a function that loads one.")
+    return loader
+
+
+def build_method(spec: Spec) -> Method[Any]:
+    """A new instance of the method that `spec` names, with its options.
+
+    Raises:
+        UserError: no such method, no such option, or a value that does not fit.
+    """
+    method_class: Callable[..., Method[Any]] = resolve_method(spec.name)
+    if spec.name in ADAPTERS_LIBRARY:
+        overrides = {key: guess_value(text) for key, text in spec.options.items()}
+        method = method_class(spec.name.removeprefix("adapters:"), overrides)
+        # Results of the library's LoRA must not be filed under our own's name.
+        method.name = spec.name  # type: ignore[misc]
+        return method
+    return method_class(build_options(resolve_method(spec.name).Options, spec.options, spec.name))
+
+
+def build_task(spec: Spec) -> Task[Any]:
+    """A new instance of the task that `spec` names, with its options.
+
+    Raises:
+        UserError: no such task, no such option, or a value that does not fit.
+    """
+    task_class = resolve_task(spec.name)
+    return task_class(build_options(task_class.Options, spec.options, spec.name))
+
+
+@cache
+def _third_parties(kind: Kind) -> dict[str, EntryPoint]:
+    taken = {*BUILT_IN[kind], *(ADAPTERS_LIBRARY if kind == "methods" else ())}
+    found: dict[str, EntryPoint] = {}
+    for entry in entry_points(group=f"harness.{kind}"):
+        if entry.name in taken:
+            raise UserError(
+                f"{_origin(entry)} registers {kind[:-1]} '{entry.name}', which is built in; "
+                "rename its entry point or uninstall it."
+            )
+        if entry.name in found and found[entry.name] != entry:
+            raise UserError(
+                f"{_origin(found[entry.name])} and {_origin(entry)} both register {kind[:-1]} "
+                f"'{entry.name}'; uninstall one."
+            )
+        found[entry.name] = entry
+    return found
+
+
+def _load(kind: Kind, name: str) -> Any:
+    location = locate(kind, name)
+    module, _, attribute = location.partition(":")
+    entry = _third_parties(kind).get(name)
+    if entry is None:
+        return getattr(importlib.import_module(module), attribute)
+    try:
+        return entry.load()
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"{kind[:-1]} '{name}' of {_origin(entry)} cannot be loaded: {error}.") from error
+
+
+def _subclass(found: Any, base: type[Any], kind: Kind, name: str) -> Any:
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise UserError(f"{kind[:-1]} '{name}' ({locate(kind, name)}) is no subclass of {base.__name__}.")
+    own_name = getattr(found, "name", name)
+    if name in _third_parties(kind) and own_name != name:
+        raise UserError(
+            f"{kind[:-1]} '{name}' ({locate(kind, name)}) calls itself '{own_name}'; the two must agree."
+        )
+    return found
+
+
+def _origin(entry: EntryPoint) -> str:
+    return f"package '{entry.dist.name}'" if entry.dist is not None else f"'{entry.value}'"

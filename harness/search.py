@@ -1,0 +1,119 @@
+"""The laboratory a method searches in: a super-network to train, and batches kept apart for rewards."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+from harness.backbones.base import Backbone
+from harness.fit import (
+    Batches,
+    Cost,
+    State,
+    TaskModel,
+    Training,
+    build_optimizer,
+    build_schedule,
+    mean_loss,
+    train_epoch,
+)
+from tasks.base import Batch, Example, Task
+
+StepCallback = Callable[[int, int], None]
+
+
+def cut(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
+    """Two disjoint parts, about `1 − share` and `share` of the groups; a group is never torn apart."""
+    kept: list[Example] = []
+    held: list[Example] = []
+    for example in examples:
+        key = hashlib.sha256(f"{seed}:{example.group}".encode()).digest()
+        (held if int.from_bytes(key[:7]) < share * 2**56 else kept).append(example)
+    return kept, held
+
+
+@dataclass
+class Lab:
+    """`methods.base.SearchLab` over a Fabric training loop."""
+
+    fabric: Fabric
+    task: Task[Any]
+    backbone: Backbone
+    head: nn.Module
+    training_part: Batches
+    held_out_part: Batches | None
+    training: Training
+    learning_rate: float
+    head_learning_rate: float
+    generator: torch.Generator
+    on_step: Callable[[int], None] = lambda examples: None
+
+    def __post_init__(self) -> None:
+        self.cost = Cost()
+        self._held_out: Iterator[Batch] | None = None
+        self._held_out_epoch = 0
+        self._first_held_out: Batch | None = None
+        self._first_training: Batch | None = None
+        self._model: nn.Module | None = None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps in an epoch of the search."""
+        return len(self.training_part)
+
+    def train(self, epochs: int, before_step: StepCallback, after_step: StepCallback) -> None:
+        """Train what requires gradient, the head and the common parameters for `epochs`."""
+        for parameter in [*self.backbone.common_parameters(), *self.head.parameters()]:
+            parameter.requires_grad_(True)
+        model = TaskModel(self.task, self.backbone, self.head)
+        optimizer = build_optimizer(model, self.training, self.learning_rate, self.head_learning_rate)
+        schedule = build_schedule(optimizer, epochs * len(self.training_part), self.training.warmup)
+        wrapped, wrapped_optimizer = self.fabric.setup(model, optimizer)
+        self._model = wrapped
+        state = State(wrapped, wrapped_optimizer, schedule, cost=self.cost)
+
+        def stepped(epoch: int, step: int) -> None:
+            after_step(epoch, step)
+            wrapped.train()
+            self.on_step(self.training.batch_size)
+
+        for _ in range(epochs):
+            train_epoch(self.fabric, state, self.task, self.training_part, before_step, stepped)
+
+    def held_out_batch(self, fresh: bool = True) -> Batch:
+        """The next batch of the part kept for rewards; the first one again if not `fresh`."""
+        if self.held_out_part is None:
+            raise ValueError("this search keeps no part for rewards")
+        if not fresh and self._first_held_out is not None:
+            return self._first_held_out
+        batch = next(self._held_out, None) if self._held_out is not None else None
+        if batch is None:
+            self.held_out_part.set_epoch(self._held_out_epoch)
+            self._held_out_epoch += 1
+            self._held_out = iter(self.held_out_part)
+            batch = next(self._held_out)
+        if self._first_held_out is None:
+            self._first_held_out = batch
+        return batch
+
+    def training_batch(self) -> Batch:
+        """The first batch of the training part, the same at every call."""
+        if self._first_training is None:
+            part = copy.copy(self.training_part)
+            part.set_epoch(0)
+            self._first_training = next(iter(part))
+        return self._first_training
+
+    def loss(self, batch: Batch, training_mode: bool = False) -> float:
+        """The task's loss on `batch` without gradient, in evaluation mode unless told otherwise."""
+        if self._model is None:
+            raise ValueError("loss is there once training has begun")
+        self._model.train(training_mode)
+        return mean_loss(self.fabric, self._model, self.task, batch)

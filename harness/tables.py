@@ -1,0 +1,590 @@
+"""Paper-style tables from records: one row a method, costs beside accuracy, like put beside like only."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import pandas as pd
+from tabulate import tabulate
+
+from harness import stats
+from harness.errors import UserError
+from harness.record import Compute, Failure, Latency, Record
+from harness.registry import BUILT_IN
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Format = Literal["github", "latex", "csv", "html"]
+
+FAILED = "failed"
+Value = float | str | None
+"""A number, `failed`, or None: never measured."""
+
+
+@dataclass(frozen=True)
+class TaskColumn:
+    """A task in a table; its score is in the frame's column `key`, the spread over seeds in `<key>_sd`."""
+
+    key: str
+    header: str
+    metric: str
+    higher_is_better: bool
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table: cells of one backbone that may stand side by side.
+
+    frame: one row a method, numbers in full precision with units in the columns' names; None where nothing
+        was measured, "failed" where a measurement failed.
+    notes: what has to be read with it.
+    """
+
+    title: str
+    frame: pd.DataFrame
+    tasks: tuple[TaskColumn, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A column as it is shown. best: which end is bold, if any. terminal: shown where room is scarce."""
+
+    header: str
+    values: Sequence[Value]
+    texts: Sequence[str]
+    best: Literal["max", "min"] | None = None
+    terminal: bool = False
+
+    def bold(self) -> set[int]:
+        """Rows to be printed bold: whose first number reads as the best's, unless all measured do."""
+        numbers = [value for value in self.values if isinstance(value, (int, float))]
+        if self.best is None or not numbers:
+            return set()
+        read = [text.split(" ")[0] for text in self.texts]
+        best = read[list(self.values).index(max(numbers) if self.best == "max" else min(numbers))]
+        rows = {row for row, text in enumerate(read) if text == best}
+        return rows if len(rows) < len(numbers) else set()
+
+
+def build_tables(records: Sequence[Record], all_protocols: bool = False) -> list[Table]:
+    """One table a backbone, with a column of scores for each task.
+
+    all_protocols: where a backbone's cells differ in protocol, one table for each task and protocol.
+
+    Raises:
+        UserError: there are no records, or (without `all_protocols`) protocols differ.
+    """
+    if not records:
+        raise UserError("there are no results to make a table of; run some cells first.")
+    tables: list[Table] = []
+    for backbone in dict.fromkeys(record.cell.backbone.name for record in records):
+        chosen = [record for record in records if record.cell.backbone.name == backbone]
+        try:
+            check_protocol(chosen)
+            groups = [("", chosen)]
+        except UserError:
+            if not all_protocols:
+                raise
+            groups = list(_by_protocol(chosen))
+        tables += [_build(backbone, distinction, group) for distinction, group in groups]
+    return tables
+
+
+def check_protocol(records: Sequence[Record]) -> None:
+    """Nothing happens if the records of each task may stand side by side.
+
+    Raises:
+        UserError: naming the field that differs, its values, and a cell for each.
+    """
+    for of_task in _by_task(records).values():
+        for field in _varying(of_task):
+            holders: dict[str, list[Record]] = {}
+            for record in of_task:
+                if (value := _protocol(record).get(field)) is not None or field not in _MEASURED:
+                    holders.setdefault(value or "not stated", []).append(record)
+            cells = "; ".join(f"{value} ({_list_cells(group)})" for value, group in holders.items())
+            raise UserError(
+                f"{of_task[0].cell.task.name} on {of_task[0].cell.backbone.name}: these cells do not "
+                f"compare, {field} differs: {cells}. Use --all-protocols for a table each."
+            )
+
+
+def render(table: Table, form: Format) -> str:
+    """A table as text: `github` and `html` with title and notes, `latex` for booktabs, `csv` numbers only."""
+    if form == "csv":
+        return str(table.frame.to_csv(index=False))
+    columns = _columns(table)
+    escape, embolden = _MARKUP[form]
+    rows = [
+        [
+            embolden(escape(column.texts[row])) if row in column.bold() else escape(column.texts[row])
+            for column in columns
+        ]
+        for row in range(len(table.frame))
+    ]
+    headers = [escape(column.header) for column in columns]
+    title, notes = escape(table.title), [escape(note) for note in table.notes]
+    align = ["left", *["right"] * (len(columns) - 1)]
+    if form == "latex":
+        lines = [
+            f"% {table.title}",
+            rf"\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}",
+            r"\toprule",
+            *(" & ".join(line) + r" \\" for line in [headers]),
+            r"\midrule",
+            *(" & ".join(line) + r" \\" for line in rows),
+            r"\bottomrule",
+            r"\end{tabular}",
+            *(rf"\par\footnotesize {note}" for note in notes),
+        ]
+        return "\n".join(lines) + "\n"
+    if form == "html":
+        body = tabulate(rows, headers, tablefmt="unsafehtml", disable_numparse=True, colalign=align)
+        paragraphs = "\n".join(f"<p>{note}</p>" for note in notes)
+        return f"<h3>{title}</h3>\n{body}\n{paragraphs}\n"
+    body = tabulate(rows, headers, tablefmt="github", disable_numparse=True, colalign=align)
+    return f"### {title}\n\n{body}\n\n" + "".join(f"{note}  \n" for note in notes)
+
+
+def render_all(tables: Sequence[Table], form: Format) -> str:
+    """All tables as one text; as CSV one frame, told apart by its columns `table` and `backbone`."""
+    if form == "csv":
+        return str(pd.concat([table.frame for table in tables]).to_csv(index=False))
+    return "\n".join(render(table, form) for table in tables)
+
+
+def print_table(table: Table, console: Console) -> None:
+    """The most important columns on a terminal, in at most 100 characters where labels are not long."""
+    from rich import box
+    from rich.table import Table as Grid
+    from rich.text import Text
+
+    columns = [column for column in _columns(table) if column.terminal]
+    grid = Grid(title=Text(table.title), title_justify="left", box=box.SIMPLE_HEAD, show_edge=False)
+    grid.padding = (0, 1, 0, 0)
+    for index, column in enumerate(columns):
+        # Headers break between words, numbers never.
+        width = max(map(len, (*column.texts, *column.header.split())))
+        grid.add_column(Text(column.header), justify="right" if index else "left", width=width)
+    for row in range(len(table.frame)):
+        grid.add_row(*(Text(column.texts[row], "bold" if row in column.bold() else "") for column in columns))
+    console.print(grid)
+    for note in table.notes:
+        console.print(Text(note, "dim"))
+
+
+def _columns(table: Table) -> list[_Column]:
+    rows = table.frame.to_dict("records")
+
+    def column(
+        header: str,
+        key: str,
+        form: Callable[[float], str],
+        best: Literal["max", "min"] | None = None,
+        terminal: bool = False,
+    ) -> _Column:
+        values = [row[key] for row in rows]
+        return _Column(header, values, [_text(value, form) for value in values], best, terminal)
+
+    columns = [_Column("Method", [None] * len(rows), [row["method"] for row in rows], terminal=True)]
+    parameter_keys = ("updated_parameters", "common_and_head_parameters")
+    unit, size = _unit([row[key] for row in rows for key in parameter_keys], ("K", 1e3), ("M", 1e6), 5e4)
+    columns += [
+        column(f"Updated ({unit})", parameter_keys[0], _scaled_to(size), terminal=True),
+        column(f"Common+head ({unit})", parameter_keys[1], _scaled_to(size)),
+    ]
+    for task in table.tasks:
+        header = task.header if len(table.tasks) > 1 else task.metric.replace("_", " ").capitalize()
+        scores = column(header, task.key, _fixed, "max" if task.higher_is_better else "min", terminal=True)
+        spreads = [row[f"{task.key}_sd"] for row in rows]
+        texts = [
+            text if spread is None else f"{text} ± {spread:.2f}"
+            for text, spread in zip(scores.texts, spreads, strict=True)
+        ]
+        columns.append(replace(scores, texts=texts))
+    directions = {task.higher_is_better for task in table.tasks}
+    if len(table.tasks) > 1:
+        end: Literal["max", "min"] | None = "max" if directions == {True} else "min"
+        end = None if len(directions) > 1 else end
+        columns.append(column("Average", "average", _fixed, end, terminal=True))
+    if len({row["seeds"] for row in rows}) > 1:
+        columns.append(column("Seeds", "seeds", "{:.0f}".format))
+    unit, size = _unit([row["macs"] for row in rows], ("M", 1e6), ("G", 1e9), 1e9)
+    interleaved = len({row["latency_interleaved_id"] for row in rows if row["latency_interleaved_id"]}) <= 1
+    latency = column("Latency p50 / p90 (ms)", "latency_p50_ms", _short, "min" if interleaved else None, True)
+    tails = [_text(row["latency_p90_ms"], _short) for row in rows]
+    both = [
+        p50 if not isinstance(value, float) else f"{p50} / {p90}"
+        for value, p50, p90 in zip(latency.values, latency.texts, tails, strict=True)
+    ]
+    columns += [
+        column("Δ full (points)", "delta_vs_full", _signed, terminal=True),
+        column(f"FLOPs ({unit})†", "macs", _scaled_to(size), "min", terminal=True),
+        column("ΔFLOPs (%)", "macs_change_percent", _signed),
+        replace(latency, texts=both),
+        column("ΔLatency (%)", "latency_change_percent", _signed),
+        column("Training memory (MiB)", "peak_training_mib", _short, "min", terminal=True),
+        column("Tuned file (MiB)", "tuned_file_mib", _short, "min", terminal=True),
+        column("Training (ex/s)", "train_examples_per_second", _short, "max"),
+    ]
+    if any(row["search_share_percent"] is not None for row in rows):
+        columns.append(column("Search share (%)", "search_share_percent", lambda value: f"{value:.0f}"))
+    return columns
+
+
+def _text(value: Value, form: Callable[[float], str]) -> str:
+    if value is None:
+        return "–"
+    return value if isinstance(value, str) else form(value)
+
+
+def _unit(
+    values: Iterable[Value], small: tuple[str, float], large: tuple[str, float], least: float
+) -> tuple[str, float]:
+    """The large unit unless it would make the smallest number, zeros aside, less than `least`."""
+    numbers = [value for value in values if isinstance(value, float) and value]
+    return large if not numbers or min(numbers) >= least else small
+
+
+def _scaled_to(size: float) -> Callable[[float], str]:
+    return lambda value: f"{value / size:.2f}" if value else "0"
+
+
+def _fixed(value: float) -> str:
+    return f"{value:.2f}"
+
+
+def _signed(value: float) -> str:
+    rounded = round(value, 2)
+    return f"{rounded:+.2f}" if rounded else "0.00"
+
+
+def _short(value: float) -> str:
+    """Three significant digits, or all of the whole part."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+_LATEX = {
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
+    **{"±": r"$\pm$", "Δ": r"$\Delta$", "†": r"$^\dagger$", "×": r"$\times$", "–": "--", "…": r"\dots{}"},
+}
+
+
+def _escape_latex(text: str) -> str:
+    signed = re.fullmatch(r"([+-])(\d.*)", text)
+    if signed is not None:
+        return f"${signed[1]}${signed[2]}"
+    return "".join(_LATEX.get(character, character) for character in text)
+
+
+def _escape_github(text: str) -> str:
+    return re.sub(r"([|\\*_<`])", r"\\\1", text)
+
+
+_MARKUP: dict[str, tuple[Callable[[str], str], Callable[[str], str]]] = {
+    "github": (_escape_github, lambda text: f"**{text}**"),
+    "latex": (_escape_latex, lambda text: rf"\textbf{{{text}}}"),
+    "html": (html.escape, lambda text: f"<b>{text}</b>"),
+}
+"""How each format writes plain text, and bold."""
+
+_MEASURED = ("measured image size", "measured text length")
+"""Fields of the protocol that only a cell with this measurement has."""
+
+
+def _protocol(record: Record) -> dict[str, str]:
+    """Everything that has to agree, as text, by field."""
+    cell = record.cell
+    fields: dict[str, Any] = {
+        **record.protocol,
+        "backbone digest": cell.backbone.digest,
+        "backbone configuration": cell.backbone.config,
+        "task version": cell.task.version,
+        "task options": cell.task.options,
+        "embedded data": record.data.benchmark == "mini",
+        "data digest": record.data.digest,
+        "reported split": record.reported_split,
+    }
+    if isinstance(record.compute, Compute):
+        measured = (list(record.compute.image_size), record.compute.text_length)
+        fields |= dict(zip(_MEASURED, measured, strict=True))
+    return {key: json.dumps(value, sort_keys=True, ensure_ascii=False) for key, value in fields.items()}
+
+
+def _varying(records: Sequence[Record]) -> list[str]:
+    protocols = [_protocol(record) for record in records]
+    fields = dict.fromkeys(field for protocol in protocols for field in protocol)
+    varying = []
+    for field in fields:
+        having = [protocol for protocol in protocols if field in protocol or field not in _MEASURED]
+        if len({protocol.get(field) for protocol in having}) > 1:
+            varying.append(field)
+    return varying
+
+
+def _by_protocol(records: Sequence[Record]) -> Iterable[tuple[str, list[Record]]]:
+    """Groups that compare, each with what tells it from the others of its task."""
+    for of_task in _by_task(records).values():
+        varying = _varying(of_task)
+        groups: dict[str, list[Record]] = {}
+        for record in of_task:
+            protocol = _protocol(record)
+            words = (f"{field} {_shorten(protocol.get(field, 'not stated'))}" for field in varying)
+            groups.setdefault(", ".join(words), []).append(record)
+        yield from groups.items()
+
+
+def _by_task(records: Iterable[Record]) -> dict[str, list[Record]]:
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        groups.setdefault(record.cell.task.name, []).append(record)
+    return groups
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= 24 else f"{text[:20]}…"
+
+
+def _list_cells(records: Sequence[Record]) -> str:
+    words = [f"{r.cell.method.label} seed {r.cell.seed}, cell {r.cell.id[:10]}" for r in records[:2]]
+    return "; ".join([*words, *([f"and {len(records) - 2} more"] if len(records) > 2 else [])])
+
+
+def _newest(records: Iterable[Record]) -> list[Record]:
+    """Code changes give a cell a new id; of equal cells only the last one counts, never a mean of both."""
+    latest: dict[tuple[str, str, int], Record] = {}
+    for record in sorted(records, key=lambda r: r.timestamps.finished):
+        latest[record.cell.task.name, record.cell.method.label, record.cell.seed] = record
+    return list(latest.values())
+
+
+def _build(backbone: str, distinction: str, records: Sequence[Record]) -> Table:
+    kept = _newest(records)
+    tasks = tuple(_task_column(of_task[0]) for of_task in _by_task(kept).values())
+    latency = _Latencies(kept)
+    rows: list[dict[str, Value]] = []
+    for label in sorted({record.cell.method.label for record in kept}, key=lambda name: _rank(name, kept)):
+        rows.append(_row([record for record in kept if record.cell.method.label == label], tasks, latency))
+    reference = next((row for row in rows if row["method"] == "full"), None)
+    score = "average" if len(tasks) > 1 else tasks[0].key
+    for row in rows:
+        full = reference or {}
+        row["delta_vs_full"] = _difference(row[score], full.get(score))
+        row["macs_change_percent"] = _change(row["macs"], full.get("macs") or row["untouched_macs"])
+        if row["untouched_p50_ms"] is None and row["latency_interleaved_id"] == full.get(
+            "latency_interleaved_id"
+        ):
+            row["untouched_p50_ms"] = full.get("latency_p50_ms")
+        row["latency_change_percent"] = _change(row["latency_p50_ms"], row["untouched_p50_ms"])
+    measured = {row["latency_interleaved_id"] for row in rows if row["latency_interleaved_id"]}
+    benchmark = "+".join(sorted({record.data.benchmark for record in kept}))
+    title = f"{', '.join(task.header for task in tasks)} on {backbone}"
+    title += f" ({distinction})" if distinction else ""
+    frame = pd.DataFrame(
+        [{"table": title, "backbone": backbone, "benchmark": benchmark, **row} for row in rows], dtype=object
+    )
+    frame = frame[[*(c for c in frame.columns if c not in _INTERNAL and c not in _LAST), *_LAST]]
+    notes = _notes(kept, rows, len(records) - len(kept), len(measured) > 1)
+    return Table(title, frame.astype(object).where(frame.notna(), None), tasks, notes)
+
+
+_INTERNAL = ("untouched_macs", "untouched_p50_ms")
+_LAST = (
+    *("delta_vs_full", "macs", "macs_change_percent", "latency_p50_ms", "latency_p90_ms"),
+    *("latency_change_percent", "latency_interleaved_id", "peak_training_mib", "tuned_file_mib"),
+    *("train_examples_per_second", "search_share_percent"),
+)
+
+
+def _task_column(record: Record) -> TaskColumn:
+    task = record.cell.task
+    header = f"{task.name} (mini)" if record.data.benchmark == "mini" else task.title
+    return TaskColumn(
+        f"{task.name}_{task.primary_metric}", header, task.primary_metric, task.higher_is_better
+    )
+
+
+def _rank(label: str, records: Sequence[Record]) -> tuple[int, str]:
+    name = next(record.cell.method.name for record in records if record.cell.method.label == label)
+    order = list(BUILT_IN["methods"])
+    return (order.index(name) if name in order else len(order), label)
+
+
+class _Latencies:
+    """Which batch-1 latency of each record is shown: of the measurement most of its rivals took part in."""
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        taking_part: Counter[tuple[str, int, str]] = Counter()
+        for record in records:
+            for group in {latency.group for latency in _single(record)}:
+                taking_part[record.cell.task.name, record.cell.seed, group] += 1
+        self._taking_part = taking_part
+
+    def of(self, record: Record) -> Latency | None:
+        """None where batch 1 was not measured. Of equally shared measurements the later."""
+        best: Latency | None = None
+        for latency in _single(record):
+            if best is None or self._rivals(record, latency) >= self._rivals(record, best):
+                best = latency
+        return best
+
+    def untouched(self, record: Record) -> float | None:
+        """p50 in ms of the backbone as loaded, where it took part in the measurement that is shown."""
+        shown = self.of(record)
+        reference = [
+            latency
+            for latency in record.full_latency
+            if shown is not None and latency.batch_size == 1 and latency.group == shown.group
+        ]
+        return reference[-1].p50_ms if reference else None
+
+    def _rivals(self, record: Record, latency: Latency) -> int:
+        return self._taking_part[record.cell.task.name, record.cell.seed, latency.group]
+
+
+def _single(record: Record) -> list[Latency]:
+    if isinstance(record.latency, Failure):
+        return []
+    return [latency for latency in record.latency if latency.batch_size == 1]
+
+
+def _row(records: Sequence[Record], tasks: Sequence[TaskColumn], latency: _Latencies) -> dict[str, Value]:
+    by_task = list(_by_task(records).values())
+    row: dict[str, Value] = {"method": records[0].cell.method.label}
+    complete = len(by_task) == len(tasks)
+
+    def over_tasks(get: Callable[[Record], Any]) -> Value:
+        return _mean(
+            [_mean([_value(r, get) for r in group]) for group in by_task], strict=True, all_of=complete
+        )
+
+    row["updated_parameters"] = over_tasks(lambda r: r.parameters and r.parameters.updated)
+    row["common_and_head_parameters"] = over_tasks(
+        lambda r: r.parameters and r.parameters.groups.common + r.parameters.groups.head
+    )
+    finished = []
+    for task in tasks:
+        group = next((g for g in by_task if _task_column(g[0]).key == task.key), [])
+        scores = [record.primary for record in group if record.primary is not None]
+        row[task.key] = _mean([_value(record, lambda r: r.primary) for record in group])
+        row[f"{task.key}_sd"] = stats.sample_sd(scores)
+        finished.append(len(scores))
+    if len(tasks) > 1:
+        row["average"] = _mean([row[task.key] for task in tasks], strict=True)
+    row["seeds"] = min(finished)
+    row["macs"] = over_tasks(lambda r: _of(r.compute, "macs_total"))
+    row["untouched_macs"] = over_tasks(lambda r: _of(r.full_compute, "macs_total"))
+
+    def timed(key: str) -> Callable[[Record], Any]:
+        return lambda r: r.latency if isinstance(r.latency, Failure) else _of(latency.of(r), key)
+
+    row["latency_p50_ms"], row["latency_p90_ms"] = over_tasks(timed("p50_ms")), over_tasks(timed("p90_ms"))
+    shown = [found for record in records if (found := latency.of(record)) is not None]
+    row["latency_interleaved_id"] = " ".join(sorted({found.group for found in shown})) or None
+    row["untouched_p50_ms"] = over_tasks(latency.untouched)
+    row["peak_training_mib"] = over_tasks(lambda r: _of(r.memory, "peak_training_mib"))
+    row["tuned_file_mib"] = over_tasks(lambda r: _scaled(r.tuned_file_bytes, 2**-20))
+    row["train_examples_per_second"] = over_tasks(lambda r: _of(r.training, "examples_per_second"))
+    row["search_share_percent"] = over_tasks(lambda r: _scaled(_of(r.search, "share"), 100))
+    return row
+
+
+def _of(part: Any, key: str) -> Any:
+    """A part's value; the part itself if it is a failure or was not measured."""
+    return part if part is None or isinstance(part, Failure) else getattr(part, key)
+
+
+def _scaled(value: Any, factor: float) -> Any:
+    return value * factor if isinstance(value, (int, float)) else value
+
+
+def _value(record: Record, get: Callable[[Record], Any]) -> Value:
+    found = get(record)
+    if isinstance(found, Failure) or (found is None and record.status == "failed"):
+        return FAILED
+    return None if found is None else float(found)
+
+
+def _mean(values: Sequence[Value], strict: bool = False, all_of: bool = True) -> Value:
+    """Mean of the numbers. strict: one that is missing or failed is missing or failed in the mean too."""
+    numbers = [value for value in values if isinstance(value, float)]
+    if numbers and (not strict or (len(numbers) == len(values) and all_of)):
+        return stats.mean(numbers)
+    return FAILED if FAILED in values else None
+
+
+def _difference(value: Value, reference: Value) -> Value:
+    both = isinstance(value, float) and isinstance(reference, float)
+    return value - reference if both else None  # type: ignore[operator]
+
+
+def _change(value: Value, reference: Value) -> Value:
+    """In percent of the reference."""
+    if isinstance(value, float) and isinstance(reference, float) and reference:
+        return 100 * (value - reference) / reference
+    return None
+
+
+def _notes(
+    records: Sequence[Record], rows: Sequence[dict[str, Value]], replaced: int, mixed: bool
+) -> tuple[str, ...]:
+    notes = []
+    for of_task in _by_task(records).values():
+        task, split = of_task[0].cell.task, of_task[0].reported_split
+        if of_task[0].data.benchmark == "mini":
+            official = "the official data" if "mini" in task.title else task.title
+            notes.append(
+                f"{task.name} (mini): accuracy on the embedded mini benchmark, not {official}; "
+                "it does not compare with published figures."
+            )
+        majority = sorted({r.majority_accuracy for r in of_task if r.majority_accuracy is not None})
+        always = f"; always giving the most frequent answer scores {majority[0]:.2f}" if majority else ""
+        notes.append(f"{task.name}: {task.primary_metric} in percent on the {split} split{always}.")
+    counts = sorted(
+        {int(row["seeds"]) for row in rows if isinstance(row["seeds"], (int, float)) and row["seeds"]}
+    )
+    if counts == [1]:
+        notes.append("One seed: no spread is known.")
+    elif counts:
+        number = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+        notes.append(f"± is the sample standard deviation over seeds ({number} of them).")
+    compute = next((r.compute for r in records if isinstance(r.compute, Compute)), None)
+    size = (
+        ""
+        if compute is None
+        else (
+            f"; {compute.image_size[0]}×{compute.image_size[1]} pixels, {compute.text_length} tokens, "
+            f"batch {compute.batch_size}"
+        )
+    )
+    notes.append(f"† multiply-accumulates, as papers of this field count{size}.")
+    notes.append("Updated: what the method trains, without head, poolers and token types (Common+head).")
+    if len(_by_task(records)) > 1:
+        notes.append("Costs are means over the tasks.")
+    if mixed:
+        notes.append("Latencies of several measurements: only those that were interleaved compare.")
+    if replaced:
+        notes.append(f"{replaced} older results of the same cells are left out.")
+    return (*notes, *_failures(records))
+
+
+def _failures(records: Sequence[Record]) -> list[str]:
+    found = []
+    for record in records:
+        who = f"{record.cell.method.label}, {record.cell.task.name}, seed {record.cell.seed}"
+        if record.error is not None:
+            found.append(f"failed: {who}: {record.error}")
+        for name in ("compute", "latency", "memory"):
+            part = getattr(record, name)
+            if isinstance(part, Failure):
+                found.append(f"failed: {who}, {name}: {part.error}")
+    return [*found[:8], *([f"failed: {len(found) - 8} more"] if len(found) > 8 else [])]

@@ -1,0 +1,60 @@
+"""Adapters in series (Houlsby et al., ICML 2019): a bottleneck after every sublayer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import torch
+
+from harness.backbones.base import Backbone, Block
+from harness.errors import UserError
+from methods.base import Method, freeze
+from methods.bottleneck import Activation, BottleneckAdapter, bottleneck_size
+from methods.option_checks import at_least, positive
+
+
+@dataclass(frozen=True)
+class SequentialAdapterOptions:
+    """What can be chosen about sequential adapters.
+
+    bottleneck: hidden size of the adapters; by default width / 8 (96 at 768).
+    reduction_factor: give the bottleneck as width / reduction_factor instead.
+    activation: `relu` or `gelu`.
+    """
+
+    bottleneck: int | None = None
+    reduction_factor: float | None = None
+    activation: Activation = "relu"
+
+    def __post_init__(self) -> None:
+        at_least("adapter", 1, bottleneck=self.bottleneck)
+        positive("adapter", reduction_factor=self.reduction_factor)
+        if self.bottleneck is not None and self.reduction_factor is not None:
+            raise UserError("adapter: bottleneck and reduction_factor say the same thing; give one of them.")
+
+
+class SequentialAdapter(Method[SequentialAdapterOptions]):
+    """`x + up(act(down(x)))` on the result of every sublayer, before the block's residual is added."""
+
+    name: ClassVar[str] = "adapter"
+    summary: ClassVar[str] = "a bottleneck adapter after every sublayer"
+    source: ClassVar[str] = "Houlsby et al., ICML 2019"
+    Options: ClassVar[type[Any]] = SequentialAdapterOptions
+    learning_rate_scale: ClassVar[float] = 5.0
+
+    def adapt(self, backbone: Backbone, generator: torch.Generator) -> None:
+        """Fill every sequential slot. Weights of deviation 0.01 start it near identity (section 2.1)."""
+        freeze(backbone)
+        size = bottleneck_size(backbone.width, self.options.bottleneck, self.options.reduction_factor)
+        for block in cast(Iterable[Block], backbone.blocks):
+            for sublayer in block.sublayers:
+                block.sequential[sublayer] = BottleneckAdapter(
+                    backbone.width,
+                    size,
+                    generator,
+                    residual=True,
+                    activation=self.options.activation,
+                    std=0.01,
+                )

@@ -1,0 +1,326 @@
+"""DAS, dynamic architecture skipping (Wu et al., NeurIPS 2023, arXiv:2309.01479).
+
+A k-armed bandit finds the blocks a task can do without: each block has a gate, sub-networks with some
+blocks skipped are drawn by the gates while adapters are trained, and the gates learn from the loss the
+sub-networks have on held-out data. The chosen blocks leave the model for good; a small adapter carries
+the hidden states past each of them, and the blocks that stay get parallel adapters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import comb, exp
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from harness.backbones.base import Backbone
+from harness.errors import UserError, did_you_mean
+from methods.base import Inserted, Method, SearchLab, freeze
+from methods.bottleneck import BottleneckAdapter
+
+
+@dataclass(frozen=True)
+class DASOptions:
+    """What can be chosen about DAS.
+
+    skip: number of blocks to skip; by default 4 of a two-stream backbone (as published for METER) and 2 of
+        a single-stream one (the public ViLT scripts skip 1).
+    blocks: skip exactly these, without a search (`joint.3+joint.7`, or just `3+7`).
+    variant: `sound` rewards on fresh batches of a split kept apart from the one trained on, in evaluation
+        mode, with a reward that has no scale; `published` is the authors' code: one and the same batch, part
+        of the training data, dropout on, reward exp(−loss).
+    reward: `standardized` (mean 0, deviation 1 within the sampled sets) or `exponential` (exp(−loss)); by
+        default what the variant uses.
+    search_epochs: epochs of the search; gates stay at 0 in the first `warmup_epochs` of them.
+    period: training steps between two updates of the gates; by default 10, but small training sets get at
+        least 20 updates an epoch (`sound` only).
+    sets: distinct sets of skipped blocks compared in an update.
+    bottleneck: of the parallel adapters (two for each block kept); by default width / 8 (96 at 768).
+    shortcut_bottleneck: of the adapter in a skipped block's place; by default width / 4 on one stream (192)
+        and 3/8 of the width on two (288).
+    """
+
+    skip: int | None = None
+    blocks: tuple[str, ...] = ()
+    variant: Literal["sound", "published"] = "sound"
+    reward: Literal["standardized", "exponential"] | None = None
+    search_epochs: int = 3
+    warmup_epochs: int = 1
+    period: int | None = None
+    sets: int = 3
+    bottleneck: int | None = None
+    shortcut_bottleneck: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("skip", 0), ("period", 1), ("bottleneck", 1), ("shortcut_bottleneck", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UserError(f"das: {name} must be at least {least}, got {value}.")
+        if self.sets < 2:
+            raise UserError(
+                f"das: sets must be at least 2, a set is only judged beside others; got {self.sets}."
+            )
+        if self.search_epochs <= self.warmup_epochs and not self.blocks:
+            raise UserError(
+                f"das: the gates learn only after warmup_epochs ({self.warmup_epochs}); "
+                f"search_epochs must be more, got {self.search_epochs}."
+            )
+
+
+class SkippedBlock(Inserted):
+    """What stands in a skipped block's place: `x + up(ReLU(down(LN(x))))`, all tokens alike."""
+
+    def __init__(self, name: str, stream: str, shortcut: BottleneckAdapter) -> None:
+        super().__init__()
+        self.name = name
+        self.stream = stream
+        self.shortcut = shortcut
+
+    def forward(
+        self,
+        hidden: Tensor,
+        mask: Tensor | None = None,
+        context: Tensor | None = None,
+        context_mask: Tensor | None = None,
+    ) -> Tensor:
+        """`(B, T, D)` → `(B, T, D)`; masks and the other stream are not read."""
+        return self.shortcut(hidden)  # type: ignore[no-any-return]
+
+
+class GatedBlock(nn.Module):
+    """A block during the search: itself with its parallel adapters, or its shortcut, as `skip` says."""
+
+    def __init__(self, block: nn.Module, shortcut: SkippedBlock) -> None:
+        super().__init__()
+        self.name = shortcut.name
+        self.stream = shortcut.stream
+        self.block = block
+        self.shortcut = shortcut
+        self.skip = False
+
+    def forward(
+        self,
+        hidden: Tensor,
+        mask: Tensor | None = None,
+        context: Tensor | None = None,
+        context_mask: Tensor | None = None,
+    ) -> Tensor:
+        """`(B, T, D)` → `(B, T, D)`."""
+        chosen = self.shortcut if self.skip else self.block
+        return chosen(hidden, mask, context, context_mask)  # type: ignore[no-any-return]
+
+
+class DAS(Method[DASOptions]):
+    """Search, then retrain from the pretrained weights with the chosen blocks gone."""
+
+    name: ClassVar[str] = "das"
+    summary: ClassVar[str] = "skips the blocks a bandit finds redundant; adapters beside the others"
+    source: ClassVar[str] = "Wu et al., NeurIPS 2023"
+    Options: ClassVar[type[Any]] = DASOptions
+    learning_rate_scale: ClassVar[float] = 1.0
+
+    def __init__(self, options: DASOptions | None = None) -> None:
+        super().__init__(options)
+        self.chosen: tuple[str, ...] = ()
+
+    @property
+    def searches(self) -> bool:  # type: ignore[override]
+        """Unless the blocks are given, or none is to be skipped."""
+        return not self.options.blocks and self.options.skip != 0
+
+    @property
+    def search_holdout(self) -> float:  # type: ignore[override]
+        """The published variant rewards on what it trains on."""
+        return 0.0 if self.options.variant == "published" else 0.2
+
+    def decide(self, decision: dict[str, Any]) -> None:
+        """Skip the blocks that a search has chosen."""
+        self.chosen = tuple(decision["skipped"])
+
+    def adapt(self, backbone: Backbone, generator: torch.Generator) -> None:
+        """Shortcuts for the chosen blocks, which leave the module tree, and parallel adapters for the rest."""
+        chosen = self.chosen or resolve_blocks(self.options.blocks, backbone)
+        if self.searches and not chosen:
+            raise RuntimeError("das: adapt before search and decide")
+        freeze(backbone)
+        for index, name in enumerate(backbone.block_names):
+            if name in chosen:
+                backbone.blocks[index] = self._shortcut(backbone, index, generator)
+            else:
+                self._add_parallel(backbone, index, generator)
+
+    def _add_parallel(self, backbone: Backbone, index: int, generator: torch.Generator) -> None:
+        block = backbone.blocks[index]
+        for sublayer in block.sublayers:  # type: ignore[union-attr]
+            block.parallel[sublayer] = BottleneckAdapter(  # type: ignore[union-attr, operator, index]
+                backbone.width,
+                self.options.bottleneck or max(1, backbone.width // 8),
+                generator,
+                layer_norm=True,
+                residual=False,
+            )
+
+    def _shortcut(self, backbone: Backbone, index: int, generator: torch.Generator) -> SkippedBlock:
+        block = backbone.blocks[index]
+        eighths = 2 if len(backbone.stream_names) == 1 else 3
+        bottleneck = self.options.shortcut_bottleneck or max(1, backbone.width * eighths // 8)
+        adapter = BottleneckAdapter(backbone.width, bottleneck, generator, layer_norm=True, residual=True)
+        return SkippedBlock(str(block.name), str(block.stream), adapter)
+
+    def search(self, lab: SearchLab) -> dict[str, Any]:
+        """Train the super-network on `lab`'s training part and let the gates learn.
+
+        Returns `skipped` (block names), `gates` (block name → final gate), `history` (one entry per update:
+        epoch, step, the sets, their losses and rewards, the gates after it), and `settings` as resolved.
+        """
+        backbone = lab.backbone
+        freeze(backbone)
+        for index in range(len(backbone.blocks)):
+            shortcut = self._shortcut(backbone, index, lab.generator)
+            self._add_parallel(backbone, index, lab.generator)
+            backbone.blocks[index] = GatedBlock(backbone.blocks[index], shortcut)
+        bandit = Bandit(len(backbone.blocks), number_to_skip(self.options, backbone), lab.generator)
+        period = self._period(lab.steps_per_epoch)
+        sets = min(self.options.sets, comb(bandit.blocks, bandit.skip))
+        reward = self.options.reward or ("standardized" if self.options.variant == "sound" else "exponential")
+        names = backbone.block_names
+        history: list[dict[str, Any]] = []
+
+        def before_step(epoch: int, step: int) -> None:
+            skip_only(backbone, bandit.draw())
+
+        def after_step(epoch: int, step: int) -> None:
+            if epoch < self.options.warmup_epochs or (step + 1) % period or sets < 2:
+                return
+            drawn = bandit.draw_distinct(sets)
+            losses = self._losses(lab, drawn)
+            rewards = reward_of(losses, reward)
+            bandit.update(drawn, rewards)
+            history.append(
+                {
+                    "epoch": epoch,
+                    "step": step,
+                    "sets": [[names[i] for i in chosen] for chosen in drawn],
+                    "losses": losses,
+                    "rewards": rewards,
+                    "gates": bandit.gates.tolist(),
+                }
+            )
+
+        lab.train(self.options.search_epochs, before_step, after_step)
+        return {
+            "skipped": [names[i] for i in bandit.best()],
+            "gates": dict(zip(names, bandit.gates.tolist(), strict=True)),
+            "history": history,
+            "settings": {
+                "variant": self.options.variant,
+                "reward": reward,
+                "skip": bandit.skip,
+                "period": period,
+                "sets": sets,
+                "search_epochs": self.options.search_epochs,
+                "warmup_epochs": self.options.warmup_epochs,
+            },
+        }
+
+    def _period(self, steps_per_epoch: int) -> int:
+        if self.options.period is not None:
+            return self.options.period
+        return 10 if self.options.variant == "published" else max(1, min(10, steps_per_epoch // 20))
+
+    def _losses(self, lab: SearchLab, drawn: list[tuple[int, ...]]) -> list[float]:
+        """Each set's loss, all on the same batch."""
+        published = self.options.variant == "published"
+        batch = lab.training_batch() if published else lab.held_out_batch()
+        losses = []
+        for chosen in drawn:
+            skip_only(lab.backbone, chosen)
+            losses.append(lab.loss(batch, training_mode=published))
+        return losses
+
+
+class Bandit:
+    """Gates over `blocks` arms of which `skip` are pulled at once; a high gate means skip."""
+
+    def __init__(self, blocks: int, skip: int, generator: torch.Generator) -> None:
+        self.blocks = blocks
+        self.skip = skip
+        self.gates = torch.zeros(blocks, dtype=torch.float64)
+        self._generator = generator
+
+    @property
+    def probabilities(self) -> Tensor:
+        """`sigmoid(gate)` of each block."""
+        return torch.sigmoid(self.gates)
+
+    def draw(self) -> tuple[int, ...]:
+        """`skip` blocks without replacement, weighted by the gates' sigmoids; ascending."""
+        drawn = torch.multinomial(self.probabilities, self.skip, generator=self._generator)
+        return tuple(sorted(drawn.tolist()))
+
+    def draw_distinct(self, sets: int) -> list[tuple[int, ...]]:
+        """`sets` different draws."""
+        if sets > comb(self.blocks, self.skip):
+            raise ValueError(f"there are only {comb(self.blocks, self.skip)} sets, {sets} asked for")
+        found: dict[tuple[int, ...], None] = {}
+        while len(found) < sets:
+            found[self.draw()] = None
+        return list(found)
+
+    def update(self, sets: list[tuple[int, ...]], rewards: list[float]) -> None:
+        """g_i += (R_k − mean R) · p_i · (1 − p_i) for every i in set k, with p from before the update."""
+        slope = self.probabilities * (1 - self.probabilities)
+        baseline = sum(rewards) / len(rewards)
+        for chosen, gained in zip(sets, rewards, strict=True):
+            for index in chosen:
+                self.gates[index] += (gained - baseline) * slope[index]
+
+    def best(self) -> tuple[int, ...]:
+        """The blocks with the highest gates (ties: the earlier block), ascending."""
+        order = sorted(range(self.blocks), key=lambda i: (-float(self.gates[i]), i))
+        return tuple(sorted(order[: self.skip]))
+
+
+def reward_of(losses: list[float], kind: str) -> list[float]:
+    """Rewards of the sampled sets: exp(−loss), or −loss standardised among them."""
+    if kind == "exponential":
+        return [exp(-loss) for loss in losses]
+    mean = sum(losses) / len(losses)
+    deviation = (sum((loss - mean) ** 2 for loss in losses) / len(losses)) ** 0.5
+    return [0.0 if deviation == 0 else (mean - loss) / deviation for loss in losses]
+
+
+def skip_only(backbone: Backbone, chosen: tuple[int, ...]) -> None:
+    """Send the hidden states past these blocks and through all others."""
+    for index, block in enumerate(backbone.blocks):
+        block.skip = index in chosen  # type: ignore[assignment]
+
+
+def number_to_skip(options: DASOptions, backbone: Backbone) -> int:
+    """The number asked for, or the backbone's usual one, checked against its blocks."""
+    skip = options.skip
+    if skip is None:
+        skip = 2 if len(backbone.stream_names) == 1 else 4
+    if skip >= len(backbone.block_names):
+        raise UserError(f"das: skip={skip}, but {backbone.name} has {len(backbone.block_names)} blocks.")
+    return skip
+
+
+def resolve_blocks(blocks: tuple[str, ...], backbone: Backbone) -> tuple[str, ...]:
+    """Full block names of `blocks`, which may be numbers on a backbone with one stream."""
+    names = backbone.block_names
+    found = []
+    for block in blocks:
+        name = (
+            f"{backbone.stream_names[0]}.{block}"
+            if block.isdigit() and len(backbone.stream_names) == 1
+            else block
+        )
+        if name not in names:
+            raise UserError(f"das: {backbone.name} has no block '{block}'.{did_you_mean(block, names)}")
+        found.append(name)
+    if len(set(found)) != len(found) or len(found) >= len(names):
+        raise UserError(f"das: blocks={'+'.join(blocks)} must be different ones, and not all {len(names)}.")
+    return tuple(found)

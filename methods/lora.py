@@ -1,0 +1,151 @@
+"""LoRA (Hu et al., ICLR 2022): low-rank updates of frozen projections, merged after training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import sqrt
+from typing import Any, ClassVar, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from harness.backbones.base import Backbone, Block
+from harness.errors import UserError, did_you_mean
+from methods.base import Inserted, Method, freeze
+from methods.option_checks import at_least, fraction, positive
+
+
+@dataclass(frozen=True)
+class LoRAOptions:
+    """What can be chosen about LoRA.
+
+    r: rank of the update; 4 as in DAS's comparison (0.29 M on METER).
+    alpha: the update is scaled by alpha / r; by default alpha = r, so the scale is 1.
+    targets: projections to update, by the last part of their role (`query`, `key`, `value`, `output`, `up`,
+        `down`; of every attention in the block) or by their whole role (`attention.query`).
+    dropout: probability of dropping an input of the update during training.
+    """
+
+    r: int = 4
+    alpha: float | None = None
+    targets: tuple[str, ...] = ("query", "value")
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        at_least("lora", 1, r=self.r)
+        positive("lora", alpha=self.alpha)
+        fraction("lora", dropout=self.dropout)
+        if not self.targets:
+            raise UserError("lora: targets names no projection; give at least one, such as query.")
+
+
+class LowRankUpdate(Inserted):
+    """`scale · B A x`, with A `(r, in)` drawn as a linear map's weight and B `(out, r)` at 0."""
+
+    def __init__(
+        self, inputs: int, outputs: int, rank: int, scale: float, dropout: float, generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        self.A = nn.Parameter(torch.empty(rank, inputs))
+        self.B = nn.Parameter(torch.zeros(outputs, rank))
+        nn.init.kaiming_uniform_(self.A, a=sqrt(5), generator=generator)
+        self.scale = scale
+        self.dropout = dropout
+
+    def forward(self, hidden: Tensor, result: Tensor) -> Tensor:
+        """`result` `(N, out)` plus the update at `hidden` `(N, in)`."""
+        if self.dropout and self.training:
+            hidden = F.dropout(hidden, self.dropout)
+        # One product that adds: at small widths this is faster than a product, a scaling and a sum.
+        return torch.addmm(result, F.linear(hidden, self.A), self.B.t(), alpha=self.scale)
+
+    def delta(self) -> Tensor:
+        """The update as one matrix `(out, in)`."""
+        return self.scale * (self.B @ self.A)
+
+
+class LoRALinear(nn.Module):
+    """A frozen linear map with a low-rank update; reads like the linear map it wraps."""
+
+    def __init__(self, base: nn.Linear, update: LowRankUpdate) -> None:
+        super().__init__()
+        self.base = base
+        self.update = update
+
+    @property
+    def weight(self) -> Tensor:
+        """The frozen weight, without the update."""
+        return self.base.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The frozen bias."""
+        return self.base.bias
+
+    @property
+    def in_features(self) -> int:
+        """Size of the input."""
+        return self.base.in_features
+
+    @property
+    def out_features(self) -> int:
+        """Size of the output."""
+        return self.base.out_features
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """`(…, in)` → `(…, out)`."""
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        result = self.update(flat, self.base(flat))
+        return result.view(*hidden.shape[:-1], -1)  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def merged(self) -> nn.Linear:
+        """The frozen map with the update added into its weight, in place."""
+        self.base.weight.add_(self.update.delta())
+        return self.base
+
+
+class LoRA(Method[LoRAOptions]):
+    """Updates of rank r on the projections named in `targets`, in every block."""
+
+    name: ClassVar[str] = "lora"
+    summary: ClassVar[str] = "low-rank updates of the query and value projections, merged for inference"
+    source: ClassVar[str] = "Hu et al., ICLR 2022"
+    Options: ClassVar[type[Any]] = LoRAOptions
+    learning_rate_scale: ClassVar[float] = 10.0
+
+    def adapt(self, backbone: Backbone, generator: torch.Generator) -> None:
+        """Wrap the target projections.
+
+        Raises:
+            UserError: a target matches no projection of any block.
+        """
+        freeze(backbone)
+        options = self.options
+        scale = 1.0 if options.alpha is None else options.alpha / options.r
+        unmatched = set(options.targets)
+        known: set[str] = set()
+        for block in cast(Iterable[Block], backbone.blocks):
+            for role, base in block.projections().items():
+                names = {role, role.rsplit(".", 1)[-1]}
+                known |= names
+                if names.isdisjoint(options.targets):
+                    continue
+                unmatched -= names
+                update = LowRankUpdate(
+                    base.in_features, base.out_features, options.r, scale, options.dropout, generator
+                )
+                block.set_projection(role, LoRALinear(base, update))
+        for target in sorted(unmatched):
+            raise UserError(
+                f"lora: targets: {backbone.name} has no projection '{target}'.{did_you_mean(target, known)}"
+            )
+
+    def finalize(self, backbone: Backbone) -> None:
+        """Merge every update and put the plain linear map back."""
+        for block in cast(Iterable[Block], backbone.blocks):
+            for role, module in block.projections().items():
+                if isinstance(module, LoRALinear):
+                    block.set_projection(role, module.merged())

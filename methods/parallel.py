@@ -1,0 +1,74 @@
+"""Scaled parallel adapters (He et al., ICLR 2022): a bottleneck beside attention and feed-forward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import torch
+
+from harness.backbones.base import Backbone, Block
+from methods.base import Method, freeze
+from methods.bottleneck import Activation, BottleneckAdapter, bottleneck_size
+from methods.option_checks import at_least, positive
+
+
+@dataclass(frozen=True)
+class ParallelAdapterOptions:
+    """What can be chosen about scaled parallel adapters.
+
+    bottleneck: hidden size of the adapters; by default width / 8 (96 at 768).
+    scale: factor of the adapters' result; 4 as in He et al.
+    learn_scale: train that factor, from `scale` on.
+    layer_norm: normalise the adapters' input, as in DAS's comparison.
+    activation: `relu` or `gelu`.
+    """
+
+    bottleneck: int | None = None
+    scale: float = 4.0
+    learn_scale: bool = False
+    layer_norm: bool = True
+    activation: Activation = "relu"
+
+    def __post_init__(self) -> None:
+        at_least("parallel", 1, bottleneck=self.bottleneck)
+        positive("parallel", scale=self.scale)
+
+
+class ParallelAdapter(Method[ParallelAdapterOptions]):
+    """`scale · up(act(down(LN(x))))` beside self-attention and feed-forward, starting at 0 like LoRA.
+
+    On blocks with cross-attention that sublayer gets none, as in DAS's comparison (two per layer).
+    """
+
+    name: ClassVar[str] = "parallel"
+    summary: ClassVar[str] = "scaled bottleneck adapters beside self-attention and feed-forward"
+    source: ClassVar[str] = "He et al., ICLR 2022"
+    Options: ClassVar[type[Any]] = ParallelAdapterOptions
+    learning_rate_scale: ClassVar[float] = 5.0
+
+    def adapt(self, backbone: Backbone, generator: torch.Generator) -> None:
+        """Fill the parallel slots."""
+        freeze(backbone)
+        options = self.options
+        for block in cast(Iterable[Block], backbone.blocks):
+            for sublayer in block.sublayers:
+                if sublayer == "cross_attention":
+                    continue
+                block.parallel[sublayer] = BottleneckAdapter(
+                    backbone.width,
+                    bottleneck_size(backbone.width, options.bottleneck),
+                    generator,
+                    layer_norm=options.layer_norm,
+                    scale=float(options.scale),
+                    learn_scale=options.learn_scale,
+                    activation=options.activation,
+                    zero_up=True,
+                )
+
+    def finalize(self, backbone: Backbone) -> None:
+        """Fold the factor into the upper projections."""
+        for module in self.method_modules(backbone):
+            if isinstance(module, BottleneckAdapter):
+                module.fold_scale()

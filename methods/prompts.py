@@ -1,0 +1,160 @@
+"""Visual-language prompts (after VPT, Jia et al., ECCV 2022): trained tokens among the hidden states."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from harness.backbones.base import Backbone, Block, Stream, Streams
+from methods.base import Inserted, Method, freeze
+from methods.option_checks import at_least
+
+INITIAL_STD = 0.02
+"""Of the tokens, normal. VPT draws them uniformly with a deviation of 0.0228 (patch 32, width 768)."""
+
+
+@dataclass(frozen=True)
+class PromptOptions:
+    """What can be chosen about prompts.
+
+    tokens: number of prompt tokens in each stream (deep: in each block); by default 200, as in DAS's
+        comparison, and 16 where the hidden size is below 512.
+    """
+
+    tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        at_least("prompt", 1, tokens=self.tokens)
+
+
+class Prompt(Inserted):
+    """Trained tokens `(N, D)` that go right behind a sequence's first token, the classification token."""
+
+    def __init__(self, tokens: int, width: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.tokens = nn.Parameter(torch.empty(tokens, width))
+        nn.init.normal_(self.tokens, std=INITIAL_STD, generator=generator)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """`(B, T, D)` → `(B, T + N, D)`."""
+        tokens = self.tokens.to(hidden.dtype).expand(hidden.shape[0], -1, -1)
+        return torch.cat([hidden[:, :1], tokens, hidden[:, 1:]], dim=1)
+
+    def widen(self, mask: Tensor) -> Tensor:
+        """A mask `(…, T)` → `(…, T + N)` under which the prompt can be attended to.
+
+        Boolean masks are True where there is a token, others are added to the attention's scores.
+        """
+        attend = mask.new_full((*mask.shape[:-1], len(self.tokens)), mask.dtype == torch.bool)
+        return torch.cat([mask[..., :1], attend, mask[..., 1:]], dim=-1)
+
+
+class StreamPrompts(nn.Module):
+    """One prompt for each stream, for `Backbone.prompt`."""
+
+    def __init__(self, prompts: dict[str, Prompt]) -> None:
+        super().__init__()
+        self.prompts = nn.ModuleDict(prompts)
+
+    def forward(self, streams: Streams) -> Streams:
+        """Every stream with its prompt in it."""
+        prompted: Streams = {}
+        for name, stream in streams.items():
+            prompt = self.prompts[name]
+            mask = None if stream.mask is None else prompt.widen(stream.mask)  # type: ignore[operator]
+            prompted[name] = Stream(prompt(stream.hidden), mask)
+        return prompted
+
+
+class PromptedBlock(Block):
+    """A block that sees its own prompt; outside of it the hidden states are as many as before."""
+
+    def __init__(self, block: Block, prompt: Prompt) -> None:
+        super().__init__()
+        self.name = block.name
+        self.stream = block.stream
+        self.block = block
+        self.prompt = prompt
+
+    def forward(
+        self,
+        hidden: Tensor,
+        mask: Tensor | None = None,
+        context: Tensor | None = None,
+        context_mask: Tensor | None = None,
+    ) -> Tensor:
+        """`(B, T, D)` → `(B, T, D)`; the other stream comes in without a prompt."""
+        if mask is not None:
+            mask = self.prompt.widen(mask)
+        prompted = self.block(self.prompt(hidden), mask, context, context_mask)
+        return torch.cat([prompted[:, :1], prompted[:, 1 + len(self.prompt.tokens) :]], dim=1)
+
+    @property
+    def sublayers(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Those of the block inside."""
+        return self.block.sublayers
+
+    @property
+    def sequential(self) -> nn.ModuleDict:  # type: ignore[override]
+        """Those of the block inside."""
+        return self.block.sequential
+
+    @property
+    def parallel(self) -> nn.ModuleDict:  # type: ignore[override]
+        """Those of the block inside."""
+        return self.block.parallel
+
+    def projections(self) -> dict[str, nn.Linear]:
+        """Those of the block inside."""
+        return self.block.projections()
+
+    def set_projection(self, role: str, module: nn.Module) -> None:
+        """Replace one in the block inside."""
+        self.block.set_projection(role, module)
+
+
+class ShallowPrompt(Method[PromptOptions]):
+    """Prompt tokens join each stream before the first block and stay for all of them."""
+
+    name: ClassVar[str] = "shallow_prompt"
+    summary: ClassVar[str] = "trained tokens in each stream, from the first block on"
+    source: ClassVar[str] = "Jia et al., ECCV 2022"
+    Options: ClassVar[type[Any]] = PromptOptions
+    learning_rate_scale: ClassVar[float] = 10.0
+
+    def adapt(self, backbone: Backbone, generator: torch.Generator) -> None:
+        """Hang the prompts between `encode` and the first block."""
+        freeze(backbone)
+        tokens = prompt_length(backbone.width, self.options.tokens)
+        backbone.prompt = StreamPrompts(
+            {name: Prompt(tokens, backbone.width, generator) for name in backbone.stream_names}
+        )
+
+
+class DeepPrompt(Method[PromptOptions]):
+    """Each block gets prompt tokens of its own, and their states are dropped behind it."""
+
+    name: ClassVar[str] = "deep_prompt"
+    summary: ClassVar[str] = "trained tokens in every block, dropped behind it"
+    source: ClassVar[str] = "Jia et al., ECCV 2022"
+    Options: ClassVar[type[Any]] = PromptOptions
+    learning_rate_scale: ClassVar[float] = 10.0
+
+    def adapt(self, backbone: Backbone, generator: torch.Generator) -> None:
+        """Wrap every block."""
+        freeze(backbone)
+        tokens = prompt_length(backbone.width, self.options.tokens)
+        for index, block in enumerate(cast(Iterable[Block], backbone.blocks)):
+            prompt = Prompt(tokens, backbone.width, generator)
+            backbone.blocks[index] = PromptedBlock(block, prompt)
+
+
+def prompt_length(width: int, tokens: int | None) -> int:
+    """What was chosen, or the default at this hidden size."""
+    if tokens is not None:
+        return tokens
+    return 200 if width >= 512 else 16

@@ -1,0 +1,1 @@
+"""Tasks: what a backbone is adapted to, one a file."""

@@ -1,0 +1,367 @@
+"""Batches: a reproducible order, images decoded once, and padding only where a batch needs it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections import deque
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from harness.backbones.base import Inputs, Processor
+from harness.errors import UserError
+from tasks.base import Batch, Example, Task
+from tasks.images import Decoded, ImageCache, decode
+
+WINDOW_BATCHES = 20
+"""Batches that are filled from one sorted window of the shuffled order."""
+
+_BATCHES_AHEAD = 2
+_DECODING_THREADS = min(4, os.cpu_count() or 1)
+
+Ready = tuple[list[int], dict[str, Decoded]]
+"""A batch's indices and the images that were decoded for it, by path."""
+
+
+class Loader:
+    """Iterates over a rank's share of `examples` once per epoch.
+
+    The order is a function of (seed, epoch) alone, not of the workers or of what is cached. Evaluation
+    (`shuffle=False`) sorts by shape and text length where `bucket` is set: `Batch.ids` tells who is who.
+    No example is ever repeated or dropped to even out batches.
+
+    workers: processes that decode; 0 decodes in threads of this process. Once all images are in the cache,
+        both run here.
+    bucket: fill batches with examples of like image shapes and text lengths.
+    rank, world_size: every rank gets its own share of each step; steps are equal in number on all ranks
+        unless fewer than `world_size` examples are left for the last.
+    skip_bad_images: leave out examples whose image cannot be read and count them in `skipped`, instead of
+        raising `UserError`.
+    wait_seconds: time spent in here while the caller waited, in seconds, summed over epochs.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        task: Task[Any],
+        processor: Processor,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        shuffle: bool = False,
+        workers: int = 0,
+        bucket: bool = True,
+        rank: int = 0,
+        world_size: int = 1,
+        cache: ImageCache | None = None,
+        skip_bad_images: bool = False,
+    ) -> None:
+        if batch_size < 1 or not 0 <= rank < world_size:
+            raise ValueError(f"batch_size {batch_size}, rank {rank} of {world_size}")
+        if cache is not None and cache.processor.describe() != processor.describe():
+            raise ValueError("the image cache belongs to another processor")
+        self.examples = examples
+        self.batch_size = batch_size
+        self.wait_seconds = 0.0
+        self._task = task
+        self._processor = processor
+        self._seed = seed
+        self._shuffle = shuffle
+        self._workers = workers
+        self._bucket = bucket
+        self._rank = rank
+        self._world_size = world_size
+        self._skip_bad_images = skip_bad_images
+        self._epoch = 0
+        self._skipped: set[str] = set()
+        self.cache = ImageCache(processor) if cache is None else cache
+        self._paths = [tuple(os.fspath(path) for path in example.images) for example in examples]
+        self._tokens = _tokenize(processor, [example.text for example in examples])
+
+    @property
+    def skipped(self) -> int:
+        """Examples of this rank left out so far because an image could not be read."""
+        return len(self._skipped)
+
+    @property
+    def skipped_ids(self) -> tuple[str, ...]:
+        """Their ids."""
+        return tuple(sorted(self._skipped))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of the next iteration."""
+        self._epoch = epoch
+
+    def examples_of(self, batch: Batch) -> list[Example]:
+        """The examples of a batch, in its order."""
+        return [self.examples[self._index_of[identifier]] for identifier in batch.ids]
+
+    def __len__(self) -> int:
+        """Batches per epoch on this rank."""
+        return len(self._plan(None, None))
+
+    def batches(self) -> list[list[int]]:
+        """Batches of the chosen epoch on this rank, as indices into `examples`."""
+        generator = None
+        if self._shuffle:
+            key = hashlib.sha256(f"{self._seed}:{self._epoch}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(key[:7]))
+        return self._plan(self._likeness if self._bucket else None, generator)
+
+    def __iter__(self) -> Iterator[Batch]:
+        started = time.perf_counter()
+        plan = self.batches()
+        complete = not any(self._missing(indices) for indices in plan)
+        in_processes = self._workers > 0 and not complete
+        with closing(self._in_processes(plan) if in_processes else self._in_threads(plan)) as source:
+            while True:
+                item = next(source, None)
+                batch = None if item is None else self._collate(*item)
+                self.wait_seconds += time.perf_counter() - started
+                if item is None:
+                    return
+                if batch is not None:
+                    yield batch
+                started = time.perf_counter()
+
+    def _plan(self, likeness: np.ndarray | None, generator: torch.Generator | None) -> list[list[int]]:
+        return plan_batches(
+            len(self.examples), self.batch_size, likeness, generator, self._rank, self._world_size
+        )
+
+    @cached_property
+    def _index_of(self) -> dict[str, int]:
+        return {example.id: index for index, example in enumerate(self.examples)}
+
+    @cached_property
+    def _likeness(self) -> np.ndarray:
+        """`(N,)` int64: the place of each example in the order of image shapes, then text length."""
+        keys = [
+            (*(self._shape(path) for path in paths), len(tokens))
+            for paths, tokens in zip(self._paths, self._tokens, strict=True)
+        ]
+        places = {key: place for place, key in enumerate(sorted(set(keys)))}
+        return np.array([places[key] for key in keys], dtype=np.int64)
+
+    def _shape(self, path: str) -> tuple[int, int]:
+        try:
+            return self.cache.shape(path)
+        except UserError as error:
+            if not self._skip_bad_images:
+                raise
+            self.cache.add(path, error)
+            return (0, 0)
+
+    def _missing(self, indices: Sequence[int]) -> list[str]:
+        """Images of a batch that have to be decoded, each once."""
+        return list(dict.fromkeys(p for i in indices for p in self._paths[i] if p not in self.cache))
+
+    def _in_threads(self, plan: Sequence[list[int]]) -> Generator[Ready, None, None]:
+        """Batches in order with what was decoded for them, the next ones decoding meanwhile."""
+        pending: dict[str, Future[Decoded]] = {}
+        ahead: deque[tuple[list[int], dict[str, Future[Decoded]]]] = deque()
+        pool = ThreadPoolExecutor(_DECODING_THREADS, thread_name_prefix="decode")
+
+        def next_in_line() -> Ready:
+            indices, futures = ahead.popleft()
+            images = {path: future.result() for path, future in futures.items()}
+            for path, image in images.items():
+                self.cache.add(path, image)
+                pending.pop(path, None)
+            return indices, images
+
+        try:
+            for indices in plan:
+                futures = {}
+                for path in self._missing(indices):
+                    if path not in pending:
+                        pending[path] = pool.submit(decode, path, self._processor)
+                    futures[path] = pending[path]
+                ahead.append((indices, futures))
+                if len(ahead) > _BATCHES_AHEAD:
+                    yield next_in_line()
+            while ahead:
+                yield next_in_line()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _in_processes(self, plan: Sequence[list[int]]) -> Generator[Ready, None, None]:
+        """The same with worker processes. They only decode; the cache and the batches stay here."""
+        requests: deque[list[str]] = deque()
+
+        def missing_in_order() -> Iterator[list[str]]:
+            for indices in plan:
+                requests.append(self._missing(indices))
+                yield requests[-1]
+
+        decoder: DataLoader[Any] = DataLoader(
+            _Decoder(self._processor),
+            batch_size=None,
+            sampler=_Once(missing_in_order()),
+            num_workers=self._workers,
+            collate_fn=_as_it_is,
+            generator=torch.Generator(),  # or it would draw a seed from the global one
+        )
+        for indices, (pixels, shapes) in zip(plan, decoder, strict=True):
+            images = dict(zip(requests.popleft(), _unpack(pixels, shapes), strict=True))
+            for path, image in images.items():
+                self.cache.add(path, image)
+            yield indices, images
+
+    def _collate(self, indices: Sequence[int], fresh: Mapping[str, Decoded]) -> Batch | None:
+        """One batch; None if none of its images could be read."""
+        kept: list[int] = []
+        rows: list[list[Tensor]] = []
+        for index in indices:
+            row: list[Tensor] = []
+            for path in self._paths[index]:
+                image = self.cache.get(path)
+                if image is None:
+                    image = fresh[path]
+                if isinstance(image, Tensor):
+                    row.append(image)
+                elif self._skip_bad_images:
+                    self._skipped.add(self.examples[index].id)
+                    break
+                else:
+                    raise image
+            else:
+                kept.append(index)
+                rows.append(row)
+        if not kept:
+            return None
+        input_ids, text_mask = pad_text([self._tokens[index] for index in kept], self._processor.pad_id)
+        examples = [self.examples[index] for index in kept]
+        inputs = []
+        for images in zip(*rows, strict=True):
+            pixels, image_sizes = stack_images(images, self._processor)
+            inputs.append(Inputs(input_ids, text_mask, pixels, image_sizes))
+        return Batch(
+            tuple(inputs),
+            self._task.collate_targets(examples),
+            tuple(example.id for example in examples),
+        )
+
+
+def plan_batches(
+    count: int,
+    batch_size: int,
+    likeness: np.ndarray | None = None,
+    generator: torch.Generator | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+) -> list[list[int]]:
+    """Indices 0 … count − 1 cut into batches, one rank's share of them.
+
+    likeness: `(count,)` int; batches are filled with neighbours in this order, within windows of
+        `WINDOW_BATCHES` batches of the shuffled order, or over all where nothing is shuffled.
+    generator: shuffles; None keeps the order (of `likeness`, else of the indices).
+    """
+    together = batch_size * world_size
+    if generator is None:
+        order = np.arange(count)
+        windows = [order]
+    else:
+        order = torch.randperm(count, generator=generator).numpy()
+        span = WINDOW_BATCHES * together
+        windows = [order[start : start + span] for start in range(0, count, span)]
+    if likeness is not None:
+        windows = [window[np.argsort(likeness[window], kind="stable")] for window in windows]
+        order = np.concatenate(windows) if windows else order
+    cuts = [order[start : start + together] for start in range(0, count, together)]
+    if len(cuts) > 1 and len(cuts[-1]) < world_size and batch_size > 1:
+        # Every rank has to have a last step: distributed training waits for all of them.
+        rest = np.concatenate(cuts[-2:])
+        cuts[-2:] = [rest[:-world_size], rest[-world_size:]]
+    if generator is not None and likeness is not None:
+        cuts = [cuts[place] for place in torch.randperm(len(cuts), generator=generator).tolist()]
+    return [share.tolist() for cut in cuts if len(share := cut[rank::world_size])]
+
+
+def pad_text(tokens: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor | None]:
+    """`(B, L)` int64 ids padded to the longest, and the `(B, L)` mask; None if nothing is padded."""
+    lengths = [len(row) for row in tokens]
+    longest = max(lengths)
+    if min(lengths) == longest:
+        return torch.tensor(tokens, dtype=torch.int64), None
+    ids = np.full((len(tokens), longest), pad_id, dtype=np.int64)
+    for place, row in enumerate(tokens):
+        ids[place, : len(row)] = row
+    mask = np.arange(longest) < np.array(lengths)[:, None]
+    return torch.from_numpy(ids), torch.from_numpy(mask)
+
+
+def stack_images(images: Sequence[Tensor], processor: Processor) -> tuple[Tensor, Tensor | None]:
+    """`(B, 3, H, W)` normalised pixels, 0 where padded, and `(B, 2)` sizes; None if nothing is padded."""
+    sizes = [(image.shape[1], image.shape[2]) for image in images]
+    if len(set(sizes)) == 1:
+        return processor.normalize(torch.stack(list(images))), None
+    height, width = (max(extents) for extents in zip(*sizes, strict=True))
+    canvas = torch.zeros(len(images), 3, height, width, dtype=torch.uint8)
+    for row, image in zip(canvas, images, strict=True):
+        row[:, : image.shape[1], : image.shape[2]] = image
+    pixels = processor.normalize(canvas)
+    for row, (image_height, image_width) in zip(pixels, sizes, strict=True):
+        row[:, image_height:] = 0
+        row[:, :, image_width:] = 0
+    return pixels, torch.tensor(sizes)
+
+
+def _tokenize(processor: Processor, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text; texts that recur are tokenised once and share their list."""
+    distinct = list(dict.fromkeys(texts))
+    ids = dict(zip(distinct, processor.tokenize(distinct), strict=True))
+    return [ids[text] for text in texts]
+
+
+Packed = tuple[Tensor, list[torch.Size | UserError]]
+"""Images one after the other in one flat tensor, and their shapes.
+
+One shared-memory file per batch: one per image would run into the limit on open files.
+"""
+
+
+class _Decoder(Dataset[Packed]):
+    """What runs in a worker: a list of paths in, their images out."""
+
+    def __init__(self, processor: Processor) -> None:
+        self._processor = processor
+
+    def __getitem__(self, paths: list[str]) -> Packed:
+        images = [decode(path, self._processor) for path in paths]
+        flat = [image.flatten() for image in images if isinstance(image, Tensor)]
+        pixels = torch.cat(flat) if flat else torch.empty(0, dtype=torch.uint8)
+        return pixels, [image.shape if isinstance(image, Tensor) else image for image in images]
+
+
+def _unpack(pixels: Tensor, shapes: Sequence[torch.Size | UserError]) -> Iterator[Decoded]:
+    start = 0
+    for shape in shapes:
+        if isinstance(shape, UserError):
+            yield shape
+        else:
+            yield pixels[start : start + shape.numel()].view(shape)
+            start += shape.numel()
+
+
+class _Once:
+    """An iterator in the form of a sampler."""
+
+    def __init__(self, items: Iterator[list[str]]) -> None:
+        self._items = items
+
+    def __iter__(self) -> Iterator[list[str]]:
+        return self._items
+
+
+def _as_it_is(packed: Any) -> Any:
+    return packed

@@ -1,0 +1,235 @@
+"""What holds for each method alike: what trains, where weights come from, outputs, published sizes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from harness.backbones.base import Backbone, BackboneOptions
+from harness.backbones.vilt import ViltBackbone
+from harness.backbones.vilt_loading import full_size_config, load_vilt_mini
+from harness.backbones.vilt_processor import ViltProcessor
+from methods.adapter import SequentialAdapter
+from methods.adapters_library import AdaptersMethod
+from methods.base import Method
+from methods.bitfit import BitFit
+from methods.classifier import Classifier
+from methods.full import Full
+from methods.lora import LoRA, LoRAOptions
+from methods.parallel import ParallelAdapter, ParallelAdapterOptions
+from methods.prompts import DeepPrompt, ShallowPrompt
+
+MAKERS: dict[str, Callable[[], Method[Any]]] = {
+    "full": Full,
+    "classifier": Classifier,
+    "bitfit": BitFit,
+    "lora": LoRA,
+    "lora everywhere": lambda: LoRA(
+        LoRAOptions(r=3, alpha=12.0, targets=("query", "key", "value", "output", "up", "down"), dropout=0.5)
+    ),
+    "adapter": SequentialAdapter,
+    "parallel": ParallelAdapter,
+    "parallel, learned scale": lambda: ParallelAdapter(ParallelAdapterOptions(learn_scale=True)),
+    "shallow_prompt": ShallowPrompt,
+    "deep_prompt": DeepPrompt,
+    "seq_bn": lambda: AdaptersMethod("seq_bn"),
+    "dora": lambda: AdaptersMethod("dora"),
+}
+every_method = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS.keys())
+
+
+def mini() -> ViltBackbone:
+    backbone = load_vilt_mini(BackboneOptions(weights="random"))
+    generator = torch.Generator().manual_seed(3)
+    for name, parameter in backbone.named_parameters():
+        if name.endswith("bias"):  # an untrained model's are all 0
+            nn.init.normal_(parameter, std=0.2, generator=generator)
+    return backbone
+
+
+def pooled(backbone: Backbone) -> torch.Tensor:
+    return backbone(backbone.example_inputs(2, 5, (64, 64), torch.Generator().manual_seed(1)))
+
+
+def adapted(method: Method[Any], seed: int = 0) -> ViltBackbone:
+    backbone = mini()
+    method.adapt(backbone, torch.Generator().manual_seed(seed))
+    return backbone
+
+
+def randomize(method: Method[Any], backbone: Backbone) -> None:
+    generator = torch.Generator().manual_seed(7)
+    for parameter in method.method_parameters(backbone):
+        parameter.data.normal_(std=0.1, generator=generator)
+
+
+@every_method
+def test_exactly_the_methods_own_and_chosen_parameters_train(make: Callable[[], Method[Any]]) -> None:
+    method = make()
+    backbone = mini()
+    pretrained = {id(p) for p in backbone.parameters()}
+    method.adapt(backbone, torch.Generator().manual_seed(0))
+    chosen = {
+        "full": pretrained,
+        "bitfit": {id(p) for n, p in backbone.blocks.named_parameters() if n.endswith("bias")},
+    }.get(method.name, set())
+    own = {id(p) for p in method.method_parameters(backbone)}
+    assert own == {id(p) for p in backbone.parameters()} - pretrained
+    assert {id(p) for p in backbone.parameters() if p.requires_grad} == own | chosen
+    assert pretrained <= {id(p) for p in backbone.parameters()}
+
+
+@every_method
+def test_one_backward_pass_reaches_everything_that_trains(make: Callable[[], Method[Any]]) -> None:
+    method = make()
+    backbone = adapted(method)
+    randomize(method, backbone)
+    for parameter in backbone.common_parameters():
+        parameter.requires_grad_(True)
+    pooled(backbone.train()).square().sum().backward()
+    trained = [(name, p.grad) for name, p in backbone.named_parameters() if p.requires_grad]
+    assert [name for name, grad in trained if grad is None] == []
+    # softmax does not see a shift of all scores: a key's bias has gradient 0 but for rounding
+    assert [name for name, grad in trained if not grad.any() and not name.endswith("key.bias")] == []
+
+
+@every_method
+def test_weights_come_from_the_generator_alone(make: Callable[[], Method[Any]]) -> None:
+    mini()
+    before = torch.random.get_rng_state()
+    first, again, other = (
+        [p.detach() for p in method.method_parameters(adapted(method, seed))]
+        for method, seed in ((make(), 0), (make(), 0), (make(), 1))
+    )
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not first or any(not torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+@every_method
+@torch.no_grad()
+def test_finalizing_keeps_the_outputs(make: Callable[[], Method[Any]]) -> None:
+    method = make()
+    backbone = adapted(method)
+    randomize(method, backbone)
+    backbone.eval()
+    before = pooled(backbone)
+    method.finalize(backbone)
+    torch.testing.assert_close(pooled(backbone), before, atol=1e-5, rtol=0)
+    if method.name not in ("full", "classifier", "bitfit"):
+        assert (before - pooled(mini())).abs().max() > 1e-3
+
+
+@every_method
+@torch.no_grad()
+def test_a_copy_computes_the_same_on_its_own_weights(make: Callable[[], Method[Any]]) -> None:
+    method = make()
+    backbone = adapted(method).eval()
+    randomize(method, backbone)
+    before = pooled(backbone)
+    twin = copy.deepcopy(backbone)
+    for parameter in backbone.parameters():
+        parameter.zero_()
+    assert torch.equal(pooled(twin), before)
+
+
+@every_method
+@torch.no_grad()
+def test_saved_weights_can_be_loaded_into_a_freshly_adapted_backbone(
+    make: Callable[[], Method[Any]],
+) -> None:
+    method = make()
+    backbone = adapted(method).eval()
+    randomize(method, backbone)
+    fresh = adapted(make(), seed=5).eval()
+    fresh.load_state_dict(backbone.state_dict())
+    assert torch.equal(pooled(fresh), pooled(backbone))
+
+
+@pytest.mark.parametrize("name", ["lora", "lora everywhere", "parallel", "bitfit", "classifier", "dora"])
+@torch.no_grad()
+def test_methods_that_start_at_the_pretrained_function_do(name: str) -> None:
+    backbone = adapted(MAKERS[name]()).eval()
+    torch.testing.assert_close(pooled(backbone), pooled(mini()), atol=1e-6, rtol=0)
+
+
+class Shapes(nn.Module):
+    """Blocks of METER's fusion stage as far as methods look: projections, slots, streams."""
+
+    width = 768
+    name = "meter"
+    stream_names = ("text", "image")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(ShapesBlock(stream) for stream in self.stream_names for _ in range(6))
+
+
+class ShapesBlock(nn.Module):
+    sublayers = ("self_attention", "cross_attention", "mlp")
+
+    def __init__(self, stream: str) -> None:
+        super().__init__()
+        self.name = self.stream = stream
+        self.maps = nn.ModuleDict(
+            {
+                f"{kind}:{role}": nn.Linear(768, 768)
+                for kind in self.sublayers[:2]
+                for role in ("query", "value")
+            }
+        )
+        self.sequential = nn.ModuleDict()
+        self.parallel = nn.ModuleDict()
+
+    def projections(self) -> dict[str, nn.Module]:
+        return {role.replace(":", "."): module for role, module in self.maps.items()}
+
+    def set_projection(self, role: str, module: nn.Module) -> None:
+        self.maps[role.replace(".", ":")] = module
+
+
+def count(method: Method[Any], backbone: Any) -> int:
+    method.adapt(backbone, torch.Generator())
+    return sum(p.numel() for p in method.method_parameters(backbone))
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        (LoRA(), 294_912),
+        (SequentialAdapter(), 5_339_520),
+        (ParallelAdapter(), 3_596_544),
+        (ShallowPrompt(), 307_200),
+        (DeepPrompt(), 1_843_200),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_sizes_on_meter_are_the_published_ones(method: Method[Any], expected: int) -> None:
+    with torch.device("meta"):
+        backbone = Shapes()
+    assert count(method, backbone) == expected
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        (LoRA(), 12 * 2 * 4 * (768 + 768)),
+        (SequentialAdapter(), 12 * 2 * 148_320),
+        (ParallelAdapter(), 12 * 2 * 149_856),
+        (ShallowPrompt(), 200 * 768),
+        (DeepPrompt(), 12 * 200 * 768),
+        (Full(), 0),
+        (Classifier(), 0),
+        (BitFit(), 0),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_sizes_on_full_size_vilt_follow_the_closed_form(method: Method[Any], expected: int) -> None:
+    with torch.device("meta"):
+        backbone = ViltBackbone(full_size_config(), ViltProcessor(None, 384, 32, 40))
+    assert count(method, backbone) == expected

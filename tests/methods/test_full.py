@@ -1,0 +1,14 @@
+from __future__ import annotations
+
+import torch
+
+from harness.backbones.base import BackboneOptions
+from harness.backbones.vilt_loading import load_vilt_mini
+from methods.full import Full
+
+
+def test_a_frozen_backbone_is_thawed_completely() -> None:
+    backbone = load_vilt_mini(BackboneOptions(weights="random")).requires_grad_(False)
+    Full().adapt(backbone, torch.Generator())
+    assert all(p.requires_grad for p in backbone.parameters())
+    assert Full().method_modules(backbone) == []
