@@ -72,7 +72,7 @@ def _frame(cell: Cell, started: datetime) -> dict[str, Any]:
             method=MethodChoice(name=method.name, options=_jsonable(method.config()), label=cell.label),
             task=TaskChoice(
                 name=task.name,
-                title=f"{task.name} (mini)" if workplace.embedded else task.title,
+                title=task.title,
                 version=task.version,
                 options=_jsonable(task.config()),
                 primary_metric=task.primary_metric,

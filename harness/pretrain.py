@@ -36,7 +36,27 @@ from tasks.mini.world import COLORS, PRETRAINING, SHAPES, SIZES, Scene, sample_s
 IGNORED = -100
 CHANGED_WEIGHT = 5.0
 """Weight of a changed word against the many unchanged ones."""
-FUNCTION_WORDS = frozenset("a and are at has here in is on only picture shown the there lies of side".split())
+FUNCTION_WORDS = frozenset(
+    [
+        "a",
+        "and",
+        "are",
+        "at",
+        "has",
+        "here",
+        "in",
+        "is",
+        "on",
+        "only",
+        "picture",
+        "shown",
+        "the",
+        "there",
+        "lies",
+        "of",
+        "side",
+    ]
+)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,10 @@ class SearchLab(Protocol):
     backbone: Backbone
     generator: torch.Generator
     """The only source of randomness a search may draw from (CPU)."""
-    steps_per_epoch: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps in an epoch of the search."""
 
     def train(
         self,

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import comb, exp
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from harness.backbones.base import Backbone
+from harness.backbones.base import Backbone, Block
 from harness.errors import UserError, did_you_mean
 from methods.base import Inserted, Method, SearchLab, freeze
 from methods.bottleneck import BottleneckAdapter
@@ -140,7 +140,7 @@ class DAS(Method[DASOptions]):
         self.chosen = tuple(decision["skipped"])
 
     def adapt(self, backbone: Backbone, generator: torch.Generator) -> None:
-        """Shortcuts for the chosen blocks, which leave the module tree, and parallel adapters for the rest."""
+        """Shortcuts for the chosen blocks, which leave the module tree; parallel adapters for the rest."""
         chosen = self.chosen or resolve_blocks(self.options.blocks, backbone)
         if self.searches and not chosen:
             raise RuntimeError("das: adapt before search and decide")
@@ -152,9 +152,9 @@ class DAS(Method[DASOptions]):
                 self._add_parallel(backbone, index, generator)
 
     def _add_parallel(self, backbone: Backbone, index: int, generator: torch.Generator) -> None:
-        block = backbone.blocks[index]
-        for sublayer in block.sublayers:  # type: ignore[union-attr]
-            block.parallel[sublayer] = BottleneckAdapter(  # type: ignore[union-attr, operator, index]
+        block = cast(Block, backbone.blocks[index])
+        for sublayer in block.sublayers:
+            block.parallel[sublayer] = BottleneckAdapter(
                 backbone.width,
                 self.options.bottleneck or max(1, backbone.width // 8),
                 generator,
@@ -188,7 +188,7 @@ class DAS(Method[DASOptions]):
         names = backbone.block_names
         history: list[dict[str, Any]] = []
 
-        def before_step(epoch: int, step: int) -> None:
+        def before_step(epoch: int, step: int) -> None:  # noqa: ARG001 - the lab calls it so
             skip_only(backbone, bandit.draw())
 
         def after_step(epoch: int, step: int) -> None:

@@ -16,5 +16,5 @@ def digest_state(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> str:
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
         hasher.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        hasher.update(memoryview(tensor.reshape(-1).view(uint8).numpy()))
+        hasher.update(tensor.reshape(-1).view(uint8).numpy().tobytes())
     return hasher.hexdigest()

@@ -25,7 +25,7 @@ from harness.errors import UserError
 MINI_FOLDER = Path(__file__).parent / "weights" / "vilt-mini"
 HEADS = ("vqa_classifier", "nlvr2_classifier", "itm_score", "rank_output", "mlm_score", "mpp_score")
 """Heads of the original that are no part of the encoder; kept aside, not loaded into it."""
-HUGGING_FACE_HEADS = ("classifier", "rank_output", "mlm_score")
+HUGGING_FACE_HEADS = ("classifier", "rank_output", "mlm_score", "itm_score")
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,8 @@ def pretrain(
     from harness.backbones.base import BackboneOptions
     from harness.backbones.vilt_loading import MINI_FOLDER, load_vilt_mini
     from harness.errors import UserError, did_you_mean
-    from harness.pretrain import Recipe, pretrain as run
+    from harness.pretrain import Recipe
+    from harness.pretrain import pretrain as run
 
     if backbone != "vilt-mini":
         raise UserError(f"there is no recipe for '{backbone}'.{did_you_mean(backbone, ['vilt-mini'])}")

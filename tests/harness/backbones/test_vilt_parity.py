@@ -18,19 +18,19 @@ FIXTURE = Path("../shared/data/checkpoints/vilt_orig_small.safetensors")
 
 
 def tiny_config(**changes: object) -> ViltConfig:
-    settings: dict[str, object] = dict(
-        vocab_size=50,
-        hidden_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        intermediate_size=64,
-        image_size=64,
-        patch_size=16,
-        max_position_embeddings=12,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        layer_norm_eps=1e-6,
-    )
+    settings: dict[str, object] = {
+        "vocab_size": 50,
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "image_size": 64,
+        "patch_size": 16,
+        "max_position_embeddings": 12,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "layer_norm_eps": 1e-6,
+    }
     return ViltConfig(**{**settings, **changes})
 
 
