@@ -1,0 +1,138 @@
+"""The bandit's arithmetic by hand, and what DAS does to the module tree."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from harness.backbones.base import BackboneOptions
+from harness.backbones.vilt import ViltBackbone
+from harness.backbones.vilt_loading import load_vilt_mini
+from harness.errors import UserError
+from methods.das import DAS, Bandit, DASOptions, SkippedBlock, resolve_blocks, reward_of
+
+
+@pytest.fixture
+def backbone() -> ViltBackbone:
+    return load_vilt_mini(BackboneOptions(weights="random"))
+
+
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def test_gates_move_by_reward_minus_mean_times_slope_of_the_sigmoid() -> None:
+    bandit = Bandit(4, 2, seeded())
+    bandit.gates = torch.tensor([0.0, 2.0, 0.0, 0.0], dtype=torch.float64)
+    p = 1 / (1 + math.exp(-2.0))
+    bandit.update([(0, 1), (1, 2), (0, 3)], [1.0, 0.4, 0.1])
+    expected = [0.25 * (0.5 - 0.4), 2.0 + p * (1 - p) * (0.5 - 0.1), 0.25 * -0.1, 0.25 * -0.4]
+    assert bandit.gates.tolist() == pytest.approx(expected)
+
+
+def test_a_high_gate_means_skip() -> None:
+    bandit = Bandit(5, 2, seeded())
+    bandit.gates = torch.tensor([0.1, 3.0, -1.0, 2.0, 0.0], dtype=torch.float64)
+    assert bandit.best() == (1, 3)
+
+
+def test_draws_follow_the_gates_and_distinct_sets_are_distinct() -> None:
+    bandit = Bandit(3, 1, seeded())
+    bandit.gates = torch.tensor([-50.0, 0.0, -50.0], dtype=torch.float64)
+    assert {bandit.draw() for _ in range(50)} == {(1,)}
+    fair = Bandit(3, 2, seeded())
+    assert sorted(fair.draw_distinct(3)) == [(0, 1), (0, 2), (1, 2)]
+    with pytest.raises(ValueError, match="only 3 sets"):
+        fair.draw_distinct(4)
+
+
+def test_rewards_exponential_and_without_scale() -> None:
+    assert reward_of([0.0, math.log(2)], "exponential") == pytest.approx([1.0, 0.5])
+    assert reward_of([2169.0, 2169.0], "exponential") == [0.0, 0.0]  # why the default has no scale
+    assert reward_of([2100.0, 2200.0], "standardized") == pytest.approx([1.0, -1.0])
+    assert reward_of([5.0, 5.0], "standardized") == [0.0, 0.0]
+
+
+def test_chosen_blocks_leave_the_module_tree(backbone: ViltBackbone) -> None:
+    method = DAS(DASOptions(blocks=("3", "joint.7")))
+    assert not method.searches
+    method.adapt(backbone, seeded())
+    assert [i for i, block in enumerate(backbone.blocks) if isinstance(block, SkippedBlock)] == [3, 7]
+    names = [name for name, _ in backbone.named_parameters()]
+    assert not any("layer.3.attention" in name or "layer.7.intermediate" in name for name in names)
+    features = backbone(backbone.example_inputs(2, 6, (64, 64), seeded()))
+    assert features.shape == (2, 128)
+
+
+@pytest.mark.parametrize("skipped", [1, 2, 4])
+def test_parameters_follow_the_closed_form(backbone: ViltBackbone, skipped: int) -> None:
+    method = DAS(DASOptions(blocks=tuple(str(i) for i in range(skipped))))
+    method.adapt(backbone, seeded())
+    width, parallel, shortcut = 128, 16, 32
+
+    def adapter(bottleneck: int) -> int:
+        return 2 * width * bottleneck + bottleneck + width + 2 * width
+
+    expected = adapter(shortcut) * skipped + 2 * adapter(parallel) * (12 - skipped)
+    assert sum(p.numel() for p in method.method_parameters(backbone)) == expected
+
+
+class FakeLab:
+    """A super-network whose loss rises with every block skipped but the second and the tenth."""
+
+    steps_per_epoch = 30
+
+    def __init__(self, backbone: ViltBackbone) -> None:
+        self.backbone = backbone
+        self.generator = seeded()
+        self.rewarded_in_training_mode: list[bool] = []
+
+    def train(self, epochs: int, before_step: Any, after_step: Any) -> None:
+        for epoch in range(epochs):
+            for step in range(self.steps_per_epoch):
+                before_step(epoch, step)
+                assert sum(bool(block.skip) for block in self.backbone.blocks) == 2
+                after_step(epoch, step)
+
+    def held_out_batch(self, fresh: bool = True) -> str:
+        return "held out"
+
+    def training_batch(self) -> str:
+        return "training"
+
+    def loss(self, batch: str, training_mode: bool = False) -> float:
+        self.rewarded_in_training_mode.append(training_mode)
+        harmless = {1, 9}
+        return 1.0 + sum(bool(b.skip) for i, b in enumerate(self.backbone.blocks) if i not in harmless)
+
+
+def test_search_finds_the_harmless_blocks_and_can_be_repeated(backbone: ViltBackbone) -> None:
+    decision = DAS(DASOptions(search_epochs=5)).search(FakeLab(backbone))
+    assert decision["skipped"] == ["joint.1", "joint.9"]
+    assert all(entry["epoch"] >= 1 for entry in decision["history"])  # the first epoch only warms up
+    again = DAS(DASOptions(search_epochs=5)).search(FakeLab(load_vilt_mini(BackboneOptions(weights="random"))))
+    assert again == decision
+
+
+def test_published_variant_rewards_as_the_authors_do(backbone: ViltBackbone) -> None:
+    lab = FakeLab(backbone)
+    decision = DAS(DASOptions(variant="published")).search(lab)
+    assert decision["settings"]["reward"] == "exponential"
+    assert decision["settings"]["period"] == 10
+    assert len(decision["history"]) == 6  # 30 forwards an epoch, every 10, two epochs after the warm-up
+    assert all(lab.rewarded_in_training_mode)
+    assert DAS(DASOptions(variant="published")).search_holdout == 0.0
+
+
+def test_bad_options_are_named(backbone: ViltBackbone) -> None:
+    with pytest.raises(UserError, match="sets must be at least 2"):
+        DASOptions(sets=1)
+    with pytest.raises(UserError, match="search_epochs must be more"):
+        DASOptions(search_epochs=1)
+    with pytest.raises(UserError, match="no block 'joint.12'"):
+        resolve_blocks(("joint.12",), backbone)
+    with pytest.raises(UserError, match="must be different"):
+        resolve_blocks(("1", "joint.1"), backbone)
