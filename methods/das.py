@@ -119,7 +119,7 @@ class DAS(Method[DASOptions]):
     summary: ClassVar[str] = "skips the blocks a bandit finds redundant; adapters beside the others"
     source: ClassVar[str] = "Wu et al., NeurIPS 2023"
     Options: ClassVar[type[Any]] = DASOptions
-    learning_rate_scale: ClassVar[float] = 1.0
+    learning_rate_scale: ClassVar[float] = 4.0
 
     def __init__(self, options: DASOptions | None = None) -> None:
         super().__init__(options)

@@ -72,8 +72,8 @@ def load_vilt_mini(options: BackboneOptions) -> ViltBackbone:
             backbone = _build(untrained, options, "vilt-mini")
     else:
         backbone = _build(_read_hugging_face_folder(folder), options, "vilt-mini")
-    backbone.base_learning_rate = 1e-3
-    backbone.head_learning_rate_scale = 1.0
+    backbone.base_learning_rate = 5e-4
+    backbone.head_learning_rate_scale = 2.0
     return backbone
 
 

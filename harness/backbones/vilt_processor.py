@@ -47,7 +47,10 @@ class ViltProcessor:
                     "These weights bring no vocabulary; name the folder of bert-base-uncased's vocab.txt "
                     "with --tokenizer."
                 )
-            self._tokenizer = BertWordPieceTokenizer(str(self.vocabulary), lowercase=True)
+            words = self.vocabulary.read_text(encoding="utf-8").splitlines()
+            self._tokenizer = BertWordPieceTokenizer(
+                {word: i for i, word in enumerate(words)}, lowercase=True
+            )
             self._tokenizer.enable_truncation(self.max_text_length)
         return self._tokenizer
 

@@ -113,7 +113,9 @@ def test_search_finds_the_harmless_blocks_and_can_be_repeated(backbone: ViltBack
     decision = DAS(DASOptions(search_epochs=5)).search(FakeLab(backbone))
     assert decision["skipped"] == ["joint.1", "joint.9"]
     assert all(entry["epoch"] >= 1 for entry in decision["history"])  # the first epoch only warms up
-    again = DAS(DASOptions(search_epochs=5)).search(FakeLab(load_vilt_mini(BackboneOptions(weights="random"))))
+    again = DAS(DASOptions(search_epochs=5)).search(
+        FakeLab(load_vilt_mini(BackboneOptions(weights="random")))
+    )
     assert again == decision
 
 
@@ -132,7 +134,7 @@ def test_bad_options_are_named(backbone: ViltBackbone) -> None:
         DASOptions(sets=1)
     with pytest.raises(UserError, match="search_epochs must be more"):
         DASOptions(search_epochs=1)
-    with pytest.raises(UserError, match="no block 'joint.12'"):
+    with pytest.raises(UserError, match=r"no block 'joint\.12'"):
         resolve_blocks(("joint.12",), backbone)
     with pytest.raises(UserError, match="must be different"):
         resolve_blocks(("1", "joint.1"), backbone)
