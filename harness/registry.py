@@ -31,10 +31,17 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
         "deep_prompt": "methods.prompts:DeepPrompt",
         "das": "methods.das:DAS",
     },
-    "tasks": {"vqa": "tasks.vqa:VQA"},
+    "tasks": {
+        "vqa": "tasks.vqa:VQA",
+        "nlvr2": "tasks.nlvr2:NLVR2",
+        "snli_ve": "tasks.snli_ve:SNLIVE",
+        "retrieval": "tasks.retrieval:Retrieval",
+        "nlvr": "tasks.nlvr:NLVR",
+    },
     "backbones": {
         "vilt": "harness.backbones.vilt_loading:load_vilt",
         "vilt-mini": "harness.backbones.vilt_loading:load_vilt_mini",
+        "meter": "harness.backbones.meter_loading:load_meter",
     },
 }
 """`module:attribute` by name, in the order of the tables."""

@@ -42,7 +42,7 @@ class SequentialAdapter(Method[SequentialAdapterOptions]):
     summary: ClassVar[str] = "a bottleneck adapter after every sublayer"
     source: ClassVar[str] = "Houlsby et al., ICML 2019"
     Options: ClassVar[type[Any]] = SequentialAdapterOptions
-    learning_rate_scale: ClassVar[float] = 4.0
+    learning_rate_scale: ClassVar[float] = 5.0
 
     def adapt(self, backbone: Backbone, generator: torch.Generator) -> None:
         """Fill every sequential slot. Weights of deviation 0.01 start it near identity (section 2.1)."""

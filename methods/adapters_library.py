@@ -45,7 +45,24 @@ INTERFACES: dict[str, dict[str, str | None]] = {
         # Left out on purpose: given these, the library hands every layer the last layer's norm (1.3.0).
         "layer_ln_1": None,
         "layer_ln_2": None,
-    }
+    },
+    "MeterModel": {
+        "model_embeddings": "text_encoder.embeddings",
+        "model_layers": "layers",
+        "layer_self_attn": "attention",
+        "layer_cross_attn": "crossattention",
+        "attn_q_proj": "self.query",
+        "attn_k_proj": "self.key",
+        "attn_v_proj": "self.value",
+        "attn_o_proj": "output.dense",
+        "layer_intermediate_proj": "intermediate.dense",
+        "layer_output_proj": "output.dense",
+        # A post-norm sublayer's residual stream is what its first projection reads.
+        "layer_pre_self_attn": "attention.self.query",
+        "layer_pre_ffn": "intermediate.dense",
+        "layer_ln_1": None,
+        "layer_ln_2": None,
+    },
 }
 """The library's plug-in interface by the class of `backbone.model`."""
 
@@ -91,6 +108,9 @@ class AdaptersMethod(Method[NoOptions]):
         adapters = _library()
         seed = int(torch.randint(2**62, (), generator=generator))
         kinds = adapters.AdapterMethod.get_from_config(self.settings)
+        if "bottleneck" in kinds:
+            # Given it, the library puts cross-attention's adapter where self-attention's was (1.3.0).
+            interface = {**interface, "layer_cross_attn": None}
         plug_in = adapters.AdapterModelInterface(adapter_methods=kinds, **interface)
         with _quietly(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

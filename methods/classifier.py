@@ -16,7 +16,7 @@ class Classifier(Method[NoOptions]):
     name: ClassVar[str] = "classifier"
     summary: ClassVar[str] = "frozen backbone; only head, pooler and token types train"
     source: ClassVar[str] = "linear probing, Alain and Bengio 2016"
-    learning_rate_scale: ClassVar[float] = 1.0
+    learning_rate_scale: ClassVar[float] = 5.0
 
     def adapt(self, backbone: Backbone, generator: torch.Generator) -> None:
         """Freeze."""

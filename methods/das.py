@@ -8,14 +8,15 @@ the hidden states past each of them, and the blocks that stay get parallel adapt
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from math import comb, exp
 from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from harness.backbones.base import Backbone, Block
+from harness.backbones.base import Backbone, Block, Streams
 from harness.errors import UserError, did_you_mean
 from methods.base import Inserted, Method, SearchLab, freeze
 from methods.bottleneck import BottleneckAdapter
@@ -37,7 +38,8 @@ class DASOptions:
     period: training steps between two updates of the gates; by default 10, but small training sets get at
         least 20 updates an epoch (`sound` only).
     sets: distinct sets of skipped blocks compared in an update.
-    bottleneck: of the parallel adapters (two for each block kept); by default width / 8 (96 at 768).
+    bottleneck: of the parallel adapters (one a sublayer of each block kept: two in ViLT, three in METER); by
+        default width / 8 (96 at 768).
     shortcut_bottleneck: of the adapter in a skipped block's place; by default width / 4 on one stream (192)
         and 3/8 of the width on two (288).
     """
@@ -89,6 +91,22 @@ class SkippedBlock(Inserted):
         return self.shortcut(hidden)  # type: ignore[no-any-return]
 
 
+class ClassificationToken(Inserted):
+    """A trained token `(1, 1, D)` in the place of a stream's first, for `Backbone.prompt`."""
+
+    def __init__(self, initial: Tensor, stream: str) -> None:
+        super().__init__()
+        self.token = nn.Parameter(initial.view(1, 1, -1))
+        self.stream = stream
+
+    def forward(self, streams: Streams) -> Streams:
+        """The streams as they are but for that token."""
+        stream = streams[self.stream]
+        token = self.token.to(stream.hidden.dtype).expand(len(stream.hidden), -1, -1)
+        replaced = replace(stream, hidden=torch.cat([token, stream.hidden[:, 1:]], dim=1))
+        return {**streams, self.stream: replaced}
+
+
 class GatedBlock(nn.Module):
     """A block during the search: itself with its parallel adapters, or its shortcut, as `skip` says."""
 
@@ -119,7 +137,7 @@ class DAS(Method[DASOptions]):
     summary: ClassVar[str] = "skips the blocks a bandit finds redundant; adapters beside the others"
     source: ClassVar[str] = "Wu et al., NeurIPS 2023"
     Options: ClassVar[type[Any]] = DASOptions
-    learning_rate_scale: ClassVar[float] = 4.0
+    learning_rate_scale: ClassVar[float] = 5.0
 
     def __init__(self, options: DASOptions | None = None) -> None:
         super().__init__(options)
@@ -145,6 +163,7 @@ class DAS(Method[DASOptions]):
         if self.searches and not chosen:
             raise RuntimeError("das: adapt before search and decide")
         freeze(backbone)
+        add_classification_token(backbone)
         for index, name in enumerate(backbone.block_names):
             if name in chosen:
                 backbone.blocks[index] = self._shortcut(backbone, index, generator)
@@ -154,7 +173,9 @@ class DAS(Method[DASOptions]):
     def _add_parallel(self, backbone: Backbone, index: int, generator: torch.Generator) -> None:
         block = cast(Block, backbone.blocks[index])
         for sublayer in block.sublayers:
-            block.parallel[sublayer] = BottleneckAdapter(
+            # Published for METER: beside attention inside the norm, beside the feed-forward behind it.
+            slots = block.behind if block.normalizes_last and sublayer == "mlp" else block.parallel
+            slots[sublayer] = BottleneckAdapter(
                 backbone.width,
                 self.options.bottleneck or max(1, backbone.width // 8),
                 generator,
@@ -177,6 +198,7 @@ class DAS(Method[DASOptions]):
         """
         backbone = lab.backbone
         freeze(backbone)
+        add_classification_token(backbone)
         for index in range(len(backbone.blocks)):
             shortcut = self._shortcut(backbone, index, lab.generator)
             self._add_parallel(backbone, index, lab.generator)
@@ -292,6 +314,13 @@ def reward_of(losses: list[float], kind: str) -> list[float]:
     return [0.0 if deviation == 0 else (mean - loss) / deviation for loss in losses]
 
 
+def add_classification_token(backbone: Backbone) -> None:
+    """Let the text's first token train, on backbones that pool it behind frozen encoders (METER)."""
+    initial = backbone.classification_token()
+    if initial is not None:
+        backbone.prompt = ClassificationToken(initial, backbone.stream_names[0])
+
+
 def skip_only(backbone: Backbone, chosen: tuple[int, ...]) -> None:
     """Send the hidden states past these blocks and through all others."""
     for index, block in enumerate(backbone.blocks):
@@ -306,6 +335,24 @@ def number_to_skip(options: DASOptions, backbone: Backbone) -> int:
     if skip >= len(backbone.block_names):
         raise UserError(f"das: skip={skip}, but {backbone.name} has {len(backbone.block_names)} blocks.")
     return skip
+
+
+def skippable_sets(options: DASOptions, backbone: Backbone) -> list[tuple[str, ...]]:
+    """What a search may choose, one set for each number of blocks skipped in each stream.
+
+    Sets with the same numbers cost the same: a stream's blocks are alike.
+    """
+    skip = number_to_skip(options, backbone)
+    by_stream = [
+        [name for name in backbone.block_names if name.split(".")[0] == stream]
+        for stream in backbone.stream_names
+    ]
+    choices = product(*(range(len(names) + 1) for names in by_stream))
+    return [
+        tuple(name for names, number in zip(by_stream, numbers, strict=True) for name in names[:number])
+        for numbers in choices
+        if sum(numbers) == skip
+    ]
 
 
 def resolve_blocks(blocks: tuple[str, ...], backbone: Backbone) -> tuple[str, ...]:

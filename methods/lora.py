@@ -114,7 +114,7 @@ class LoRA(Method[LoRAOptions]):
     summary: ClassVar[str] = "low-rank updates of the query and value projections, merged for inference"
     source: ClassVar[str] = "Hu et al., ICLR 2022"
     Options: ClassVar[type[Any]] = LoRAOptions
-    learning_rate_scale: ClassVar[float] = 4.0
+    learning_rate_scale: ClassVar[float] = 10.0
 
     def adapt(self, backbone: Backbone, generator: torch.Generator) -> None:
         """Wrap the target projections.

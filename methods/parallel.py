@@ -46,7 +46,7 @@ class ParallelAdapter(Method[ParallelAdapterOptions]):
     summary: ClassVar[str] = "scaled bottleneck adapters beside self-attention and feed-forward"
     source: ClassVar[str] = "He et al., ICLR 2022"
     Options: ClassVar[type[Any]] = ParallelAdapterOptions
-    learning_rate_scale: ClassVar[float] = 2.0
+    learning_rate_scale: ClassVar[float] = 4.0
 
     def adapt(self, backbone: Backbone, generator: torch.Generator) -> None:
         """Fill the parallel slots."""

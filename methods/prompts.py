@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from harness.backbones.base import Backbone, Block, Stream, Streams
+from harness.backbones.base import Backbone, Block, Streams
 from methods.base import Inserted, Method, freeze
 from methods.option_checks import at_least
 
@@ -66,7 +66,7 @@ class StreamPrompts(nn.Module):
         for name, stream in streams.items():
             prompt = self.prompts[name]
             mask = None if stream.mask is None else prompt.widen(stream.mask)  # type: ignore[operator]
-            prompted[name] = Stream(prompt(stream.hidden), mask)
+            prompted[name] = replace(stream, hidden=prompt(stream.hidden), mask=mask)
         return prompted
 
 
@@ -124,7 +124,7 @@ class ShallowPrompt(Method[PromptOptions]):
     summary: ClassVar[str] = "trained tokens in each stream, from the first block on"
     source: ClassVar[str] = "Jia et al., ECCV 2022"
     Options: ClassVar[type[Any]] = PromptOptions
-    learning_rate_scale: ClassVar[float] = 10.0
+    learning_rate_scale: ClassVar[float] = 25.0
 
     def adapt(self, backbone: Backbone, generator: torch.Generator) -> None:
         """Hang the prompts between `encode` and the first block."""
@@ -142,7 +142,7 @@ class DeepPrompt(Method[PromptOptions]):
     summary: ClassVar[str] = "trained tokens in every block, dropped behind it"
     source: ClassVar[str] = "Jia et al., ECCV 2022"
     Options: ClassVar[type[Any]] = PromptOptions
-    learning_rate_scale: ClassVar[float] = 10.0
+    learning_rate_scale: ClassVar[float] = 25.0
 
     def adapt(self, backbone: Backbone, generator: torch.Generator) -> None:
         """Wrap every block."""

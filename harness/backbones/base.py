@@ -49,10 +49,14 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Stream:
-    """Hidden states `(B, T, D)` and their mask `(B, T)` bool (True: attend; None: attend to all)."""
+    """Hidden states `(B, T, D)` and their mask `(B, T)` bool (True: attend; None: attend to all).
+
+    token_type: row of the token-type table that `fuse` is still to add; None if there is nothing to add.
+    """
 
     hidden: Tensor
     mask: Tensor | None = None
+    token_type: int | None = None
 
 
 Streams = dict[str, Stream]
@@ -68,6 +72,10 @@ class Block(nn.Module, ABC):
     - `parallel[name]` reads the block's residual stream before the sublayer (un-normalised, where the
       block normalises first) and is added to the sublayer's result.
 
+    A block that normalises after adding the residual has a third:
+
+    - `behind[name]` reads what `parallel[name]` reads and is added to the norm's result.
+
     Empty slots cost nothing.
     """
 
@@ -76,6 +84,9 @@ class Block(nn.Module, ABC):
     sublayers: ClassVar[tuple[str, ...]]
     sequential: nn.ModuleDict
     parallel: nn.ModuleDict
+    normalizes_last: ClassVar[bool] = False
+    """Whether it is a post-norm block, with slots `behind`."""
+    behind: nn.ModuleDict
 
     @abstractmethod
     def forward(
@@ -156,6 +167,10 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def common_parameters(self) -> Iterator[nn.Parameter]:
         """What every method trains alike beside the head: poolers and token-type embeddings."""
+
+    def classification_token(self) -> Tensor | None:
+        """What a trained token in the first text position starts as `(D,)`; None if there is none (ViLT)."""
+        return None
 
     @abstractmethod
     def components(self) -> dict[str, list[nn.Module]]:

@@ -23,6 +23,7 @@ from transformers.models.vilt.modeling_vilt import (
 
 from harness.backbones.base import Backbone, Block, Inputs, Processor, Stream, Streams
 from harness.backbones.digest import digest_state
+from harness.backbones.masks import additive_mask
 from harness.errors import UserError
 
 BLOCK_LAYER_NORM_EPS = 1e-6
@@ -261,19 +262,6 @@ class ViltBackbone(Backbone):
             settings.pop("transformers_version", None)  # says who wrote it, not what it computes
             self._digest = digest_state(self.model.state_dict(), settings)
         return self._digest
-
-
-def additive_mask(mask: Tensor | None, like: Tensor) -> Tensor | None:
-    """`(B, T)` bool → additive `(B, 1, 1, T)` in the dtype attention computes in; None stays None."""
-    if mask is None:
-        return None
-    dtype = (
-        torch.get_autocast_dtype(like.device.type)
-        if torch.is_autocast_enabled(like.device.type)
-        else like.dtype
-    )
-    bias = torch.zeros(mask.shape, dtype=dtype, device=like.device)
-    return bias.masked_fill_(~mask, torch.finfo(dtype).min)[:, None, None, :]
 
 
 def _join_masks(inputs: Inputs, patch_mask: Tensor | None, image_tokens: int) -> Tensor | None:

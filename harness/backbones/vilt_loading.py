@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import pickle
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import ViltConfig
 
 from harness.backbones.base import BackboneOptions
+from harness.backbones.checkpoints import (
+    Checkpoint,
+    find_checkpoint,
+    fixed_generator,
+    load_strictly,
+    read_settings,
+    read_tensors,
+)
 from harness.backbones.vilt import ViltBackbone
 from harness.backbones.vilt_processor import ViltProcessor
 from harness.errors import UserError
@@ -28,16 +27,6 @@ HEADS = ("vqa_classifier", "nlvr2_classifier", "itm_score", "rank_output", "mlm_
 HUGGING_FACE_HEADS = ("classifier", "rank_output", "mlm_score", "itm_score")
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """Encoder weights by Hugging Face's names, the configuration, and what else the file held."""
-
-    config: ViltConfig
-    state: dict[str, Tensor]
-    heads: dict[str, Tensor]
-    vocabulary: Path | None
-
-
 def load_vilt(options: BackboneOptions) -> ViltBackbone:
     """ViLT-B/32 from `options.weights` (default: the hub's pretrained `dandelin/vilt-b32-mlm`).
 
@@ -46,17 +35,9 @@ def load_vilt(options: BackboneOptions) -> ViltBackbone:
     """
     source = options.weights or "dandelin/vilt-b32-mlm"
     if source == "random":
-        with _fixed_generator():
+        with fixed_generator():
             return _build(Checkpoint(full_size_config(), {}, {}, None), options, "vilt")
     return _build(read_checkpoint(source), options, "vilt")
-
-
-@contextmanager
-def _fixed_generator() -> Iterator[None]:
-    """Random weights that are the same every time, without touching the caller's generator."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        yield
 
 
 def load_vilt_mini(options: BackboneOptions) -> ViltBackbone:
@@ -68,12 +49,12 @@ def load_vilt_mini(options: BackboneOptions) -> ViltBackbone:
         )
     if options.weights == "random":
         untrained = Checkpoint(_read_config(folder), {}, {}, folder / "vocab.txt")
-        with _fixed_generator():
+        with fixed_generator():
             backbone = _build(untrained, options, "vilt-mini")
     else:
         backbone = _build(_read_hugging_face_folder(folder), options, "vilt-mini")
-    backbone.base_learning_rate = 5e-4
-    backbone.head_learning_rate_scale = 2.0
+    backbone.base_learning_rate = 2e-4
+    backbone.head_learning_rate_scale = 50.0
     return backbone
 
 
@@ -98,73 +79,23 @@ def _build(checkpoint: Checkpoint, options: BackboneOptions, name: str) -> ViltB
     processor = ViltProcessor(vocabulary, options.image_size or config.image_size, config.patch_size, length)
     backbone = ViltBackbone(config, processor, name=name)
     if checkpoint.state:
-        _load_strictly(backbone, checkpoint.state, name)
+        types = checkpoint.state.get("embeddings.token_type_embeddings.weight")
+        if types is not None:
+            backbone.widen_token_types(types.shape[0])
+        load_strictly(backbone.model, checkpoint.state, name, "ViLT")
     backbone.pretrained_heads = checkpoint.heads
     backbone.requires_grad_(True)
     return backbone.eval()
 
 
-def _load_strictly(backbone: ViltBackbone, state: dict[str, Tensor], name: str) -> None:
-    types = "embeddings.token_type_embeddings.weight"
-    if types in state:
-        backbone.widen_token_types(state[types].shape[0])
-    wanted = backbone.model.state_dict()
-    missing = sorted(set(wanted) - set(state))
-    unknown = sorted(set(state) - set(wanted))
-    if missing or unknown:
-        raise UserError(
-            f"{name}: the weights do not fit: {len(missing)} keys missing{_first(missing)}, "
-            f"{len(unknown)} unknown{_first(unknown)}. Is it a ViLT checkpoint?"
-        )
-    for key, tensor in state.items():
-        if tensor.shape != wanted[key].shape:
-            raise UserError(
-                f"{name}: {key} has shape {tuple(tensor.shape)}, expected {tuple(wanted[key].shape)}."
-            )
-    backbone.model.load_state_dict({key: tensor.to(torch.float32) for key, tensor in state.items()})
-
-
-def _first(keys: list[str]) -> str:
-    return f" (first: {keys[0]})" if keys else ""
-
-
 def read_checkpoint(source: str) -> Checkpoint:
     """A Hugging Face folder, an original `.ckpt`, or a hub id."""
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return _read_hugging_face_folder(path)
-    if path.is_file():
-        return _read_original(path)
-    if path.suffix or source.startswith((".", "/", "~")) or source.count("/") != 1:
-        raise UserError(f"{source}: no such file or folder, and not a hub id of the form owner/name.")
-    return _read_hugging_face_folder(_download(source))
-
-
-def _download(hub_id: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        patterns = ["config.json", "vocab.txt", "*.safetensors", "pytorch_model.bin"]
-        return Path(snapshot_download(hub_id, allow_patterns=patterns))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise UserError(
-            f"{hub_id}: the hub cannot be reached or has no such model ({type(error).__name__}). Download it "
-            "elsewhere and name its folder with --weights."
-        ) from error
+    path = find_checkpoint(source, ["config.json", "vocab.txt", "*.safetensors", "pytorch_model.bin"])
+    return _read_original(path) if path.is_file() else _read_hugging_face_folder(path)
 
 
 def _read_config(folder: Path) -> ViltConfig:
-    config_path = folder / "config.json"
-    if not config_path.is_file():
-        raise UserError(f"{folder}: no config.json there.")
-    try:
-        raw: dict[str, Any] = json.loads(config_path.read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(f"{config_path}: line {error.lineno}: {error.msg}.") from error
-    if raw.get("model_type") != "vilt":
-        raise UserError(f"{config_path}: model_type is {raw.get('model_type')!r}, expected 'vilt'.")
-    return ViltConfig.from_dict(raw)
+    return ViltConfig.from_dict(read_settings(folder, "vilt"))
 
 
 def _read_hugging_face_folder(folder: Path) -> Checkpoint:
@@ -183,25 +114,6 @@ def _read_hugging_face_folder(folder: Path) -> Checkpoint:
         raise UserError(f"{weights}: no pooler (pooler.dense.weight) in it.")
     vocabulary = folder / "vocab.txt"
     return Checkpoint(config, state, heads, vocabulary if vocabulary.is_file() else None)
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a `.safetensors`, `.bin` or Lightning `.ckpt` file, without executing pickled code."""
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path}: holds more than tensors and plain containers, and running pickled code is refused "
-            f"({str(error).splitlines()[0]})."
-        ) from error
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as a checkpoint ({str(error).splitlines()[0]}).") from error
-    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{path}: no state_dict of tensors in it.")
-    return state
 
 
 _ORIGINAL_TO_HUGGING_FACE = (
