@@ -16,6 +16,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from harness.fit import (
+    Batches,
     Cost,
     State,
     TaskModel,
@@ -83,10 +84,10 @@ def make_fabric(workplace: Workplace) -> Fabric:
     )
 
 
-def loader(workplace: Workplace, split: str, seed: int | None = None, examples: Any = None) -> Loader:
+def loader(workplace: Workplace, split: str, seed: int | None = None, examples: Any = None) -> Batches:
     """Batches of a split; shuffled by `seed` if there is one."""
     request = workplace.request
-    return Loader(
+    found = Loader(
         workplace.data.splits[split] if examples is None else examples,
         workplace.task,
         workplace.pristine.processor,
@@ -97,6 +98,10 @@ def loader(workplace: Workplace, split: str, seed: int | None = None, examples: 
         cache=workplace.images,
         skip_bad_images=request.skip_bad_images,
     )
+    if split != "train":
+        return found
+    batches: Batches = workplace.task.training_batches(found, 0 if seed is None else seed)
+    return batches
 
 
 def adapted_model(cell: Cell, method: Method[Any]) -> TaskModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +14,9 @@ from harness.cell import deployed_model, loader, make_fabric
 from harness.errors import UserError
 from harness.fit import predict
 from harness.plan import Cell, Request, build_cell, build_workplace
-from harness.record import Record
-from harness.registry import resolve_backbone
-from harness.spec import Spec, format_value
+from harness.record import MethodChoice, Record
+from harness.registry import build_method, resolve_backbone
+from harness.spec import Spec, format_value, parse_specs
 from harness.store import WEIGHTS, Store
 from tasks.images import ImageCache
 
@@ -29,7 +30,7 @@ def cell_of(record: Record, data_root: Path | None, weights: str | None, tokeniz
     chosen, protocol = record.cell, record.protocol
     processor = chosen.backbone.config
     request = Request(
-        methods=(Spec(chosen.method.name, _texts(chosen.method.options)),),
+        methods=(_method_spec(chosen.method),),
         tasks=(Spec(chosen.task.name, _texts(chosen.task.options)),),
         backbone=chosen.backbone.name,
         backbone_options=BackboneOptions(
@@ -91,6 +92,14 @@ def evaluate_cell(
     if any(prediction.get("score") is None for prediction in predictions):
         return {}
     return workplace.task.score(predictions)
+
+
+def _method_spec(method: MethodChoice) -> Spec:
+    """The label says what differs from the defaults; all options are spelt out if the defaults have changed."""
+    (spec,) = parse_specs(method.label)
+    if dict(build_method(spec).config()) == json.loads(json.dumps(method.options)):
+        return spec
+    return Spec(method.name, _texts(method.options))
 
 
 def _texts(options: object) -> dict[str, str]:

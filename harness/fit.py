@@ -179,10 +179,16 @@ def predict(
 ) -> list[Prediction]:
     """Per-example predictions in evaluation mode, ordered by example id."""
     model.eval()
+
+    def logits_of(batch: Batch) -> Tensor:
+        logits: Tensor = model(batch.to(fabric.device)).float().cpu()
+        return logits
+
+    if task.evaluates_splits:
+        return task.evaluate(logits_of, batches, on_batch or (lambda count: None))
     predictions: list[Prediction] = []
     for batch in batches:
-        logits = model(batch.to(fabric.device))
-        predictions += task.predict(logits.float().cpu(), batches.examples_of(batch))
+        predictions += task.predict(logits_of(batch), batches.examples_of(batch))
         if on_batch is not None:
             on_batch(len(batch))
     return sorted(predictions, key=lambda prediction: str(prediction["id"]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar
@@ -88,10 +88,12 @@ class Task(ABC, Generic[OptionsT]):
     """Raised whenever scores change meaning."""
     primary_metric: ClassVar[str]
     higher_is_better: ClassVar[bool] = True
+    evaluates_splits: ClassVar[bool] = False
+    """Whether `evaluate` is called on a split instead of `predict` on its batches."""
     Options: ClassVar[type[Any]]
     recipe: ClassVar[Recipe]
     """As published."""
-    embedded_recipe: ClassVar[Recipe] = Recipe(epochs=5, batch_size=16)
+    embedded_recipe: ClassVar[Recipe] = Recipe(epochs=4, batch_size=16)
     """On the embedded benchmark: small batches, because what it lacks is optimiser steps, not examples."""
 
     def __init__(self, options: OptionsT | None = None) -> None:
@@ -136,6 +138,16 @@ class Task(ABC, Generic[OptionsT]):
     @abstractmethod
     def write_submission(self, predictions: Sequence[Prediction], path: Path) -> None:
         """The file the official evaluation server or script takes."""
+
+    def training_batches(self, loader: Any, seed: int) -> Any:
+        """What is trained on, from the loader of the training split (retrieval adds negatives)."""
+        return loader
+
+    def evaluate(
+        self, scores_of: Callable[[Batch], Tensor], loader: Any, on_batch: Callable[[int], None]
+    ) -> list[Prediction]:
+        """Predictions of a whole split, where an example alone has none; called if `evaluates_splits`."""
+        raise TypeError(f"{self.name} is evaluated example by example")
 
     def config(self) -> dict[str, Any]:
         """The resolved options, for the record."""

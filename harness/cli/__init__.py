@@ -22,7 +22,9 @@ def _register() -> None:
     from harness.cli.evaluate import evaluate
     from harness.cli.methods import list_names
     from harness.cli.pretrain import pretrain
+    from harness.cli.profile import profile
     from harness.cli.run import run
+    from harness.cli.score import score
     from harness.cli.show import show
     from harness.cli.table import table
 
@@ -30,6 +32,8 @@ def _register() -> None:
     app.command()(table)
     app.command()(show)
     app.command()(evaluate)
+    app.command()(profile)
+    app.command()(score)
     app.command()(pretrain)
     app.command("list")(list_names)
 

@@ -1,0 +1,32 @@
+"""`harness score`: anyone's predictions on the official annotations, or a result scored again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def score(
+    task: Annotated[str, typer.Option(help="What is scored, such as vqa.")],
+    predictions: Annotated[
+        Path,
+        typer.Option(help="A cell's predictions.jsonl(.gz), or the official submission file (.gz as well)."),
+    ],
+    annotations: Annotated[Path, typer.Option(help="The official annotation file, plain or gzipped.")],
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Score what is predicted, even if that is not everything.")
+    ] = False,
+) -> None:
+    """Score a predictions file on an official annotation file; metrics in percent."""
+    from harness.scoring import score_files
+
+    scored = score_files(task, predictions, annotations, partial)
+    for name, value in scored.metrics.items():
+        typer.echo(f"{name}\t{value:.4f}")
+    typer.echo(f"examples\t{scored.examples}")
+    if scored.missing:
+        typer.echo(f"{scored.missing} annotated examples have no prediction and are left out.", err=True)
+    if scored.unknown:
+        typer.echo(f"{scored.unknown} predictions have no annotation and are left out.", err=True)

@@ -1,0 +1,45 @@
+"""Accuracy, accuracy by class and consistency of classified examples, in percent; pure functions.
+
+A prediction has "id", "prediction" and, where the example is labelled, "label" and "score" (1 right, 0 wrong).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from harness.errors import UserError
+
+Predictions = Sequence[Mapping[str, Any]]
+
+
+def check_labelled(predictions: Predictions) -> None:
+    """Raises `UserError` where there is nothing to score, or an example whose label is not known."""
+    if not predictions:
+        raise UserError("no predictions to score")
+    for prediction in predictions:
+        if prediction["score"] is None:
+            raise UserError(f"example {prediction['id']} has no label, so accuracy is unknown here")
+
+
+def accuracy(predictions: Predictions) -> float:
+    """Share of the examples that are right."""
+    return 100 * sum(prediction["score"] for prediction in predictions) / len(predictions)
+
+
+def class_accuracies(predictions: Predictions) -> dict[str, float]:
+    """Share of each class's examples that are right, by label, in alphabetical order."""
+    by_label: defaultdict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for prediction in predictions:
+        by_label[prediction["label"]].append(prediction)
+    return {label: accuracy(by_label[label]) for label in sorted(by_label)}
+
+
+def consistency(predictions: Predictions, group_of: Callable[[str], str]) -> float:
+    """Share of the groups whose examples are all right. group_of: an example's group by its id."""
+    all_right: dict[str, bool] = {}
+    for prediction in predictions:
+        group = group_of(prediction["id"])
+        all_right[group] = all_right.get(group, True) and prediction["score"] == 1
+    return 100 * sum(all_right.values()) / len(all_right)
