@@ -13,14 +13,14 @@ def table(
         "results"
     ),
     format: Annotated[
-        Literal["terminal", "github", "latex", "csv", "html"] | None,
+        Literal["terminal", "github", "latex", "csv", "html", "svg"] | None,
         typer.Option("--format", "-f", help="By default what --output's ending says, else terminal."),
     ] = None,
     all_protocols: Annotated[
         bool, typer.Option("--all-protocols", help="Cells whose protocol differs get a table each.")
     ] = False,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File to write: .md, .tex, .csv or .html.")
+        Path | None, typer.Option("--output", "-o", help="File to write: .md, .tex, .csv, .html or .svg.")
     ] = None,
 ) -> None:
     """Put the results of a folder into tables, one a backbone."""
@@ -28,10 +28,17 @@ def table(
 
     from harness.errors import UserError
     from harness.record import write_atomically
+    from harness.rendering import Format, print_table, render_all
     from harness.store import Store
-    from harness.tables import Format, build_tables, print_table, render_all
+    from harness.tables import build_tables
 
-    endings: dict[str, Format] = {".md": "github", ".tex": "latex", ".csv": "csv", ".html": "html"}
+    endings: dict[str, Format] = {
+        ".md": "github",
+        ".tex": "latex",
+        ".csv": "csv",
+        ".html": "html",
+        ".svg": "svg",
+    }
     store = Store(results)
     records = store.records()
     if not records:

@@ -18,8 +18,9 @@ from harness.cli.show import show
 from harness.cli.table import table as table_command
 from harness.errors import UserError
 from harness.record import Record
+from harness.rendering import print_table, render, render_all
 from harness.store import Store
-from harness.tables import Table, build_tables, print_table, render, render_all
+from harness.tables import Table, build_tables
 
 FULL: dict[str, Any] = {
     "updated": 2_400_000,
@@ -328,6 +329,13 @@ def test_the_terminals_table_keeps_to_a_hundred_columns() -> None:
     for text in ("24.00", "59.00", "60.00", "-3.00", "8.00 / 9.00", "512", "0.25"):
         assert text in das
     assert any("not VQA2.0" in line for line in lines)
+
+
+def test_the_picture_shows_what_the_terminal_shows() -> None:
+    picture = render(only(small_results()), "svg")
+    assert picture.startswith("<svg")
+    assert "lora[r=8]" in picture
+    assert "VQA2.0" in picture
 
 
 def test_no_results_are_told() -> None:

@@ -1,0 +1,69 @@
+"""`harness profile`: what methods cost on a backbone, without weights or data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def profile(
+    backbone: Annotated[str, typer.Option(help="Such as meter or vilt.")] = "meter",
+    methods: Annotated[str, typer.Option(help="Such as das[skip=2],lora[r=8], or 'all'.")] = "all",
+    tasks: Annotated[str, typer.Option(help="Such as vqa,nlvr2, or 'all'.")] = "vqa",
+    image_size: Annotated[
+        str | None,
+        typer.Option(help="HEIGHTxWIDTH or the side in pixels; default: as published, else the backbone's."),
+    ] = None,
+    text_length: Annotated[int, typer.Option(min=3, help="Tokens of the text, special ones included.")] = 40,
+    latency: Annotated[
+        bool, typer.Option("--latency", help="Time each method beside full tuning, on random weights.")
+    ] = False,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write: .md or .csv.")] = None,
+) -> None:
+    """Count parameters by group and multiply-accumulates by component at full size, from shapes alone.
+
+    Where DAS is still to choose its blocks, every number of blocks per stream is shown.
+    """
+    import sys
+
+    import torch
+    from rich.console import Console
+
+    from harness.cli.run import read_specs
+    from harness.errors import UserError
+    from harness.profile import make_setting, profile_setting
+    from harness.profile_tables import NOTES, print_profile, to_csv, to_markdown
+    from harness.record import write_atomically
+
+    if output is not None and output.suffix not in (".md", ".csv"):
+        raise UserError(f"--output {output}: ends in neither .md nor .csv.")
+    size = _read_size(image_size)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if latency else None
+    console, profiles = Console(), []
+    chosen = read_specs(methods, "methods") or []
+    for task in read_specs(tasks, "tasks") or []:
+        setting = make_setting(backbone, task, size, text_length)
+        with Console(stderr=True).status("") as status:
+            found = profile_setting(setting, chosen, latency_on=device, on_case=status.update)
+        profiles.append(found)
+        print_profile(found, console)
+    for note in NOTES:
+        console.print(note, style="dim")
+    if output is not None:
+        command = f"harness {' '.join(sys.argv[1:])}"
+        text = to_csv(profiles) if output.suffix == ".csv" else to_markdown(profiles, command)
+        write_atomically(output, text.encode())
+
+
+def _read_size(text: str | None) -> tuple[int, int] | None:
+    from harness.errors import UserError
+
+    if text is None:
+        return None
+    height, _, width = text.partition("x")
+    sides = (height, width or height)
+    if not all(side.isdigit() and int(side) for side in sides):
+        raise UserError(f"--image-size has to be a side or HEIGHTxWIDTH in pixels, got '{text}'.")
+    return int(sides[0]), int(sides[1])
