@@ -164,6 +164,13 @@ def digest_json(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
+def open_workplaces(request: Request) -> list[Workplace]:
+    """The backbone and the data of every task, loaded."""
+    backbone = registry.resolve_backbone(request.backbone)(request.backbone_options)
+    images = ImageCache(backbone.processor, request.image_budget_mib)
+    return [build_workplace(request, spec, backbone, images) for spec in request.tasks]
+
+
 def build_workplace(
     request: Request,
     task_spec: Spec,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
@@ -27,14 +28,36 @@ SINGLE, SMALL_BATCH = (1, 50, 1.0), (16, 10, 1.0)
 """Batch size, least iterations, least seconds of a latency measurement."""
 
 
-class Reporter(Progress, Protocol):
-    """Who is told what happens."""
+class Reporter(Protocol):
+    """Who is told what happens; several cells may be under way at once."""
 
     def begin(self, cell: Cell) -> None:
         """A cell begins."""
 
+    def stage(self, cell: Cell, name: str, total: int) -> None:
+        """A new stage of the cell, of `total` examples, begins."""
+
+    def advance(self, cell: Cell, count: int) -> None:
+        """`count` more examples of the cell's stage are done."""
+
     def end(self, cell: Cell, record: Record | None, note: str) -> None:
         """A cell has ended (`note`: finished, kept, failed, busy)."""
+
+
+@dataclass(frozen=True)
+class _ProgressOf(Progress):
+    """A cell's progress, told to the reporter of all cells."""
+
+    cell: Cell
+    reporter: Reporter
+
+    def stage(self, name: str, total: int) -> None:
+        """A new stage begins."""
+        self.reporter.stage(self.cell, name, total)
+
+    def advance(self, count: int) -> None:
+        """Examples are done."""
+        self.reporter.advance(self.cell, count)
 
 
 def run_cells(cells: Sequence[Cell], store: Store, reporter: Reporter) -> list[Record]:
@@ -65,7 +88,7 @@ def run_cells(cells: Sequence[Cell], store: Store, reporter: Reporter) -> list[R
 def _run(cell: Cell, store: Store, reporter: Reporter) -> tuple[Record, str]:
     started = datetime.now().astimezone()
     try:
-        outcome = run_cell(cell, store.checkpoint(cell.id), reporter)
+        outcome = run_cell(cell, store.checkpoint(cell.id), _ProgressOf(cell, reporter))
     except UserError:
         raise
     except Exception as error:
@@ -87,11 +110,14 @@ def _run(cell: Cell, store: Store, reporter: Reporter) -> tuple[Record, str]:
 
 
 def measure_side_by_side(
-    cells: Iterable[Cell], store: Store, on_stage: Callable[[str], None] = lambda text: None
+    cells: Iterable[Cell],
+    store: Store,
+    on_stage: Callable[[str], None] = lambda text: None,
+    again: bool = False,
 ) -> list[Record]:
     """Interleaved latency of one finished cell a method, and of the untouched backbone, for each workplace.
 
-    Nothing is measured where the very same cells have been measured together already.
+    Nothing is measured where the very same cells have been measured together already, unless `again`.
     """
     by_workplace: dict[int, list[Cell]] = {}
     for cell in cells:
@@ -100,7 +126,7 @@ def measure_side_by_side(
     changed: list[Record] = []
     for found in by_workplace.values():
         contestants = list({cell.label: cell for cell in reversed(found)}.values())[::-1]
-        if not contestants or _measured_together(contestants, store):
+        if not contestants or (not again and _measured_together(contestants, store)):
             continue
         on_stage(f"latency of {len(contestants)} methods, interleaved")
         changed += _measure(contestants, store)
@@ -119,11 +145,9 @@ def _measure(cells: Sequence[Cell], store: Store) -> list[Record]:
     workplace = cells[0].workplace
     fabric = make_fabric(workplace)
     models = {cell.id: _deployed(cell, store).to(fabric.device) for cell in cells}
-    untouched = TaskModel(
-        workplace.task,
-        workplace.fresh_backbone(),
-        workplace.task.build_head(workplace.pristine, generator(0, "latency")),
-    )
+    backbone = workplace.fresh_backbone()  # building a head may widen its token types
+    head = workplace.task.build_head(backbone, generator(0, "latency"))
+    untouched = TaskModel(workplace.task, backbone, head)
     models[FULL] = untouched.requires_grad_(False).eval().to(fabric.device)
     moment = datetime.now().astimezone().isoformat()
     group = digest_json([moment, sorted(models)])

@@ -17,40 +17,52 @@ from rich.text import Text
 from harness.allocator import keep_freed_memory
 from harness.errors import UserError
 from harness.estimate import estimate_seconds
-from harness.plan import Cell, Request, Workplace, build_cells, build_workplace
+from harness.plan import Cell, Request, Workplace, build_cells, open_workplaces
+from harness.pool import default_jobs, run_side_by_side
 from harness.record import Record
-from harness.registry import resolve_backbone
+from harness.rendering import Format, print_table, render_all
 from harness.runner import measure_side_by_side, run_cells
 from harness.store import Store
-from harness.tables import Format, build_tables, print_table, render_all
-from tasks.images import ImageCache
+from harness.tables import build_tables
 
+WIDTH_ELSEWHERE = 110
+"""Characters a line where there is no terminal to ask."""
 FORMATS: dict[Format, str] = {"github": "md", "latex": "tex", "csv": "csv", "html": "html"}
 
 
-def execute(request: Request, folder: Path, dry_run: bool) -> int:
-    """Plan, run, measure, tabulate; the exit status (1: some cell failed)."""
-    keep_freed_memory()
-    _quieten()
+def execute(
+    request: Request, folder: Path, dry_run: bool, jobs: int | None = None, measure_again: bool = False
+) -> int:
+    """Plan, run, measure, tabulate; the exit status (1: some cell failed).
+
+    jobs: cells that are run side by side; None decides by the model's size (`pool.default_jobs`).
+    measure_again: measure latencies again that are there already.
+    """
+    prepare_process()
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = WIDTH_ELSEWHERE
     store = Store(folder)
     with console.status("loading the backbone") if console.is_terminal else _nothing():
-        backbone = resolve_backbone(request.backbone)(request.backbone_options)
-        images = ImageCache(backbone.processor, request.image_budget_mib)
-        workplaces = [build_workplace(request, spec, backbone, images) for spec in request.tasks]
+        workplaces = open_workplaces(request)
         cells = build_cells(request, workplaces)
         cells = list({cell.id: cell for cell in cells}.values())
         kept = {cell.id for cell in cells if store.finished(cell.id)}
         seconds = {cell.id: 0.0 if cell.id in kept else estimate_seconds(cell, store) for cell in cells}
-    _print_plan(console, cells, workplaces, kept, seconds, store)
+    if jobs is None:
+        jobs = default_jobs(request, [cell for cell in cells if cell.id not in kept])
+    _print_plan(console, cells, workplaces, kept, seconds, store, jobs)
     if dry_run:
         return 0
     reporter = TerminalReporter(console, cells, seconds)
     interrupted = False
     try:
         with reporter:
-            records = run_cells(cells, store, reporter)
-            measure_side_by_side(cells, store, reporter.note)
+            if jobs > 1:
+                run_side_by_side(request, cells, store, reporter, jobs)
+            else:
+                run_cells(cells, store, reporter)
+            measure_side_by_side(cells, store, reporter.note, measure_again)
     except KeyboardInterrupt:
         interrupted = True
     records = [store.record(cell.id) for cell in cells if store.finished(cell.id)]
@@ -87,6 +99,7 @@ def _print_plan(
     kept: set[str],
     seconds: dict[str, float],
     store: Store,
+    jobs: int,
 ) -> None:
     for workplace in workplaces:
         splits = workplace.data.splits
@@ -108,9 +121,11 @@ def _print_plan(
         when = "–" if cell.id in kept else _duration(seconds[cell.id])
         grid.add_row(cell.id[:8], Text(cell.label), cell.workplace.task.name, str(cell.seed), state, when)
     console.print(grid)
-    remaining = sum(seconds.values())
+    remaining = max(sum(seconds.values()) / jobs, max(seconds.values()))
+    at_once = f", {jobs} at a time" if jobs > 1 else ""
     console.print(
-        f"{len(cells) - len(kept)} of {len(cells)} cells to run, about {_duration(remaining)}\n", markup=False
+        f"{len(cells) - len(kept)} of {len(cells)} cells to run{at_once}, about {_duration(remaining)}\n",
+        markup=False,
     )
 
 
@@ -131,8 +146,7 @@ class TerminalReporter:
             disable=not console.is_terminal,
         )
         self.overall: TaskID | None = None
-        self.current: TaskID | None = None
-        self.name = ""
+        self.current: dict[str, TaskID] = {}
         self.done = 0
 
     def __enter__(self) -> TerminalReporter:
@@ -145,14 +159,13 @@ class TerminalReporter:
 
     def begin(self, cell: Cell) -> None:
         """A cell begins."""
-        self.name = _name(cell)
 
     def end(self, cell: Cell, record: Record | None, note: str) -> None:
         """A cell has ended."""
         self.done += 1
         if self.overall is not None:
             self.bars.update(self.overall, completed=self.done)
-        self._drop_stage()
+        self._drop_stage(cell)
         if note == "kept":
             return
         score = ""
@@ -165,27 +178,25 @@ class TerminalReporter:
             score = f": {record.error}"
         self.console.print(f"{self._clock()} {_name(cell)}: {note}{score}", markup=False, soft_wrap=True)
 
-    def stage(self, name: str, total: int) -> None:
+    def stage(self, cell: Cell, name: str, total: int) -> None:
         """A stage of a cell begins."""
-        self._drop_stage()
-        self.current = self.bars.add_task(f"{self.name}: {name}", total=total)
+        self._drop_stage(cell)
+        self.current[cell.id] = self.bars.add_task(f"{_name(cell)}: {name}", total=total)
         if not self.console.is_terminal:
-            self.console.print(f"{self._clock()} {self.name}: {name}", markup=False, soft_wrap=True)
+            self.console.print(f"{self._clock()} {_name(cell)}: {name}", markup=False, soft_wrap=True)
 
-    def advance(self, count: int) -> None:
+    def advance(self, cell: Cell, count: int) -> None:
         """Examples are done."""
-        if self.current is not None:
-            self.bars.advance(self.current, count)
+        if cell.id in self.current:
+            self.bars.advance(self.current[cell.id], count)
 
     def note(self, text: str) -> None:
         """Something that belongs to no cell."""
-        self._drop_stage()
         self.console.print(f"{self._clock()} {text}", markup=False, soft_wrap=True)
 
-    def _drop_stage(self) -> None:
-        if self.current is not None:
-            self.bars.remove_task(self.current)
-            self.current = None
+    def _drop_stage(self, cell: Cell) -> None:
+        if cell.id in self.current:
+            self.bars.remove_task(self.current.pop(cell.id))
 
     def _clock(self) -> str:
         passed = int(time.monotonic() - self.started)
@@ -202,8 +213,9 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def _quieten() -> None:
-    """What libraries say to their own users is not for ours."""
+def prepare_process() -> None:
+    """Settings of a process that runs cells: memory, and no words of libraries to their own users."""
+    keep_freed_memory()
     import logging
 
     if not sys.warnoptions:

@@ -57,6 +57,14 @@ def run(
         str | None,
         typer.Option(help="HEIGHTxWIDTH that FLOPs and latency are stated for; default: the commonest."),
     ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Cells run side by side; default: one a core for small models on the CPU."),
+    ] = None,
+    measure_again: Annotated[
+        bool,
+        typer.Option("--measure-again", help="Measure latencies again, if the machine was busy before."),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
 ) -> None:
     """Adapt a backbone to tasks by methods, measure what it costs, and print the table.
@@ -64,8 +72,8 @@ def run(
     The same command again keeps what is finished and goes on with the rest.
     """
     given: dict[str, Any] = {
-        "methods": _specs(methods, "methods"),
-        "tasks": _specs(tasks, "tasks"),
+        "methods": read_specs(methods, "methods"),
+        "tasks": read_specs(tasks, "tasks"),
         "backbone": backbone,
         "weights": weights,
         "tokenizer": tokenizer,
@@ -88,7 +96,7 @@ def run(
 
     from harness.session import execute
 
-    raise typer.Exit(execute(request, folder, dry_run))
+    raise typer.Exit(execute(request, folder, dry_run, jobs, measure_again))
 
 
 def build_request(experiment: Path | None, given: dict[str, Any]) -> tuple[Request, Path]:
@@ -148,7 +156,8 @@ def _one_of(settings: dict[str, Any], key: str, allowed: tuple[str, ...]) -> Non
         raise UserError(f"--{key} cannot be '{value}'.{did_you_mean(value, allowed)}")
 
 
-def _specs(text: str | None, kind: str) -> list[Spec] | None:
+def read_specs(text: str | None, kind: str) -> list[Spec] | None:
+    """Specs of `--methods` or `--tasks`; `all` are the built-in ones, None stays None."""
     from harness.registry import BUILT_IN
     from harness.spec import Spec, parse_specs
 
