@@ -13,9 +13,8 @@ def pretrain(
     output: Annotated[
         Path | None, typer.Option(help="Folder for the weights [default: pretrained/<backbone>].")
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps; default: the recipe's.")] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Seed of scenes and initialisation; default: the recipe's.")
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Optimiser steps of each stage; default: the recipe's.")
     ] = None,
 ) -> None:
     """Pre-train an embedded backbone on generated scenes and captions; goes on where it was stopped."""
@@ -25,34 +24,26 @@ def pretrain(
     from rich.progress import Progress
 
     from harness.allocator import keep_freed_memory
-    from harness.backbones.base import BackboneOptions
     from harness.backbones.vilt_loading import MINI_FOLDER, load_vilt_mini
     from harness.errors import UserError, did_you_mean
-    from harness.pretrain import Recipe
-    from harness.pretrain import pretrain as run
+    from harness.pretrain import STAGES, pretrain_in_stages
 
     if backbone != "vilt-mini":
         raise UserError(f"there is no recipe for '{backbone}'.{did_you_mean(backbone, ['vilt-mini'])}")
-    recipe = Recipe()
-    if steps is not None:
-        recipe = replace(recipe, steps=steps)
-    if seed is not None:
-        recipe = replace(recipe, seed=seed)
+    stages = STAGES if steps is None else tuple(replace(stage, steps=steps) for stage in STAGES)
     keep_freed_memory()
     console = Console(highlight=False)
     folder = output or Path("pretrained") / backbone
-    model = load_vilt_mini(BackboneOptions(weights="random"))
     with Progress(console=console, disable=not console.is_terminal) as bars:
-        bar = bars.add_task(backbone, total=recipe.steps)
+        tasks = [bars.add_task(f"stage {k + 1}", total=stage.steps) for k, stage in enumerate(stages)]
 
-        def on_step(step: int, figures: dict[str, float]) -> None:
-            bars.update(bar, completed=step)
+        def on_step(stage: int, step: int, figures: dict[str, float]) -> None:
+            bars.update(tasks[stage], completed=step)
             if step % 100 == 0:
                 line = ", ".join(f"{name} {value:.2f}" for name, value in figures.items())
-                console.print(f"step {step}: {line}", soft_wrap=True)
+                console.print(f"stage {stage + 1}, step {step}: {line}", soft_wrap=True)
 
-        report = run(model, recipe, folder, on_step)
-    for name in ("config.json", "vocab.txt"):
-        (folder / name).write_bytes((MINI_FOLDER / name).read_bytes())
+        copied = [MINI_FOLDER / name for name in ("config.json", "vocab.txt")]
+        report = pretrain_in_stages(load_vilt_mini, stages, folder, copied, on_step)
     console.print(report["held_out"])
     console.print(f"weights in {folder}; use them by --weights {folder}", soft_wrap=True)

@@ -27,7 +27,10 @@ MIN_WORDS, MAX_WORDS = 6, 22
 
 _TRIES = 12  # clauses drawn for one caption, at most
 # As often as named.
-_KINDS = ("exists", "exists", "count", "related", "related", "located", "predicate", "listing")
+_KINDS = (
+    *("exists", "exists", "count", "count", "related", "related"),
+    *("located", "predicate", "predicate", "listing"),
+)
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> str:
@@ -49,9 +52,9 @@ def join(clauses: Iterable[Clause], rng: np.random.Generator) -> str:
 
 
 def true_clauses(scene: Scene, rng: np.random.Generator) -> tuple[Clause, ...]:
-    """Clauses that hold, mostly two, `MIN_WORDS` to `MAX_WORDS` words when joined, whatever the wording."""
+    """Clauses that hold, mostly one or two, `MIN_WORDS` to `MAX_WORDS` words when joined, whatever the wording."""
     draw = rng.random()
-    wanted = 1 if draw < 0.3 else 2 if draw < 0.8 else 3
+    wanted = 1 if draw < 0.45 else 2 if draw < 0.9 else 3
     chosen: list[Clause] = []
     shortest = longest = 0
     for _ in range(_TRIES):

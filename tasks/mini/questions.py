@@ -22,11 +22,11 @@ __all__ = ["FAMILIES", "MAX_COUNT", "Question", "question_words", "sample_questi
 
 MAX_COUNT = 5
 FAMILIES: dict[str, float] = {
-    "attribute": 0.25,
-    "count": 0.2,
-    "existence": 0.15,
-    "comparison": 0.2,
-    "spatial": 0.2,
+    "attribute": 0.4,
+    "count": 0.15,
+    "existence": 0.25,
+    "comparison": 0.1,
+    "spatial": 0.1,
 }
 """Family and the share it is drawn with; one that a scene has nothing for is drawn again."""
 

@@ -54,21 +54,33 @@ class Style:
     """Largest number of thin greyish strokes behind the things."""
 
 
-PLAIN = Style(background=(20.0, 60.0), noise=4.0, rotation_degrees=10.0, color_jitter=6.0)
-TEXTURED = Style(
-    background=(120.0, 185.0),
-    background_tint=10.0,
-    gradient=60.0,
-    texture=10.0,
-    noise=10.0,
-    rotation_degrees=25.0,
-    color_jitter=12.0,
-    brightness=18.0,
-    contrast=0.15,
-    tint=0.08,
-    outline=0.35,
-    clutter=3,
+DARK = Style(background=(20.0, 60.0), noise=4.0, rotation_degrees=10.0, color_jitter=6.0)
+"""Where pre-training begins: shapes are learned fast on dark backgrounds."""
+PLAIN = Style(
+    background=(20.0, 180.0),
+    background_tint=6.0,
+    gradient=30.0,
+    noise=5.0,
+    rotation_degrees=12.0,
+    color_jitter=8.0,
 )
+"""Where pre-training ends, backgrounds from dark to light: weights that have seen dark ones only are at chance on
+light ones."""
+TEXTURED = Style(
+    background=(70.0, 185.0),
+    background_tint=10.0,
+    gradient=50.0,
+    texture=3.0,
+    noise=6.0,
+    rotation_degrees=15.0,
+    color_jitter=11.0,
+    brightness=12.0,
+    contrast=0.1,
+    tint=0.05,
+    outline=0.1,
+    clutter=1,
+)
+"""Of the tasks: also some hollow shapes, texture, strokes, a camera."""
 
 
 def render(scene: Scene, style: Style, rng: np.random.Generator) -> Pixels:

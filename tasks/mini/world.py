@@ -85,7 +85,7 @@ class Layout:
 
 
 PRETRAINING = Layout(min_things=1, max_things=5, jitter_pixels=2, repeat=0.35)
-TASK = Layout(min_things=2, max_things=7, jitter_pixels=4, repeat=0.5)
+TASK = Layout(min_things=2, max_things=6, jitter_pixels=4, repeat=0.45)
 
 _T = TypeVar("_T")
 

@@ -159,12 +159,9 @@ def rate(contestant: Contestant, sample: LatencySample) -> float:
 
 def print_table(batch: int, contestants: dict[str, Contestant], samples: dict[str, LatencySample]) -> None:
     first = next(iter(samples.values()))
-    print(
-        f"\nViLT-B/32, {IMAGE[0]}x{IMAGE[1]}, text {TEXT}, batch {batch}, {first.threads} thread(s), n = {first.n}"
-    )
-    print(
-        f"{'':28}{'p50 ms':>9}{'p90 ms':>9}{'GMACs':>8}{'GMACs/s':>9}{'of GEMM':>9}  time / ours [95 %]   MACs / ours"
-    )
+    where = f"{IMAGE[0]}x{IMAGE[1]}, text {TEXT}, batch {batch}, {first.threads} thread(s), n = {first.n}"
+    columns = f"{'':28}{'p50 ms':>9}{'p90 ms':>9}{'GMACs':>8}{'GMACs/s':>9}{'of GEMM':>9}"
+    print(f"\nViLT-B/32, {where}\n{columns}  time / ours [95 %]   MACs / ours")
     gemm = rate(next(iter(contestants.values())), first)
     for name, contestant in contestants.items():
         sample = samples[name]

@@ -1,0 +1,300 @@
+"""Training LoRA: the harness's loop against Hugging Face `Trainer` + `peft`, and against a bare PyTorch loop.
+
+    pytest -o addopts= tests/benchmarks/test_training_speed.py -s              (-k mini for the small one)
+
+All train the same weights in float32 on the same examples, batches of the same size, images decoded before.
+`Trainer` gets what a careful user gives it: texts padded to the longest of the batch, images to the largest
+with a pixel mask, no validation, no logging, no saving, its default optimiser. Rounds are interleaved.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning_fabric import Fabric
+from peft import LoraConfig, get_peft_model
+from PIL import Image
+from torch import Tensor, nn
+from transformers import Trainer, TrainingArguments, ViltForQuestionAnswering
+
+from harness import registry
+from harness.backbones.base import BackboneOptions
+from harness.cell import adapted_model, loader
+from harness.fit import State, TaskModel, build_optimizer, build_schedule, train_epoch
+from harness.plan import Cell, Request, build_cells, open_workplaces
+from harness.session import prepare_process
+from harness.spec import parse_specs
+from tasks.loading import pad_text
+from tasks.mini.vqa import Sizes, ensure_vqa
+
+RANK = 4
+
+QUESTIONS = (
+    "Is it raining?",
+    "What color is the bus?",
+    "How many people are there?",
+    "Is the man wearing a hat?",
+    "What is the woman holding in her left hand?",
+    "Are there any clouds in the sky behind the tower?",
+    "What is written on the sign above the door of the shop on the corner?",
+    "Does the dog that lies in front of the fireplace look as if it were asleep?",
+)
+MIXED = ((640, 480), (480, 640), (640, 427), (500, 375), (427, 640), (640, 640), (500, 333), (612, 612))
+"""Widths and heights of photographs as they occur in COCO."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Examples per second of every round, by contestant."""
+
+    rates: dict[str, list[float]]
+
+    def median(self, name: str) -> float:
+        return median(self.rates[name])
+
+    def ratio(self, name: str, other: str) -> float:
+        """Median over rounds of the ratio of the two rates."""
+        return median(a / b for a, b in zip(self.rates[name], self.rates[other], strict=True))
+
+
+def cell_of(root: Path, backbone: str, weights: str | None, batch_size: int) -> Cell:
+    request = Request(
+        methods=tuple(parse_specs(f"lora[r={RANK}]")),
+        tasks=tuple(parse_specs("vqa")),
+        backbone=backbone,
+        backbone_options=BackboneOptions(weights=weights, tokenizer=str(MINI_VOCABULARY)),
+        data_root=root,
+        epochs=1000,
+        batch_size=batch_size,
+        accelerator="cpu",
+    )
+    (cell,) = build_cells(request, open_workplaces(request))
+    return cell
+
+
+MINI_VOCABULARY = Path(registry.__file__).parent / "backbones" / "weights" / "vilt-mini"
+
+
+def harness_loop(cell: Cell) -> Callable[[], int]:
+    """One epoch by the harness's own function."""
+    model = adapted_model(cell, cell.method())
+    training = cell.workplace.training
+    batches = loader(cell.workplace, "train", 0)
+    optimizer = build_optimizer(model, training, cell.learning_rate, cell.workplace.head_learning_rate)
+    schedule = build_schedule(optimizer, training.epochs * len(batches), training.warmup)
+    fabric = Fabric(accelerator="cpu", devices=1, precision="32-true")
+    wrapped, wrapped_optimizer = fabric.setup(model, optimizer)
+    state = State(wrapped, wrapped_optimizer, schedule)
+
+    def epoch() -> int:
+        train_epoch(fabric, state, cell.workplace.task, batches)
+        return len(batches.examples)
+
+    return epoch
+
+
+def bare_loop(cell: Cell) -> Callable[[], int]:
+    """The same model on batches that were made before: forward, backward, step and nothing else."""
+    model: TaskModel = adapted_model(cell, cell.method()).train()
+    task, training = cell.workplace.task, cell.workplace.training
+    optimizer = build_optimizer(model, training, cell.learning_rate, cell.workplace.head_learning_rate)
+    batches = list(loader(cell.workplace, "train", 0))
+
+    def epoch() -> int:
+        for batch in batches:
+            assert batch.targets is not None
+            task.loss(model(batch), batch.targets).backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return sum(map(len, batches))
+
+    return epoch
+
+
+class HuggingFaceModel(nn.Module):
+    """`ViltForQuestionAnswering` with LoRA by peft; head, pooler and token types train too."""
+
+    def __init__(self, cell: Cell, answers: int) -> None:
+        super().__init__()
+        backbone: Any = cell.workplace.fresh_backbone()
+        config = backbone.config
+        config.num_labels = answers
+        model = ViltForQuestionAnswering(config)
+        model.vilt.load_state_dict(backbone.model.state_dict())
+        lora = LoraConfig(r=RANK, lora_alpha=RANK, lora_dropout=0.0, target_modules=["query", "value"])
+        self.model = get_peft_model(model, lora)
+        for name, parameter in self.model.named_parameters():
+            if any(part in name for part in ("classifier", "pooler", "token_type")):
+                parameter.requires_grad_(True)
+
+    def forward(self, **batch: Tensor) -> Any:
+        return self.model(**batch)
+
+
+def trainer_loop(cell: Cell, folder: Path) -> Callable[[], int]:
+    """One epoch by `Trainer.train`, called anew each round as an epoch of a run would be."""
+    workplace = cell.workplace
+    task, processor, images = workplace.task, workplace.pristine.processor, workplace.images
+    examples = list(workplace.data.splits["train"])
+    tokens = processor.tokenize([example.text for example in examples])
+    for _ in loader(workplace, "train"):
+        pass  # decode all
+
+    def collate(rows: list[int]) -> dict[str, Tensor]:
+        ids, text_mask = pad_text([tokens[row] for row in rows], processor.pad_id)
+        pictures = [images.get(str(examples[row].images[0])) for row in rows]
+        height, width = (max(p.shape[side] for p in pictures) for side in (1, 2))  # type: ignore[union-attr]
+        pixels = torch.zeros(len(rows), 3, height, width)
+        mask = torch.zeros(len(rows), height, width, dtype=torch.long)
+        for place, picture in enumerate(pictures):
+            assert isinstance(picture, Tensor)
+            _, h, w = picture.shape
+            pixels[place, :, :h, :w] = processor.normalize(picture[None])[0]
+            mask[place, :h, :w] = 1
+        targets = task.collate_targets([examples[row] for row in rows])
+        assert targets is not None
+        attention = torch.ones_like(ids) if text_mask is None else text_mask.long()
+        return {
+            "input_ids": ids,
+            "attention_mask": attention,
+            "pixel_values": pixels,
+            "pixel_mask": mask,
+            "labels": targets,
+        }
+
+    some = task.collate_targets(examples[:1])
+    assert some is not None
+    model = HuggingFaceModel(cell, some.shape[1])
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=workplace.training.batch_size,
+        num_train_epochs=1,
+        learning_rate=cell.learning_rate,
+        use_cpu=True,
+        report_to=[],
+        logging_strategy="no",
+        save_strategy="no",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        label_names=["labels"],
+    )
+    indices: Any = list(range(len(examples)))
+
+    def epoch() -> int:
+        with redirect_stdout(io.StringIO()):
+            Trainer(model, arguments, data_collator=collate, train_dataset=indices).train()
+        return len(examples)
+
+    return epoch
+
+
+def race(contestants: dict[str, Callable[[], int]], rounds: int) -> Timing:
+    """One untimed round, then `rounds` of each in turn."""
+    rates: dict[str, list[float]] = {name: [] for name in contestants}
+    for turn in range(rounds + 1):
+        for name, epoch in contestants.items():
+            started = time.perf_counter()
+            examples = epoch()
+            if turn:
+                rates[name].append(examples / (time.perf_counter() - started))
+    return Timing(rates)
+
+
+def compare(
+    title: str, root: Path, backbone: str, weights: str | None, batch: int, folder: Path, rounds: int
+) -> Timing:
+    prepare_process()
+    cell = cell_of(root, backbone, weights, batch)
+    timing = race(
+        {
+            "harness": harness_loop(cell),
+            "bare loop": bare_loop(cell),
+            "Trainer + peft": trainer_loop(cell, folder),
+        },
+        rounds,
+    )
+    print(f"\n{title}, batch {batch}, {torch.get_num_threads()} thread(s), {rounds} rounds")
+    for name in timing.rates:
+        print(
+            f"{name:18}{timing.median(name):9.2f} examples/s   harness / it: {timing.ratio('harness', name):.3f}"
+        )
+    return timing
+
+
+def write_photographs(root: Path, sizes: tuple[tuple[int, int], ...], number: int) -> Path:
+    """A VQA v2 folder of noise pictures of these sizes (width, height), as slow to train on as photographs."""
+    rng = np.random.default_rng(0)
+    for split in ("train2014", "val2014"):
+        (root / split).mkdir(parents=True)
+        questions, annotations = [], []
+        for image in range(1, number + 1):
+            width, height = sizes[image % len(sizes)]
+            pixels = rng.integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8)
+            picture = Image.fromarray(pixels).resize((width, height))
+            picture.save(root / split / f"COCO_{split}_{image:012d}.jpg")
+            text = QUESTIONS[int(rng.integers(len(QUESTIONS)))]
+            questions.append({"image_id": image, "question_id": image, "question": text})
+            answer = ("yes", "no", "2", "red")[image % 4]
+            answers = [{"answer": answer, "answer_id": k} for k in range(1, 11)]
+            annotations.append(
+                {
+                    "image_id": image,
+                    "question_id": image,
+                    "answers": answers,
+                    "answer_type": "other",
+                    "multiple_choice_answer": answer,
+                }
+            )
+        (root / f"v2_OpenEnded_mscoco_{split}_questions.json").write_text(
+            json.dumps({"questions": questions})
+        )
+        (root / f"v2_mscoco_{split}_annotations.json").write_text(json.dumps({"annotations": annotations}))
+    return root
+
+
+def test_losses_agree(tmp_path: Path) -> None:
+    """Both sides compute the same thing: the first loss is the same but for the heads' drawing."""
+    root = ensure_vqa(tmp_path, sizes=Sizes(40, 3, 4, 2, 4, 2))
+    cell = cell_of(root, "vilt-mini", None, 16)
+    batch = next(iter(loader(cell.workplace, "train")))
+    assert batch.targets is not None
+    theirs = HuggingFaceModel(cell, batch.targets.shape[1]).eval()
+    ours = cell.workplace.fresh_backbone().eval()
+    inputs = batch.inputs[0]
+    mask = torch.ones_like(inputs.input_ids) if inputs.text_mask is None else inputs.text_mask.long()
+    with torch.inference_mode():
+        logits = theirs(input_ids=inputs.input_ids, attention_mask=mask, pixel_values=inputs.pixels).logits
+        head = theirs.model.get_base_model().classifier
+        torch.testing.assert_close(head(ours(inputs)), logits, atol=1e-4, rtol=0)
+        expected = cell.workplace.task.loss(logits, batch.targets)
+        loss = F.binary_cross_entropy_with_logits(logits, batch.targets) * logits.shape[1]
+    torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.timeout(1800)
+def test_mini(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = ensure_vqa(tmp_path / "data", sizes=Sizes(200, 3, 4, 2, 4, 2))
+    with capsys.disabled():
+        compare("vilt-mini, LoRA", root, "vilt-mini", None, 16, tmp_path / "trainer", rounds=5)
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("shapes", ["fixed", "mixed"])
+def test_full_size(shapes: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = MIXED if shapes == "mixed" else MIXED[:1]
+    root = write_photographs(tmp_path / "data", sizes, 32)
+    with capsys.disabled():
+        title = f"ViLT-B/32, LoRA, {shapes} image shapes"
+        compare(title, root, "vilt", "random", 4, tmp_path / "trainer", rounds=3)
