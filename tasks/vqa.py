@@ -20,6 +20,7 @@ from harness.errors import UserError
 from tasks import vqa_scoring
 from tasks.base import Batch, Data, Example, Prediction, Recipe, Task
 from tasks.mini.vqa import ensure_vqa
+from tasks.subsets import Blank, blanked
 from tasks.vqa_files import (
     OfficialSplit,
     Question,
@@ -59,6 +60,7 @@ class VQAOptions:
     val_fraction: share of train2014's images that is cut off for validation.
     limit_train, limit_val, limit_test: at most so many questions, chosen by a hash of their id.
     limit_seed: another seed is another choice.
+    blank: "image" puts a mid-grey image in the place of every one, "text" an empty text.
     """
 
     answers: str = "auto"
@@ -68,6 +70,7 @@ class VQAOptions:
     limit_val: int | None = None
     limit_test: int | None = None
     limit_seed: int = 0
+    blank: Blank = "none"
 
     def __post_init__(self) -> None:
         if not 0 < self.val_fraction < 1:
@@ -123,7 +126,7 @@ class VQA(Task[VQAOptions]):
             examples = self._limited(name, examples)
             if not examples:
                 raise UserError(f"{root}: no {name} questions are left of {official.name}: {part}")
-            splits[name] = examples
+            splits[name] = blanked(examples, self.options.blank)
             origins[name] |= {"questions": len(examples), **_describe_images(examples)}
         return Data(splits, {"splits": origins, "files": files, "answers": vocabulary.provenance})
 
