@@ -28,6 +28,7 @@ class SNLIVE(Classification[SNLIVEOptions]):
     version: ClassVar[int] = 1
     Options: ClassVar[type[Any]] = SNLIVEOptions
     recipe: ClassVar[Recipe] = Recipe(epochs=5, batch_size=64)
+    embedded_recipe: ClassVar[Recipe] = Recipe(epochs=4, batch_size=16)
     classes: ClassVar[tuple[str, ...]] = LABELS
 
     def embedded_data(self, cache: Path) -> Path:

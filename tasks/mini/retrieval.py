@@ -35,8 +35,8 @@ _GROUP = 5  # pictures of a theme
 class Sizes:
     """Number of pictures of each split."""
 
-    train_images: int = 200
-    val_images: int = 40
+    train_images: int = 120
+    val_images: int = 30
     test_images: int = 100
 
     def __post_init__(self) -> None:
