@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -36,6 +37,7 @@ from harness.record import replacing, write_atomically
 from harness.search import Lab, cut
 from harness.seeds import derived_seed, generator
 from methods.base import Method
+from tasks.augment import AUGMENTATIONS
 from tasks.base import Prediction
 from tasks.loading import Loader
 
@@ -58,6 +60,7 @@ class Outcome:
     """Everything a cell has yielded, before it is written down.
 
     full_compute: of the backbone as loaded with the task's head, which is what full tuning deploys.
+    skipped_files: names of images that could not be read; skipped_examples: left out for them, by split.
     """
 
     metrics: Mapping[str, Mapping[str, float]]
@@ -72,7 +75,8 @@ class Outcome:
     search: Mapping[str, Any] | None
     tuned: Mapping[str, Tensor]
     curve: list[dict[str, float]]
-    skipped_images: int
+    skipped_files: tuple[str, ...]
+    skipped_examples: Mapping[str, int]
 
 
 def make_fabric(workplace: Workplace) -> Fabric:
@@ -84,8 +88,14 @@ def make_fabric(workplace: Workplace) -> Fabric:
     )
 
 
-def loader(workplace: Workplace, split: str, seed: int | None = None, examples: Any = None) -> Batches:
-    """Batches of a split; shuffled by `seed` if there is one."""
+def loader(
+    workplace: Workplace,
+    split: str,
+    seed: int | None = None,
+    examples: Any = None,
+    augmented: bool = False,
+) -> Batches:
+    """Batches of a split; shuffled by `seed` if there is one. Augmented are those that are trained on."""
     request = workplace.request
     found = Loader(
         workplace.data.splits[split] if examples is None else examples,
@@ -97,6 +107,7 @@ def loader(workplace: Workplace, split: str, seed: int | None = None, examples: 
         workers=request.workers,
         cache=workplace.images,
         skip_bad_images=request.skip_bad_images,
+        augment=AUGMENTATIONS[request.augment] if augmented else None,
     )
     if split != "train":
         return found
@@ -174,8 +185,23 @@ def run_cell(cell: Cell, scratch: Path, progress: Progress) -> Outcome:
         search=search,
         tuned=best["tuned"],
         curve=curve,
-        skipped_images=len(workplace.images.skipped),
+        **_skipped(workplace),
     )
+
+
+def _skipped(workplace: Workplace) -> dict[str, Any]:
+    """What was left out because an image could not be read. The images may be other tasks' too."""
+    files: set[str] = set()
+    counts: dict[str, int] = {}
+    for split, examples in workplace.data.splits.items():
+        bad = [
+            [path for path in map(os.fspath, example.images) if path in workplace.images.skipped]
+            for example in examples
+        ]
+        files.update(path for paths in bad for path in paths)
+        counts[split] = sum(map(bool, bad))
+    names = tuple(sorted(Path(path).name for path in files))
+    return {"skipped_files": names, "skipped_examples": counts}
 
 
 def _search(
@@ -197,7 +223,7 @@ def _search(
         workplace.task,
         backbone,
         head,
-        loader(workplace, "train", derived_seed(cell.seed, "search order"), kept),
+        loader(workplace, "train", derived_seed(cell.seed, "search order"), kept, augmented=True),
         loader(workplace, "train", derived_seed(cell.seed, "reward order"), held) if held else None,
         workplace.training,
         cell.learning_rate,
@@ -223,7 +249,7 @@ def _train(
 ) -> tuple[dict[str, Any], list[dict[str, float]], Cost]:
     """Train for all epochs; returns the chosen epoch with its tuned tensors, the curve, and the cost."""
     workplace, training = cell.workplace, cell.workplace.training
-    batches = loader(workplace, "train", derived_seed(cell.seed, "order"))
+    batches = loader(workplace, "train", derived_seed(cell.seed, "order"), augmented=True)
     optimizer = build_optimizer(model, training, cell.learning_rate, workplace.head_learning_rate)
     schedule = build_schedule(optimizer, training.epochs * len(batches), training.warmup)
     wrapped, wrapped_optimizer = fabric.setup(model, optimizer)

@@ -42,6 +42,7 @@ def cell_of(record: Record, data_root: Path | None, weights: str | None, tokeniz
         batch_size=int(str(protocol["batch_size"])),
         select=str(protocol["select"]),
         precision=str(protocol["precision"]),
+        augment=str(protocol.get("augment", "none")),
         learning_rate=None if record.training is None else record.training.learning_rate,
     )
     if data_root is None and record.data.benchmark != "mini":

@@ -32,6 +32,7 @@ class Request:
     learning_rate: None takes the backbone's rate times the method's scale.
     workers: processes that decode images; 0 decodes in threads.
     image_budget_mib: memory for decoded images, kept between epochs.
+    augment: what is done to training images, a key of `AUGMENTATIONS`.
     measured_image_size: (height, width) that compute and latency are stated for; None takes the commonest.
     """
 
@@ -50,6 +51,7 @@ class Request:
     workers: int = 0
     image_budget_mib: float = 2048
     skip_bad_images: bool = False
+    augment: str = "none"
     measured_image_size: tuple[int, int] | None = None
 
 
@@ -107,6 +109,7 @@ class Workplace:
             "weight_decay": self.training.weight_decay,
             "warmup": self.training.warmup,
             "select": self.training.select,
+            "augment": self.request.augment,
             "head_learning_rate": self.head_learning_rate,
             "precision": self.request.precision,
         }

@@ -241,6 +241,10 @@ class Record(Part):
     skipped_images: Count = Field(
         default=0, description="Unreadable images left out, where that was allowed."
     )
+    skipped_files: tuple[str, ...] = Field(default=(), description="Their names.")
+    skipped_examples: dict[str, Count] = Field(
+        default={}, description="Examples left out for them, by split."
+    )
     environment: Environment = Field(description="Where it was run.")
     timestamps: Timestamps = Field(description="When it was run.")
 

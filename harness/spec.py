@@ -275,6 +275,7 @@ class Experiment(TypedDict, total=False):
     workers: int
     image_budget_mib: float
     skip_bad_images: bool
+    augment: str
 
 
 _TABLES = {"methods": "methods", "tasks": "tasks", "backbones": "backbone"}

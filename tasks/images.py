@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
@@ -21,6 +22,10 @@ _ROTATED = frozenset({5, 6, 7, 8})
 """EXIF orientations that exchange width and height."""
 
 
+BLANK_IMAGE = Path("blank image")
+"""Stands for an image that tells nothing: mid-grey all over."""
+_BLANK_SIZE, _MID_GREY = (64, 64), (128, 128, 128)
+
 Decoded = Tensor | UserError
 """An image `(3, H, W)` uint8, or why there is none."""
 
@@ -32,6 +37,8 @@ def load_rgb(path: Path | str) -> Image.Image:
     it to white). Transparent images are composited on white, which is what annotators saw in their browsers.
     Raises `UserError` naming the path.
     """
+    if Path(path) == BLANK_IMAGE:
+        return Image.new("RGB", _BLANK_SIZE, _MID_GREY)
     try:
         with Image.open(path) as image:
             image.load()
@@ -45,6 +52,8 @@ def load_rgb(path: Path | str) -> Image.Image:
 
 def upright_size(path: Path | str) -> tuple[int, int]:
     """Width and height in pixels as `load_rgb` will give them, from the file's header alone."""
+    if Path(path) == BLANK_IMAGE:
+        return _BLANK_SIZE
     try:
         with Image.open(path) as image:
             width, height = image.size
@@ -58,10 +67,13 @@ def upright_size(path: Path | str) -> tuple[int, int]:
         raise UserError(f"{path}: not a readable image: {_one_line(error)}") from None
 
 
-def decode(path: str, processor: Processor) -> Decoded:
-    """The image at the processor's input size."""
+def decode(
+    path: str, processor: Processor, change: Callable[[Image.Image], Image.Image] | None = None
+) -> Decoded:
+    """The image at the processor's input size; `change` is applied before it is resized."""
     try:
-        pixels = processor.resize(load_rgb(path))
+        image = load_rgb(path)
+        pixels = processor.resize(image if change is None else change(image))
     except UserError as error:
         return error
     return torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))

@@ -20,7 +20,7 @@ from tasks.base import Batch, Data, Example, Prediction, Recipe, SplitName, Task
 from tasks.files import describe_images
 from tasks.heads import build_classifier
 from tasks.mini.vqa import ensure_vqa
-from tasks.subsets import Limits, cut_off, limited
+from tasks.subsets import Limits, blanked, cut_off, limited
 from tasks.vqa_files import (
     OfficialSplit,
     Question,
@@ -118,7 +118,7 @@ class VQA(Task[VQAOptions]):
             )
             if not examples:
                 raise UserError(f"{root}: no {name} questions are left of {official.name}: {part}")
-            splits[name] = examples
+            splits[name] = blanked(examples, self.options.blank)
             origins[name] |= {
                 "questions": len(examples),
                 **describe_images(example.images[0] for example in examples),

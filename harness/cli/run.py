@@ -53,6 +53,10 @@ def run(
     skip_bad_images: Annotated[
         bool, typer.Option("--skip-bad-images", help="Leave out unreadable images and count them.")
     ] = False,
+    augment: Annotated[
+        str | None,
+        typer.Option(help="Change training images: none (default) or randaugment (2 operations, 9 of 30)."),
+    ] = None,
     measured_image_size: Annotated[
         str | None,
         typer.Option(help="HEIGHTxWIDTH that FLOPs and latency are stated for; default: the commonest."),
@@ -90,6 +94,7 @@ def run(
         "accelerator": accelerator,
         "workers": workers,
         "skip_bad_images": skip_bad_images or None,
+        "augment": augment,
         "measured_image_size": _size(measured_image_size),
     }
     request, folder = build_request(experiment, given)
@@ -134,6 +139,7 @@ def build_request(experiment: Path | None, given: dict[str, Any]) -> tuple[Reque
         if settings.get(key) is not None and settings[key] < least:
             raise UserError(f"--{key.replace('_', '-')} must be at least {least}, got {settings[key]}.")
     _one_of(settings, "select", ("best", "last"))
+    _one_of(settings, "augment", ("none", "randaugment"))
     _one_of(settings, "precision", ("32-true", "bf16-mixed", "16-mixed"))
     _one_of(settings, "accelerator", ("auto", "cpu", "cuda", "gpu", "mps"))
     folder = Path(settings.pop("results", "results"))
