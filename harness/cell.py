@@ -54,6 +54,9 @@ class Progress(Protocol):
     def advance(self, count: int) -> None:
         """`count` more examples are done."""
 
+    def epoch(self, figures: Mapping[str, float]) -> None:
+        """An epoch of training is over; a resumed cell tells its earlier ones again."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -238,6 +241,8 @@ def _train(
     checkpoint = scratch / CHECKPOINT
     if checkpoint.is_file():
         best, curve = _restore(checkpoint, model, state)
+        for figures in curve:
+            progress.epoch(figures)
     validation = loader(workplace, "val")
     task = workplace.task
     progress.stage("train", training.epochs * len(batches.examples))
@@ -248,6 +253,7 @@ def _train(
         )
         score = task.score(predict(fabric, wrapped, task, validation))[task.primary_metric]
         curve.append({"epoch": state.epoch, "train_loss": loss, f"val_{task.primary_metric}": score})
+        progress.epoch(curve[-1])
         better = best["value"] is None or (score > best["value"]) == task.higher_is_better
         if score == best["value"]:
             better = False
