@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import os
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -16,6 +16,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from harness.errors import UserError
 from harness.fit import (
     Batches,
     Cost,
@@ -33,7 +34,7 @@ from harness.measure.live import model_tensors, peak_live_tensors
 from harness.measure.memory import PeakMemory, track_peak_memory
 from harness.measure.parameters import ParameterCounts, count_parameters
 from harness.plan import Cell, Workplace
-from harness.record import replacing, write_atomically
+from harness.record import write_atomically
 from harness.search import Lab, cut
 from harness.seeds import derived_seed, generator
 from methods.base import Method
@@ -42,6 +43,7 @@ from tasks.base import Prediction
 from tasks.loading import Loader
 
 CHECKPOINT = "state.pt"
+SEARCH_CHECKPOINT = "search.pt"
 DECISION = "search.json"
 
 
@@ -53,6 +55,9 @@ class Progress(Protocol):
 
     def advance(self, count: int) -> None:
         """`count` more examples are done."""
+
+    def epoch(self, figures: Mapping[str, float]) -> None:
+        """An epoch of training is over; a resumed cell tells its earlier ones again."""
 
 
 @dataclass(frozen=True)
@@ -218,6 +223,7 @@ def _search(
     kept, held = cut(
         workplace.data.splits["train"], method.search_holdout, derived_seed(cell.seed, "search split")
     )
+    checkpoint = scratch / SEARCH_CHECKPOINT
     lab = Lab(
         fabric,
         workplace.task,
@@ -230,17 +236,19 @@ def _search(
         workplace.head_learning_rate,
         generator(cell.seed, "search"),
         progress.advance,
+        _load(checkpoint) if checkpoint.is_file() else None,
+        lambda state: _save(checkpoint, state),
     )
     progress.stage("search", int(getattr(method.options, "search_epochs", 1)) * len(kept))
-    started = time.perf_counter()
     decision = method.search(lab)
     found = {
-        "seconds": time.perf_counter() - started,
+        "seconds": lab.seconds,
         "training_examples": len(kept),
         "reward_examples": len(held),
         "decision": decision,
     }
     write_atomically(done, json.dumps(found).encode())
+    checkpoint.unlink(missing_ok=True)
     return found
 
 
@@ -259,6 +267,8 @@ def _train(
     checkpoint = scratch / CHECKPOINT
     if checkpoint.is_file():
         best, curve = _restore(checkpoint, model, state)
+        for figures in curve:
+            progress.epoch(figures)
     validation = loader(workplace, "val")
     task = workplace.task
     progress.stage("train", training.epochs * len(batches.examples))
@@ -269,13 +279,14 @@ def _train(
         )
         score = task.score(predict(fabric, wrapped, task, validation))[task.primary_metric]
         curve.append({"epoch": state.epoch, "train_loss": loss, f"val_{task.primary_metric}": score})
+        progress.epoch(curve[-1])
         better = best["value"] is None or (score > best["value"]) == task.higher_is_better
         if score == best["value"]:
             better = False
         if better or training.select == "last":
             best = {"epoch": state.epoch, "value": score, "tuned": tuned_state(model)}
         if state.epoch < training.epochs:
-            _save(checkpoint, model, state, best, curve)
+            _save(checkpoint, _everything(model, state, best, curve))
     return best, curve, state.cost
 
 
@@ -300,27 +311,23 @@ def _training_memory(cell: Cell, model: TaskModel) -> PeakMemory:
     return peak_live_tensors(step, model_tensors(copied), how)
 
 
-def _save(checkpoint: Path, model: nn.Module, state: State, best: dict[str, Any], curve: Any) -> None:
-    with replacing(checkpoint) as partial:
-        torch.save(
-            {
-                "tuned": tuned_state(model),
-                "optimizer": state.optimizer.state_dict(),
-                "schedule": state.schedule.state_dict(),
-                "epoch": state.epoch,
-                "cost": asdict(state.cost),
-                "best": best,
-                "curve": curve,
-                "random": torch.random.get_rng_state(),
-            },
-            partial,
-        )
+def _everything(model: nn.Module, state: State, best: dict[str, Any], curve: Any) -> dict[str, Any]:
+    return {
+        "tuned": tuned_state(model),
+        "optimizer": state.optimizer.state_dict(),
+        "schedule": state.schedule.state_dict(),
+        "epoch": state.epoch,
+        "cost": asdict(state.cost),
+        "best": best,
+        "curve": curve,
+        "random": torch.random.get_rng_state(),
+    }
 
 
 def _restore(
     checkpoint: Path, model: nn.Module, state: State
 ) -> tuple[dict[str, Any], list[dict[str, float]]]:
-    saved = torch.load(checkpoint, weights_only=True)
+    saved = _load(checkpoint)
     load_tuned_state(model, saved["tuned"])
     state.optimizer.load_state_dict(saved["optimizer"])
     state.schedule.load_state_dict(saved["schedule"])
@@ -328,6 +335,26 @@ def _restore(
     state.cost = Cost(**saved["cost"])
     torch.random.set_rng_state(saved["random"])
     return saved["best"], saved["curve"]
+
+
+def _save(checkpoint: Path, content: dict[str, Any]) -> None:
+    """Through memory, as torch's own writer hides that a disk is full."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_atomically(checkpoint, buffer.getvalue())
+
+
+def _load(checkpoint: Path) -> dict[str, Any]:
+    """What `_save` was given; no pickled code is run.
+
+    Raises:
+        UserError: the file is not what was written.
+    """
+    try:
+        found: dict[str, Any] = torch.load(checkpoint, weights_only=True)
+    except Exception as error:  # the reader trips over broken bytes in many ways
+        raise UserError(f"{checkpoint}: cannot be read; delete it and run again.") from error
+    return found
 
 
 def _report(

@@ -21,7 +21,13 @@ from harness.store import WEIGHTS, Store
 from tasks.images import ImageCache
 
 
-def cell_of(record: Record, data_root: Path | None, weights: str | None, tokenizer: str | None) -> Cell:
+def cell_of(
+    record: Record,
+    data_root: Path | None,
+    weights: str | None,
+    tokenizer: str | None,
+    accelerator: str = "auto",
+) -> Cell:
     """The cell a record describes, with its backbone and data loaded again.
 
     Raises:
@@ -44,6 +50,8 @@ def cell_of(record: Record, data_root: Path | None, weights: str | None, tokeniz
         precision=str(protocol["precision"]),
         augment=str(protocol.get("augment", "none")),
         learning_rate=None if record.training is None else record.training.learning_rate,
+        accelerator=accelerator,
+        skip_bad_images=record.skipped_images > 0,
     )
     if data_root is None and record.data.benchmark != "mini":
         raise UserError(

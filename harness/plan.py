@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -133,7 +133,10 @@ class Workplace:
 
 @dataclass(frozen=True)
 class Cell:
-    """One method with one seed on one workplace; `id` is the address of its result."""
+    """One method with one seed on one workplace; `id` is the address of its result.
+
+    code: digests of the code that makes it, by part: method, task, backbone, fit.
+    """
 
     id: str
     method_spec: Spec
@@ -141,6 +144,7 @@ class Cell:
     seed: int
     learning_rate: float
     workplace: Workplace = field(repr=False, compare=False)
+    code: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     def method(self) -> Method[Any]:
         """A new instance of the method."""
@@ -224,21 +228,20 @@ def build_cell(workplace: Workplace, spec: Spec, seed: int) -> Cell:
     rate = workplace.training.learning_rate
     if rate is None:
         rate = workplace.pristine.base_learning_rate * method.learning_rate_scale
-    address = {
-        "method": {
-            "name": method.name,
-            "options": method.config(),
-            "code": code_digest(type(method).__module__),
-        },
-        "task": {"name": workplace.task.name, "code": code_digest(type(workplace.task).__module__)},
-        "backbone": {
-            "name": workplace.backbone_name,
-            "code": code_digest(type(workplace.pristine).__module__),
-        },
+    code = {
+        "method": code_digest(type(method).__module__),
+        "task": code_digest(type(workplace.task).__module__),
+        "backbone": code_digest(type(workplace.pristine).__module__),
         "fit": code_digest(*FIT),
+    }
+    address = {
+        "method": {"name": method.name, "options": method.config(), "code": code["method"]},
+        "task": {"name": workplace.task.name, "code": code["task"]},
+        "backbone": {"name": workplace.backbone_name, "code": code["backbone"]},
+        "fit": code["fit"],
         "protocol": workplace.protocol,
         "training": asdict(replace(workplace.training, learning_rate=rate)),
         "seed": seed,
         "skip_bad_images": workplace.request.skip_bad_images,
     }
-    return Cell(digest_json(address), spec, label_of(spec, method), seed, rate, workplace)
+    return Cell(digest_json(address), spec, label_of(spec, method), seed, rate, workplace, code)

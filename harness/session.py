@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from harness.errors import UserError
 from harness.estimate import estimate_seconds
 from harness.plan import Cell, Request, Workplace, build_cells, open_workplaces
 from harness.pool import default_jobs, run_side_by_side
-from harness.record import Record
+from harness.record import Record, disk_errors, write_atomically
 from harness.rendering import Format, print_table, render_all
 from harness.runner import measure_side_by_side, run_cells
 from harness.store import Store
@@ -31,12 +32,20 @@ FORMATS: dict[Format, str] = {"github": "md", "latex": "tex", "csv": "csv", "htm
 
 
 def execute(
-    request: Request, folder: Path, dry_run: bool, jobs: int | None = None, measure_again: bool = False
+    request: Request,
+    folder: Path,
+    dry_run: bool,
+    jobs: int | None = None,
+    measure_again: bool = False,
+    timeout: float | None = None,
+    in_process: bool = False,
 ) -> int:
     """Plan, run, measure, tabulate; the exit status (1: some cell failed).
 
     jobs: cells that are run side by side; None decides by the model's size (`pool.default_jobs`).
     measure_again: measure latencies again that are there already.
+    timeout: seconds a cell may take; None lets it take what it takes.
+    in_process: run the cells in this process, one after the other, where a crash ends the run.
     """
     prepare_process()
     console = Console(highlight=False)
@@ -49,7 +58,9 @@ def execute(
         cells = list({cell.id: cell for cell in cells}.values())
         kept = {cell.id for cell in cells if store.finished(cell.id)}
         seconds = {cell.id: 0.0 if cell.id in kept else estimate_seconds(cell, store) for cell in cells}
-    if jobs is None:
+    if in_process:
+        jobs = 1
+    elif jobs is None:
         jobs = default_jobs(request, [cell for cell in cells if cell.id not in kept])
     _print_plan(console, cells, workplaces, kept, seconds, store, jobs)
     if dry_run:
@@ -58,10 +69,10 @@ def execute(
     interrupted = False
     try:
         with reporter:
-            if jobs > 1:
-                run_side_by_side(request, cells, store, reporter, jobs)
-            else:
+            if in_process:
                 run_cells(cells, store, reporter)
+            else:
+                run_side_by_side(request, cells, store, reporter, jobs, timeout or math.inf)
             measure_side_by_side(cells, store, reporter.note, measure_again)
     except KeyboardInterrupt:
         interrupted = True
@@ -82,9 +93,10 @@ def show_tables(records: Sequence[Record], store: Store, console: Console) -> No
     console.print()
     for table in tables:
         print_table(table, console)
-    store.tables.mkdir(parents=True, exist_ok=True)
+    with disk_errors(store.tables):
+        store.tables.mkdir(parents=True, exist_ok=True)
     for form, suffix in FORMATS.items():
-        (store.tables / f"latest.{suffix}").write_text(render_all(tables, form), encoding="utf-8")
+        write_atomically(store.tables / f"latest.{suffix}", render_all(tables, form).encode())
     console.print(
         f"\nRecords in {store.cells}, this table in {store.tables}/latest.{{{','.join(FORMATS.values())}}}",
         style="dim",
@@ -189,6 +201,9 @@ class TerminalReporter:
         """Examples are done."""
         if cell.id in self.current:
             self.bars.advance(self.current[cell.id], count)
+
+    def epoch(self, cell: Cell, figures: Mapping[str, float]) -> None:
+        """An epoch is over; its figures are in the learning curve."""
 
     def note(self, text: str) -> None:
         """Something that belongs to no cell."""

@@ -23,6 +23,7 @@ def _register() -> None:
     from harness.cli.methods import list_names
     from harness.cli.pretrain import pretrain
     from harness.cli.profile import profile
+    from harness.cli.reproduce import reproduce
     from harness.cli.run import run
     from harness.cli.score import score
     from harness.cli.show import show
@@ -32,6 +33,7 @@ def _register() -> None:
     app.command()(table)
     app.command()(show)
     app.command()(evaluate)
+    app.command()(reproduce)
     app.command()(profile)
     app.command()(score)
     app.command()(pretrain)

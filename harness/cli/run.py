@@ -65,6 +65,14 @@ def run(
         int | None,
         typer.Option(min=1, help="Cells run side by side; default: one a core for small models on the CPU."),
     ] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(min=1e-3, help="Seconds a cell may take; then it has failed and the rest go on."),
+    ] = None,
+    in_process: Annotated[
+        bool,
+        typer.Option("--in-process", help="No process of their own for cells; a crash ends the run."),
+    ] = False,
     measure_again: Annotated[
         bool,
         typer.Option("--measure-again", help="Measure latencies again, if the machine was busy before."),
@@ -98,10 +106,16 @@ def run(
         "measured_image_size": _size(measured_image_size),
     }
     request, folder = build_request(experiment, given)
+    if in_process and (timeout is not None or (jobs or 1) > 1):
+        from harness.errors import UserError
+
+        raise UserError(
+            "--in-process runs cells one after the other and cannot end one: leave out --jobs, --timeout."
+        )
 
     from harness.session import execute
 
-    raise typer.Exit(execute(request, folder, dry_run, jobs, measure_again))
+    raise typer.Exit(execute(request, folder, dry_run, jobs, measure_again, timeout, in_process))
 
 
 def build_request(experiment: Path | None, given: dict[str, Any]) -> tuple[Request, Path]:
