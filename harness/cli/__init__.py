@@ -19,6 +19,7 @@ app = typer.Typer(
 
 
 def _register() -> None:
+    from harness.cli.compare import compare
     from harness.cli.evaluate import evaluate
     from harness.cli.methods import list_names
     from harness.cli.pretrain import pretrain
@@ -30,6 +31,7 @@ def _register() -> None:
 
     app.command()(run)
     app.command()(table)
+    app.command()(compare)
     app.command()(show)
     app.command()(evaluate)
     app.command()(profile)
