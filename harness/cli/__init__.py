@@ -22,6 +22,7 @@ def _register() -> None:
     from harness.cli.compare import compare
     from harness.cli.evaluate import evaluate
     from harness.cli.methods import list_names
+    from harness.cli.plot import plot
     from harness.cli.pretrain import pretrain
     from harness.cli.profile import profile
     from harness.cli.run import run
@@ -32,6 +33,7 @@ def _register() -> None:
     app.command()(run)
     app.command()(table)
     app.command()(compare)
+    app.command()(plot)
     app.command()(show)
     app.command()(evaluate)
     app.command()(profile)
