@@ -84,7 +84,7 @@ def check_protocol(records: Sequence[Record], remedy: str = "Use --all-protocols
         for field in _varying(of_task):
             holders: dict[str, list[Record]] = {}
             for record in of_task:
-                if (value := _protocol(record).get(field)) is not None or field not in _MEASURED:
+                if (value := protocol_of(record).get(field)) is not None or field not in _MEASURED:
                     holders.setdefault(value or "not stated", []).append(record)
             cells = "; ".join(f"{value} ({_list_cells(group)})" for value, group in holders.items())
             raise UserError(
@@ -97,7 +97,7 @@ _MEASURED = ("measured image size", "measured text length")
 """Fields of the protocol that only a cell with this measurement has."""
 
 
-def _protocol(record: Record) -> dict[str, str]:
+def protocol_of(record: Record) -> dict[str, str]:
     """Everything that has to agree, as text, by field."""
     cell = record.cell
     fields: dict[str, Any] = {
@@ -117,7 +117,7 @@ def _protocol(record: Record) -> dict[str, str]:
 
 
 def _varying(records: Sequence[Record]) -> list[str]:
-    protocols = [_protocol(record) for record in records]
+    protocols = [protocol_of(record) for record in records]
     fields = dict.fromkeys(field for protocol in protocols for field in protocol)
     varying = []
     for field in fields:
@@ -133,7 +133,7 @@ def _by_protocol(records: Sequence[Record]) -> Iterable[tuple[str, list[Record]]
         varying = _varying(of_task)
         groups: dict[str, list[Record]] = {}
         for record in of_task:
-            protocol = _protocol(record)
+            protocol = protocol_of(record)
             words = (f"{field} {_shorten(protocol.get(field, 'not stated'))}" for field in varying)
             groups.setdefault(", ".join(words), []).append(record)
         yield from groups.items()

@@ -19,6 +19,7 @@ app = typer.Typer(
 
 
 def _register() -> None:
+    from harness.cli.check import check
     from harness.cli.compare import compare
     from harness.cli.evaluate import evaluate
     from harness.cli.methods import list_names
@@ -34,6 +35,7 @@ def _register() -> None:
     app.command()(table)
     app.command()(compare)
     app.command()(plot)
+    app.command()(check)
     app.command()(show)
     app.command()(evaluate)
     app.command()(profile)

@@ -53,6 +53,13 @@ class Look:
     color: str
     marker: str
     dash: Any
+    hollow: bool
+    """Set where another method has the colour already."""
+
+    @property
+    def face(self) -> str:
+        """Fill of the marker."""
+        return "white" if self.hollow else self.color
 
 
 def looks(labels: Sequence[str]) -> dict[str, Look]:
@@ -73,6 +80,7 @@ def looks(labels: Sequence[str]) -> dict[str, Look]:
             OKABE_ITO[number % colors],
             _MARKERS[(number + number // (colors * markers)) % markers],
             _DASHES[(number + number // colors) % len(_DASHES)],
+            number // colors % 2 == 1,
         )
     return found
 

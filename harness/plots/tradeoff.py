@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import floor, log10
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
 from harness.measure.latency import LatencySample, latency_ratio
 from harness.plots.labels import place_labels
@@ -75,7 +77,7 @@ def tradeoff_figure(table: Table) -> Figure | None:
         figure.suptitle(f"{table.title}: grey line Pareto front{whiskers}", fontsize=9.5, x=0.01, ha="left")
         figure.canvas.draw()
         for axis, (_, points) in zip(axes, panels, strict=True):
-            _label(axis, points, look)
+            _label(axis, points, look, pareto_front(points, task.higher_is_better))
     return figure
 
 
@@ -133,8 +135,8 @@ def _draw(
             color=own.color,
             marker=own.marker,
             markersize=6.5,
-            markeredgecolor="white",
-            markeredgewidth=0.6,
+            markerfacecolor=own.face,
+            markeredgewidth=1.2,
             elinewidth=0.9,
             capsize=2,
             zorder=3,
@@ -178,7 +180,7 @@ def _power(value: float) -> str:
     return f"{value:g}"
 
 
-def _label(axis: Axes, points: Sequence[Point], look: dict[str, Look]) -> None:
+def _label(axis: Axes, points: Sequence[Point], look: dict[str, Look], front: Sequence[Point]) -> None:
     """Names beside the points; the figure has to have been laid out."""
     figure = axis.get_figure(root=True)
     assert figure is not None
@@ -198,6 +200,9 @@ def _label(axis: Axes, points: Sequence[Point], look: dict[str, Look]) -> None:
         if point.cost_interval is not None:
             left, right = (axis.transData.transform((v, point.score))[0] for v in point.cost_interval)
             obstacles.append((left, y - thin, right, y + thin))
+    for before, after in pairwise(front):
+        (x, y), (u, v) = axis.transData.transform([(before.cost, before.score), (after.cost, after.score)])
+        obstacles += [(x, y - 2, u, y + 2), (u - 2, min(y, v), u + 2, max(y, v))]
     box = axis.get_window_extent(renderer)
     placed = place_labels(
         at, [(e.width, e.height) for e in extents], (box.x0, box.y0, box.x1, box.y1), obstacles, per_point
@@ -207,6 +212,7 @@ def _label(axis: Axes, points: Sequence[Point], look: dict[str, Look]) -> None:
         left, bottom, right, top = spot.box
         text.set_position(tuple(back.transform(((left + right) / 2, (bottom + top) / 2))))
         text.set(ha="center", va="center_baseline", zorder=4)
+        text.set_path_effects([withStroke(linewidth=2, foreground="white")])
         if spot.far:
             nearest = (min(max(x, left), right), min(max(y, bottom), top))
             ends = back.transform([(x, y), nearest])
