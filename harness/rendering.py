@@ -23,7 +23,7 @@ _PICTURE_WIDTH = 116  # characters
 
 
 @dataclass(frozen=True)
-class _Column:
+class Column:
     """A column as it is shown. best: which end is bold, if any. terminal: shown where room is scarce."""
 
     header: str
@@ -56,7 +56,7 @@ def render(table: Table, form: Format) -> str:
         return _picture([table])
     if form == "csv":
         return str(table.frame.to_csv(index=False))
-    columns = _columns(table)
+    columns = columns_of(table)
     escape, embolden = _MARKUP[form]
     rows = [
         [
@@ -114,7 +114,7 @@ def print_table(table: Table, console: Console) -> None:
     from rich.table import Table as Grid
     from rich.text import Text
 
-    wanted = [column for column in _columns(table) if column.terminal]
+    wanted = [column for column in columns_of(table) if column.terminal]
     columns = _fitting(wanted, console.width)
     grid = Grid(title=Text(table.title), title_justify="left", box=box.SIMPLE_HEAD, show_edge=False)
     grid.padding = (0, 1, 0, 0)
@@ -132,7 +132,7 @@ def print_table(table: Table, console: Console) -> None:
 _FIRST_TO_GO = ("Tuned file (MiB)", "95 % interval", "Training memory (MiB)")
 
 
-def _fitting(columns: list[_Column], room: int) -> list[_Column]:
+def _fitting(columns: list[Column], room: int) -> list[Column]:
     """Without the columns that a narrow terminal has no room for; a table cut in words is no table."""
     for header in _FIRST_TO_GO:
         if sum(column.width + 2 for column in columns) <= room:
@@ -141,7 +141,7 @@ def _fitting(columns: list[_Column], room: int) -> list[_Column]:
     return columns
 
 
-def _columns(table: Table) -> list[_Column]:
+def columns_of(table: Table) -> list[Column]:
     rows = table.frame.to_dict("records")
 
     def column(
@@ -150,11 +150,11 @@ def _columns(table: Table) -> list[_Column]:
         form: Callable[[float], str],
         best: Literal["max", "min"] | None = None,
         terminal: bool = False,
-    ) -> _Column:
+    ) -> Column:
         values = [row[key] for row in rows]
-        return _Column(header, values, [_text(value, form) for value in values], best, terminal)
+        return Column(header, values, [_text(value, form) for value in values], best, terminal)
 
-    columns = [_Column("Method", [None] * len(rows), [row["method"] for row in rows], terminal=True)]
+    columns = [Column("Method", [None] * len(rows), [row["method"] for row in rows], terminal=True)]
     parameter_keys = ("updated_parameters", "common_and_head_parameters")
     unit, size = _unit([row[key] for row in rows for key in parameter_keys], ("K", 1e3), ("M", 1e6), 5e4)
     columns += [
@@ -173,7 +173,7 @@ def _columns(table: Table) -> list[_Column]:
         if any(row.get(f"{task.key}_low") is not None for row in rows):
             bounds = [_bounds(row[f"{task.key}_low"], row[f"{task.key}_high"]) for row in rows]
             name = "95 % interval" if len(table.tasks) == 1 else f"{task.header} 95 % interval"
-            columns.append(_Column(name, [None] * len(rows), bounds, terminal=len(table.tasks) == 1))
+            columns.append(Column(name, [None] * len(rows), bounds, terminal=len(table.tasks) == 1))
     directions = {task.higher_is_better for task in table.tasks}
     if len(table.tasks) > 1:
         end: Literal["max", "min"] | None = "max" if directions == {True} else "min"

@@ -26,6 +26,7 @@ def _register() -> None:
     from harness.cli.plot import plot
     from harness.cli.pretrain import pretrain
     from harness.cli.profile import profile
+    from harness.cli.report import report
     from harness.cli.run import run
     from harness.cli.score import score
     from harness.cli.show import show
@@ -35,6 +36,7 @@ def _register() -> None:
     app.command()(table)
     app.command()(compare)
     app.command()(plot)
+    app.command()(report)
     app.command()(check)
     app.command()(show)
     app.command()(evaluate)
