@@ -29,7 +29,8 @@ details > div { padding: .3rem .8rem .8rem; overflow-wrap: anywhere; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; margin: .4rem 0; font-size: .88rem; }
 dt { font-weight: 600; } dd { margin: 0; min-width: 0; }
 .samples { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: .7rem; }
-.sample { border: 1px solid var(--line); border-top: 4px solid; border-radius: 4px; padding: .45rem; font-size: .85rem; }
+.sample { border: 1px solid var(--line); border-top: 4px solid; border-radius: 4px; padding: .45rem;
+  font-size: .85rem; }
 .sample.right { border-top-color: #009e73; } .sample.wrong { border-top-color: #d55e00; }
 .sample.partly { border-top-color: #e69f00; }
 .sample img { display: block; width: 100%; max-width: 10rem; margin: 0 auto .35rem; image-rendering: auto; }
