@@ -20,7 +20,9 @@ def run(
         str | None, typer.Option(help="Such as das,lora[r=8],seq_bn[reduction_factor=16], or 'all'.")
     ] = None,
     tasks: Annotated[str | None, typer.Option(help="Such as vqa or vqa[limit_train=1000].")] = None,
-    backbone: Annotated[str | None, typer.Option(help="vilt-mini (embedded, default) or vilt.")] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="vilt-mini (embedded, default), meter-mini, vilt or meter.")
+    ] = None,
     weights: Annotated[
         str | None,
         typer.Option(help="Folder, original .ckpt, hub id, or 'random'; default: the backbone's own."),
