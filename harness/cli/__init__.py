@@ -20,6 +20,7 @@ app = typer.Typer(
 
 def _register() -> None:
     from harness.cli.evaluate import evaluate
+    from harness.cli.export import export
     from harness.cli.methods import list_names
     from harness.cli.pretrain import pretrain
     from harness.cli.profile import profile
@@ -34,6 +35,7 @@ def _register() -> None:
     app.command()(show)
     app.command()(evaluate)
     app.command()(reproduce)
+    app.command()(export)
     app.command()(profile)
     app.command()(score)
     app.command()(pretrain)
