@@ -23,10 +23,13 @@ from harness.plan import Cell, Request, Workplace, build_cells, open_workplaces
 from harness.pool import default_jobs, run_side_by_side
 from harness.record import Record, disk_errors, write_atomically
 from harness.rendering import Format, print_table, render_all
-from harness.runner import measure_side_by_side, run_cells
+from harness.runner import Reporter, measure_side_by_side, run_cells
 from harness.store import Store
 from harness.tables import build_tables
+from harness.trackers import TrackingReporter, check_trackers
 
+INTERRUPTED = 130
+"""Exit status, as of a shell's command that Ctrl-C ended."""
 WIDTH_ELSEWHERE = 110
 """Characters a line where there is no terminal to ask."""
 FORMATS: dict[Format, str] = {"github": "md", "latex": "tex", "csv": "csv", "html": "html"}
@@ -40,15 +43,19 @@ def execute(
     measure_again: bool = False,
     timeout: float | None = None,
     in_process: bool = False,
+    loggers: Sequence[str] = (),
 ) -> int:
-    """Plan, run, measure, tabulate; the exit status (1: some cell failed).
+    """Plan, run, measure, tabulate; the exit status (1: some cell failed; 130: interrupted).
 
     jobs: cells that are run side by side; None decides by the model's size (`pool.default_jobs`).
     measure_again: measure latencies again that are there already.
     timeout: seconds a cell may take; None lets it take what it takes.
+    loggers: experiment trackers that are told of epochs and ends (`harness.trackers`).
     in_process: run the cells in this process, one after the other, where a crash ends the run.
     """
     prepare_process()
+    if loggers:
+        check_trackers(loggers)
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = WIDTH_ELSEWHERE
@@ -70,10 +77,13 @@ def execute(
     interrupted = False
     try:
         with reporter:
+            told: Reporter = reporter
+            if loggers:
+                told = TrackingReporter(reporter, loggers, store.root / "logs", reporter.note)
             if in_process:
-                run_cells(cells, store, reporter)
+                run_cells(cells, store, told)
             else:
-                run_side_by_side(request, cells, store, reporter, jobs, timeout or math.inf)
+                run_side_by_side(request, cells, store, told, jobs, timeout or math.inf)
             measure_side_by_side(cells, store, reporter.note, measure_again)
     except KeyboardInterrupt:
         interrupted = True
@@ -81,7 +91,8 @@ def execute(
     if records:
         show_tables(records, store, console)
     if interrupted:
-        raise KeyboardInterrupt
+        print("harness: interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        return INTERRUPTED
     failed = [cell for cell in cells if not store.finished(cell.id)]
     for cell in failed:
         console.print(f"[not finished] {_name(cell)}: see {store.folder(cell.id)}", markup=False)

@@ -22,6 +22,7 @@ def _register() -> None:
     from harness.cli.check import check
     from harness.cli.compare import compare
     from harness.cli.evaluate import evaluate
+    from harness.cli.export import export
     from harness.cli.methods import list_names
     from harness.cli.plot import plot
     from harness.cli.pretrain import pretrain
@@ -42,6 +43,7 @@ def _register() -> None:
     app.command()(show)
     app.command()(evaluate)
     app.command()(reproduce)
+    app.command()(export)
     app.command()(profile)
     app.command()(score)
     app.command()(pretrain)

@@ -75,6 +75,10 @@ def run(
         bool,
         typer.Option("--in-process", help="No process of their own for cells; a crash ends the run."),
     ] = False,
+    logger: Annotated[
+        str | None,
+        typer.Option(help="Trackers to tell: csv, tensorboard, mlflow, wandb; under logs in the results."),
+    ] = None,
     measure_again: Annotated[
         bool,
         typer.Option("--measure-again", help="Measure latencies again, if the machine was busy before."),
@@ -117,7 +121,9 @@ def run(
 
     from harness.session import execute
 
-    raise typer.Exit(execute(request, folder, dry_run, jobs, measure_again, timeout, in_process))
+    raise typer.Exit(
+        execute(request, folder, dry_run, jobs, measure_again, timeout, in_process, _names(logger))
+    )
 
 
 def build_request(experiment: Path | None, given: dict[str, Any]) -> tuple[Request, Path]:
@@ -188,6 +194,10 @@ def read_specs(text: str | None, kind: str) -> list[Spec] | None:
     if text == "all":
         return [Spec(name) for name in BUILT_IN[kind]]  # type: ignore[index]
     return parse_specs(text)
+
+
+def _names(text: str | None) -> list[str]:
+    return [name.strip() for name in (text or "").split(",") if name.strip()]
 
 
 def _seeds(text: str | None) -> list[int] | None:
