@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +55,8 @@ class Lab:
     head_learning_rate: float
     generator: torch.Generator
     on_step: Callable[[int], None] = lambda examples: None
+    encoding: Callable[[Backbone], AbstractContextManager[object]] = nullcontext
+    """Entered for the training, when it is known what trains: how the backbone encodes within."""
 
     def __post_init__(self) -> None:
         self.cost = Cost()
@@ -84,8 +87,9 @@ class Lab:
             wrapped.train()
             self.on_step(self.training.batch_size)
 
-        for _ in range(epochs):
-            train_epoch(self.fabric, state, self.task, self.training_part, before_step, stepped)
+        with self.encoding(self.backbone):
+            for _ in range(epochs):
+                train_epoch(self.fabric, state, self.task, self.training_part, before_step, stepped)
 
     def held_out_batch(self, fresh: bool = True) -> Batch:
         """The next batch of the part kept for rewards; the first one again if not `fresh`."""
