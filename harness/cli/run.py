@@ -63,6 +63,16 @@ def run(
         str | None,
         typer.Option(help="HEIGHTxWIDTH that FLOPs and latency are stated for; default: the commonest."),
     ] = None,
+    cache_mib: Annotated[
+        float | None,
+        typer.Option(min=0, help="MiB of memory for encodings, which METER's encoders compute once [2048]."),
+    ] = None,
+    cache_disk_gib: Annotated[
+        float | None, typer.Option(min=0, help="GiB of disk for encodings, in the user's cache folder [8].")
+    ] = None,
+    cache_precision: Annotated[
+        str | None, typer.Option(help="full, or half: encodings are kept in 16 bits.")
+    ] = None,
     jobs: Annotated[
         int | None,
         typer.Option(min=1, help="Cells run side by side; default: one a core for small models on the CPU."),
@@ -110,6 +120,9 @@ def run(
         "skip_bad_images": skip_bad_images or None,
         "augment": augment,
         "measured_image_size": _size(measured_image_size),
+        "cache_mib": cache_mib,
+        "cache_disk_gib": cache_disk_gib,
+        "cache_precision": cache_precision,
     }
     request, folder = build_request(experiment, given)
     if in_process and (timeout is not None or (jobs or 1) > 1):
@@ -157,12 +170,15 @@ def build_request(experiment: Path | None, given: dict[str, Any]) -> tuple[Reque
         ("workers", 0),
         ("image_size", 1),
         ("text_length", 3),
+        ("cache_mib", 0),
+        ("cache_disk_gib", 0),
     ):
         if settings.get(key) is not None and settings[key] < least:
             raise UserError(f"--{key.replace('_', '-')} must be at least {least}, got {settings[key]}.")
     _one_of(settings, "select", ("best", "last"))
     _one_of(settings, "augment", ("none", "randaugment"))
     _one_of(settings, "precision", ("32-true", "bf16-mixed", "16-mixed"))
+    _one_of(settings, "cache_precision", ("full", "half"))
     _one_of(settings, "accelerator", ("auto", "cpu", "cuda", "gpu", "mps"))
     folder = Path(settings.pop("results", "results"))
     options = BackboneOptions(
