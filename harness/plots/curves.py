@@ -77,10 +77,10 @@ def _draw(axis: Axes, curves: Mapping[str, Sequence[Curve]], column: str, look: 
     axis.set_xlim(1 - 0.05 * last, last + 0.05 * last)
     low, high = axis.get_ylim()
     heights = spread([end for _, _, end in ends], (high - low) * 0.058, low, high)
-    for (label, epoch, end), height in zip(ends, heights, strict=True):
+    for (label, final_epoch, end), height in zip(ends, heights, strict=True):
         axis.annotate(
             label,
-            (epoch, end),
+            (final_epoch, end),
             xytext=(1.03, height),
             textcoords=axis.get_yaxis_transform(),  # type: ignore[arg-type]
             fontsize=8,
