@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from harness.cell import Outcome
+from harness.cell import Outcome, make_fabric
 from harness.environment import describe_environment
 from harness.measure.flops import ComputeCounts
 from harness.measure.parameters import ParameterCounts
@@ -85,6 +85,7 @@ def _frame(cell: Cell, started: datetime) -> dict[str, Any]:
                 digest=backbone.digest(),
                 config=_jsonable(backbone.processor.describe()),
             ),
+            code=dict(cell.code),
             seed=cell.seed,
         ),
         "protocol": _jsonable(workplace.protocol),
@@ -93,7 +94,7 @@ def _frame(cell: Cell, started: datetime) -> dict[str, Any]:
             digest=digest_json(workplace.data.provenance),
             details=_jsonable(workplace.data.provenance),
         ),
-        "environment": Environment(**describe_environment()),
+        "environment": Environment(**describe_environment(), device=make_fabric(workplace).device.type),
         "timestamps": Timestamps(started=started, finished=datetime.now().astimezone()),
     }
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import os
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +17,9 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from harness.backbones.digest import digest_state
+from harness.encoding import cached_encoding, describe_cache
+from harness.errors import UserError
 from harness.fit import (
     Batches,
     Cost,
@@ -33,15 +37,17 @@ from harness.measure.live import model_tensors, peak_live_tensors
 from harness.measure.memory import PeakMemory, track_peak_memory
 from harness.measure.parameters import ParameterCounts, count_parameters
 from harness.plan import Cell, Workplace
-from harness.record import replacing, write_atomically
+from harness.record import write_atomically
 from harness.search import Lab, cut
 from harness.seeds import derived_seed, generator
 from methods.base import Method
 from tasks.augment import AUGMENTATIONS
 from tasks.base import Prediction
 from tasks.loading import Loader
+from tasks.partial_scores import PartialScores
 
 CHECKPOINT = "state.pt"
+SEARCH_CHECKPOINT = "search.pt"
 DECISION = "search.json"
 
 
@@ -53,6 +59,9 @@ class Progress(Protocol):
 
     def advance(self, count: int) -> None:
         """`count` more examples are done."""
+
+    def epoch(self, figures: Mapping[str, float]) -> None:
+        """An epoch of training is over; a resumed cell tells its earlier ones again."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +117,7 @@ def loader(
         cache=workplace.images,
         skip_bad_images=request.skip_bad_images,
         augment=AUGMENTATIONS[request.augment] if augmented else None,
+        key_images=workplace.encodings is not None and not augmented,
     )
     if split != "train":
         return found
@@ -140,17 +150,20 @@ def run_cell(cell: Cell, scratch: Path, progress: Progress) -> Outcome:
     model = adapted_model(cell, method)
     parameters = count_parameters(model.backbone, model.head, method.method_modules(model.backbone))
     memory = None if fabric.device.type == "cuda" else _training_memory(cell, model)
-    if memory is None:
-        with track_peak_memory(fabric.device) as tracker:
+    with cached_encoding(model.backbone, workplace.encodings) as encoder:
+        if memory is None:
+            with track_peak_memory(fabric.device) as tracker:
+                best, curve, cost = _train(cell, model, fabric, scratch, progress)
+            memory = tracker.result
+        else:
             best, curve, cost = _train(cell, model, fabric, scratch, progress)
-        memory = tracker.result
-    else:
-        best, curve, cost = _train(cell, model, fabric, scratch, progress)
     load_tuned_state(model, best["tuned"])
     method.finalize(model.backbone)
     model.requires_grad_(False)
     deployed = count_parameters(model.backbone, model.head, method.method_modules(model.backbone))
-    predictions, metrics = _report(workplace, model, fabric, progress)
+    tuned = {name.removeprefix("backbone.") for name in best["tuned"]}
+    with cached_encoding(model.backbone, workplace.encodings, evaluation=True, tuned=tuned):
+        predictions, metrics = _report(cell, model, fabric, scratch, progress, best["tuned"])
     size = workplace.measured_input
     compute = count_forward(
         task, model.backbone, model.head, method, image_size=size.image_size, text_length=size.text_length
@@ -169,6 +182,7 @@ def run_cell(cell: Cell, scratch: Path, progress: Progress) -> Outcome:
         "learning_rate": cell.learning_rate,
         "head_learning_rate": workplace.head_learning_rate,
         "batch_size": workplace.training.batch_size,
+        "encoder_cache": None if encoder is None else describe_cache(encoder, workplace.encodings),
     }
     if search is not None:
         search["share"] = search["seconds"] / (search["seconds"] + cost.seconds)
@@ -218,6 +232,7 @@ def _search(
     kept, held = cut(
         workplace.data.splits["train"], method.search_holdout, derived_seed(cell.seed, "search split")
     )
+    checkpoint = scratch / SEARCH_CHECKPOINT
     lab = Lab(
         fabric,
         workplace.task,
@@ -230,17 +245,20 @@ def _search(
         workplace.head_learning_rate,
         generator(cell.seed, "search"),
         progress.advance,
+        _load(checkpoint) if checkpoint.is_file() else None,
+        lambda state: _save(checkpoint, state),
+        partial(cached_encoding, store=workplace.encodings),
     )
     progress.stage("search", int(getattr(method.options, "search_epochs", 1)) * len(kept))
-    started = time.perf_counter()
     decision = method.search(lab)
     found = {
-        "seconds": time.perf_counter() - started,
+        "seconds": lab.seconds,
         "training_examples": len(kept),
         "reward_examples": len(held),
         "decision": decision,
     }
     write_atomically(done, json.dumps(found).encode())
+    checkpoint.unlink(missing_ok=True)
     return found
 
 
@@ -259,6 +277,8 @@ def _train(
     checkpoint = scratch / CHECKPOINT
     if checkpoint.is_file():
         best, curve = _restore(checkpoint, model, state)
+        for figures in curve:
+            progress.epoch(figures)
     validation = loader(workplace, "val")
     task = workplace.task
     progress.stage("train", training.epochs * len(batches.examples))
@@ -267,15 +287,18 @@ def _train(
         loss = train_epoch(
             fabric, state, task, batches, after_step=lambda e, s: progress.advance(training.batch_size)
         )
-        score = task.score(predict(fabric, wrapped, task, validation))[task.primary_metric]
+        with cached_encoding(model.backbone, workplace.encodings, evaluation=True):
+            saved = _partial_scores(cell, scratch, "validation", tuned_state(model))
+            predictions = predict(fabric, wrapped, task, validation, partial=saved)
+        score = task.score(predictions)[task.primary_metric]
         curve.append({"epoch": state.epoch, "train_loss": loss, f"val_{task.primary_metric}": score})
+        progress.epoch(curve[-1])
         better = best["value"] is None or (score > best["value"]) == task.higher_is_better
         if score == best["value"]:
             better = False
         if better or training.select == "last":
             best = {"epoch": state.epoch, "value": score, "tuned": tuned_state(model)}
-        if state.epoch < training.epochs:
-            _save(checkpoint, model, state, best, curve)
+        _save(checkpoint, _everything(model, state, best, curve))
     return best, curve, state.cost
 
 
@@ -300,27 +323,23 @@ def _training_memory(cell: Cell, model: TaskModel) -> PeakMemory:
     return peak_live_tensors(step, model_tensors(copied), how)
 
 
-def _save(checkpoint: Path, model: nn.Module, state: State, best: dict[str, Any], curve: Any) -> None:
-    with replacing(checkpoint) as partial:
-        torch.save(
-            {
-                "tuned": tuned_state(model),
-                "optimizer": state.optimizer.state_dict(),
-                "schedule": state.schedule.state_dict(),
-                "epoch": state.epoch,
-                "cost": asdict(state.cost),
-                "best": best,
-                "curve": curve,
-                "random": torch.random.get_rng_state(),
-            },
-            partial,
-        )
+def _everything(model: nn.Module, state: State, best: dict[str, Any], curve: Any) -> dict[str, Any]:
+    return {
+        "tuned": tuned_state(model),
+        "optimizer": state.optimizer.state_dict(),
+        "schedule": state.schedule.state_dict(),
+        "epoch": state.epoch,
+        "cost": asdict(state.cost),
+        "best": best,
+        "curve": curve,
+        "random": torch.random.get_rng_state(),
+    }
 
 
 def _restore(
     checkpoint: Path, model: nn.Module, state: State
 ) -> tuple[dict[str, Any], list[dict[str, float]]]:
-    saved = torch.load(checkpoint, weights_only=True)
+    saved = _load(checkpoint)
     load_tuned_state(model, saved["tuned"])
     state.optimizer.load_state_dict(saved["optimizer"])
     state.schedule.load_state_dict(saved["schedule"])
@@ -330,17 +349,55 @@ def _restore(
     return saved["best"], saved["curve"]
 
 
+def _save(checkpoint: Path, content: dict[str, Any]) -> None:
+    """Through memory, as torch's own writer hides that a disk is full."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_atomically(checkpoint, buffer.getvalue())
+
+
+def _load(checkpoint: Path) -> dict[str, Any]:
+    """What `_save` was given; no pickled code is run.
+
+    Raises:
+        UserError: the file is not what was written.
+    """
+    try:
+        found: dict[str, Any] = torch.load(checkpoint, weights_only=True)
+    except Exception as error:  # the reader trips over broken bytes in many ways
+        raise UserError(f"{checkpoint}: cannot be read; delete it and run again.") from error
+    return found
+
+
+def _partial_scores(
+    cell: Cell, scratch: Path, stage: str, tuned: Mapping[str, Tensor]
+) -> PartialScores | None:
+    """Where an evaluation of a whole split saves what it has done; None for other tasks."""
+    if not cell.workplace.task.evaluates_splits:
+        return None
+    return PartialScores(
+        scratch / f"scores-{stage}.npz", digest_state(tuned, {"stage": stage, "cell": cell.id})
+    )
+
+
 def _report(
-    workplace: Workplace, model: TaskModel, fabric: Fabric, progress: Progress
+    cell: Cell,
+    model: TaskModel,
+    fabric: Fabric,
+    scratch: Path,
+    progress: Progress,
+    tuned: Mapping[str, Tensor],
 ) -> tuple[dict[str, list[Prediction]], dict[str, Mapping[str, float]]]:
     """Predictions and metrics of the finalised model on validation and test."""
-    task = workplace.task
+    workplace, task = cell.workplace, cell.workplace.task
     wrapped = fabric.setup_module(model)
     predictions: dict[str, list[Prediction]] = {}
     metrics: dict[str, Mapping[str, float]] = {}
     for split in ("val", "test"):
         progress.stage(f"predict {split}", len(workplace.data.splits[split]))
-        predictions[split] = predict(fabric, wrapped, task, loader(workplace, split), progress.advance)
+        saved = _partial_scores(cell, scratch, split, tuned)
+        batches = loader(workplace, split)
+        predictions[split] = predict(fabric, wrapped, task, batches, progress.advance, saved)
         expected = {example.id for example in workplace.data.splits[split]}
         seen = [str(prediction["id"]) for prediction in predictions[split]]
         if not workplace.request.skip_bad_images and (len(seen) != len(expected) or set(seen) != expected):

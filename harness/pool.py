@@ -1,17 +1,22 @@
-"""Cells side by side in processes of their own.
+"""Cells in processes of their own, several side by side where models are small.
 
 A small model cannot use more than a core or two: on the embedded benchmark two cells on one core each train
-1.7 times as fast as one after the other on both. A process that dies takes its cell with it, not the run.
+1.7 times as fast as one after the other on both. A process that dies, or has to be ended because its cell
+takes too long, takes that cell with it, not the run; a cell that failed leaves its process to no other.
+The processes do not outlive the one that started them.
 """
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from multiprocessing.connection import Connection, wait
@@ -26,12 +31,16 @@ from harness.errors import UserError
 from harness.plan import Cell, Request, build_cells, open_workplaces
 from harness.record import Record
 from harness.runner import Reporter, run_cells
-from harness.store import Store
+from harness.store import CellBusyError, Store
 
 SMALL = 20_000_000
 """Parameters up to which a backbone is small: its cells are run side by side unless told otherwise."""
 _MOST_BY_DEFAULT = 8
 _REPORT_EVERY = 0.2  # seconds
+_GRACE = 10.0
+"""Seconds a process may take to end, and its own children to let go of the cell's lock."""
+_FIRST_TO_GO = "500"
+"""Of 1000: where memory runs out, Linux is to end the cell's process, not the one that reports it."""
 
 
 def default_jobs(request: Request, cells: Sequence[Cell]) -> int:
@@ -51,18 +60,27 @@ def _has_accelerator() -> bool:
 
 @dataclass
 class _Worker:
-    """A process, our end of its pipe, and the cell it has in hand."""
+    """A process, our end of its pipe, the cell it has in hand, and when that has to be done (monotonic)."""
 
     process: BaseProcess
     pipe: Connection
     cell: Cell | None = None
     started: datetime = field(default_factory=lambda: datetime.now().astimezone())
+    deadline: float = math.inf
 
 
 def run_side_by_side(
-    request: Request, cells: Sequence[Cell], store: Store, reporter: Reporter, jobs: int
+    request: Request,
+    cells: Sequence[Cell],
+    store: Store,
+    reporter: Reporter,
+    jobs: int,
+    timeout: float = math.inf,
 ) -> list[Record]:
     """Like `run_cells`, `jobs` at a time, each with its share of the threads.
+
+    timeout: seconds a cell may take in this run, loading of data and backbone not counted. What takes longer
+        is recorded as failed, keeps its checkpoint, and goes on from there when it is asked for again.
 
     Raises:
         UserError: something the user has to mend; the other cells are stopped, what was finished is kept.
@@ -86,29 +104,63 @@ def run_side_by_side(
                 if worker.cell is None and waiting:
                     _assign(worker, waiting.popleft(), reporter)
             busy = [worker for worker in workers if worker.cell is not None]
-            ready = set(wait([worker.pipe for worker in busy]))
+            ready = set(wait([worker.pipe for worker in busy], _patience(busy)))
             for worker in busy:
-                if worker.pipe in ready and not _listen(worker, store, reporter, records):
+                goes_on = True
+                if worker.pipe in ready:
+                    goes_on = _listen(worker, store, reporter, records, timeout)
+                if worker.cell is not None and worker.deadline <= time.monotonic():
+                    goes_on = False
+                    worker.process.kill()  # it may be where it hears nothing else
+                    worker.process.join()
+                    _fail(worker, f"timed out after {timeout:g} s", store, reporter, records)
+                if not goes_on:
                     workers.remove(worker)
+                    _end([worker])
     finally:
-        for worker in workers:
-            worker.process.terminate()
-        for worker in workers:
-            worker.process.join()
+        _end(workers)
     return [records[cell.id] for cell in cells if cell.id in records]
 
 
 def _start(request: Request, folder: Path, threads: int) -> _Worker:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_work, args=(request, folder, threads, theirs), daemon=True)
-    process.start()
+    # Not a daemon, as those may not start the processes that decode images.
+    process = context.Process(target=_work, args=(request, folder, threads, theirs))
+    with _without_interrupts():
+        process.start()
     theirs.close()  # so that the pipe ends with the process
     return _Worker(process, ours)
 
 
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """A process started in here never sees Ctrl-C, not even while it is still loading: it is ours to handle."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end(workers: Sequence[_Worker]) -> None:
+    for worker in workers:
+        worker.process.terminate()
+    for worker in workers:
+        worker.process.join(_GRACE)
+        worker.process.kill()
+        worker.process.join()
+        worker.pipe.close()
+
+
+def _patience(busy: Sequence[_Worker]) -> float | None:
+    """Seconds until the first deadline."""
+    first = min((worker.deadline for worker in busy), default=math.inf)
+    return None if first == math.inf else max(0.0, first - time.monotonic())
+
+
 def _assign(worker: _Worker, cell: Cell, reporter: Reporter) -> None:
-    worker.cell, worker.started = cell, datetime.now().astimezone()
+    worker.cell, worker.started, worker.deadline = cell, datetime.now().astimezone(), math.inf
     reporter.begin(cell)
     try:
         worker.pipe.send(cell.id)
@@ -116,25 +168,27 @@ def _assign(worker: _Worker, cell: Cell, reporter: Reporter) -> None:
         return
 
 
-def _listen(worker: _Worker, store: Store, reporter: Reporter, records: dict[str, Record]) -> bool:
-    """Take one message; False if the process has died."""
+def _listen(
+    worker: _Worker, store: Store, reporter: Reporter, records: dict[str, Record], timeout: float
+) -> bool:
+    """Take one message; False if the process has died or its cell has failed."""
     cell = worker.cell
     assert cell is not None
     try:
         kind, *content = worker.pipe.recv()
     except (EOFError, ConnectionResetError):
         worker.process.join()
-        record = failed_record(cell, _death(worker.process.exitcode), worker.started)
-        with store.begin(cell.id):
-            store.commit(record)
-        records[cell.id] = record
-        reporter.end(cell, record, "failed")
+        _fail(worker, _death(worker.process.exitcode), store, reporter, records)
         return False
     match kind:
+        case "begin":
+            worker.deadline = time.monotonic() + timeout
         case "stage":
             reporter.stage(cell, *content)
         case "advance":
             reporter.advance(cell, *content)
+        case "epoch":
+            reporter.epoch(cell, *content)
         case "end":
             note = content[0]
             record_there = store.record(cell.id) if note in ("kept", "finished", "failed") else None
@@ -142,9 +196,35 @@ def _listen(worker: _Worker, store: Store, reporter: Reporter, records: dict[str
                 records[cell.id] = record_there
             reporter.end(cell, record_there, note)
             worker.cell = None
+            return note != "failed"
         case "mend":
             raise UserError(content[0])
     return True
+
+
+def _fail(worker: _Worker, reason: str, store: Store, reporter: Reporter, records: dict[str, Record]) -> None:
+    """Record the cell of a process that is gone; its own children may hold the lock a little longer."""
+    cell = worker.cell
+    assert cell is not None
+    worker.cell = None
+    record = failed_record(cell, reason, worker.started)
+    until = time.monotonic() + _GRACE
+    while True:
+        try:
+            with store.begin(cell.id):
+                if finished := store.finished(cell.id):  # in its very last moment
+                    record = store.record(cell.id)
+                else:
+                    store.commit(record)
+        except CellBusyError as error:
+            if time.monotonic() < until:
+                time.sleep(_REPORT_EVERY)
+                continue
+            reporter.end(cell, None, f"left out: {error}")  # another run has taken it up
+            return
+        records[cell.id] = record
+        reporter.end(cell, record, "finished" if finished else "failed")
+        return
 
 
 def _death(status: int | None) -> str:
@@ -159,7 +239,9 @@ def _work(request: Request, folder: Path, threads: int, pipe: Connection) -> Non
     """Run cells by their ids until nobody asks for more."""
     from harness.session import prepare_process
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    _die_with_parent()
+    with suppress(OSError):  # Linux only
+        Path("/proc/self/oom_score_adj").write_text(_FIRST_TO_GO)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     prepare_process()
     torch.set_num_threads(threads)
@@ -177,6 +259,18 @@ def _work(request: Request, folder: Path, threads: int, pipe: Connection) -> Non
         return
 
 
+def _die_with_parent() -> None:
+    """End this process as soon as its parent is gone, however that ended and whatever is under way here."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent watch", daemon=True).start()
+
+
 class _Messenger:
     """A reporter that tells the parent, which shows it."""
 
@@ -186,7 +280,8 @@ class _Messenger:
         self._told = time.monotonic()
 
     def begin(self, cell: Cell) -> None:
-        """The parent knows."""
+        """The cell's time begins."""
+        self._send("begin")
 
     def stage(self, cell: Cell, name: str, total: int) -> None:
         """A stage begins."""
@@ -200,9 +295,16 @@ class _Messenger:
             self._send("advance", self._done)
             self._done, self._told = 0, time.monotonic()
 
+    def epoch(self, cell: Cell, figures: Mapping[str, float]) -> None:
+        """An epoch is over."""
+        self._send("epoch", dict(figures))
+
     def end(self, cell: Cell, record: Record | None, note: str) -> None:
         """The cell has ended; its record is in the store."""
         self._send("end", note)
 
     def _send(self, *message: Any) -> None:
-        self._pipe.send(message)
+        try:
+            self._pipe.send(message)
+        except OSError:  # the parent is gone: this must not be taken for the cell's own failure
+            os._exit(1)

@@ -70,6 +70,9 @@ class CellChoice(Part):
     method: MethodChoice = Field(description="How the backbone was adapted.")
     task: TaskChoice = Field(description="What it was adapted to.")
     backbone: BackboneChoice = Field(description="What was adapted.")
+    code: dict[str, str] = Field(
+        default={}, description="Digests of the code that made it, by part: method, task, backbone, fit."
+    )
     seed: int = Field(description="Seed from which every generator of the cell is derived.")
 
 
@@ -174,6 +177,21 @@ class TrainingCost(Part):
     data_wait_fraction: Fraction = Field(description="Share of the time spent waiting for data.")
     learning_rate: float = Field(description="Peak rate of everything but the head.")
     head_learning_rate: float | None = Field(default=None, description="Peak rate of the head.")
+    encoder_cache: EncoderCache | None = Field(
+        default=None, description="None: encoders ran on every example."
+    )
+
+
+class EncoderCache(Part):
+    """Encodings that were kept, so that an encoder ran once for each distinct text or image."""
+
+    halves: list[str] = Field(description="Whose output was kept in training: text, image.")
+    precision: str = Field(description="full, or half: kept in 16 bits.")
+    memory_mib: float = Field(
+        description="Encodings in memory at the end of training, of this and earlier cells."
+    )
+    disk_mib: float = Field(description="Encodings this process had written to disk by then.")
+    notes: list[str] = Field(default=[], description="Why encodings were no longer written to disk.")
 
 
 class SearchCost(Part):
@@ -193,6 +211,7 @@ class Environment(Part):
     versions: dict[str, str | None] = Field(description="Versions of Python and packages; None: not there.")
     hardware: dict[str, JsonValue] = Field(description="CPU model, cores, memory, GPUs.")
     threads: Count = Field(description="torch's threads.")
+    device: str | None = Field(default=None, description="Type of device it was trained on: cpu, cuda, mps.")
     commit: str | None = Field(default=None, description="Git commit of the source checkout, if it is one.")
     dirty: bool | None = Field(default=None, description="Whether the checkout's code differed from commit.")
     command: str = Field(description="Command line, home directory and user name replaced.")
@@ -279,7 +298,8 @@ def read_record(path: Path) -> Record:
     version = content.get("schema_version") if isinstance(content, dict) else None
     if isinstance(version, int) and version != SCHEMA_VERSION:
         age = "an older" if version < SCHEMA_VERSION else "a newer"
-        remedy = "run the cell again" if version < SCHEMA_VERSION else "update the harness"
+        older = f"delete or move away {path.parent}, then run the cell again"
+        remedy = older if version < SCHEMA_VERSION else "update the harness"
         raise UserError(
             f"{path}: schema_version {version} is of {age} harness, "
             f"this one reads {SCHEMA_VERSION}; {remedy}."
@@ -338,7 +358,7 @@ def disk_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"{path}: no space left on the disk; free some and run again.") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EFBIG):
             raise UserError(f"{path}: cannot be written: {error.strerror}.") from error
         raise
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -17,13 +17,15 @@ from harness.errors import UserError
 from harness.fit import TaskModel
 from harness.measure.latency import LatencySample, measure_latency
 from harness.plan import Cell, Workplace, digest_json
-from harness.record import Failure, Latency, Record
+from harness.record import Failure, Latency, Record, write_atomically
 from harness.seeds import generator
 from harness.store import WEIGHTS, CellBusyError, Store
 from tasks.base import Batch
 
 FULL = "full (untouched)"
 """Name of the backbone as loaded in a latency measurement: what full tuning deploys."""
+TRACEBACK = "traceback.txt"
+"""In a failed cell's folder."""
 SINGLE, SMALL_BATCH = (1, 50, 1.0), (16, 10, 1.0)
 """Batch size, least iterations, least seconds of a latency measurement."""
 
@@ -39,6 +41,9 @@ class Reporter(Protocol):
 
     def advance(self, cell: Cell, count: int) -> None:
         """`count` more examples of the cell's stage are done."""
+
+    def epoch(self, cell: Cell, figures: Mapping[str, float]) -> None:
+        """An epoch of the cell's training is over: its row of the learning curve."""
 
     def end(self, cell: Cell, record: Record | None, note: str) -> None:
         """A cell has ended (`note`: finished, kept, failed, busy)."""
@@ -58,6 +63,10 @@ class _ProgressOf(Progress):
     def advance(self, count: int) -> None:
         """Examples are done."""
         self.reporter.advance(self.cell, count)
+
+    def epoch(self, figures: Mapping[str, float]) -> None:
+        """An epoch is over."""
+        self.reporter.epoch(self.cell, figures)
 
 
 def run_cells(cells: Sequence[Cell], store: Store, reporter: Reporter) -> list[Record]:
@@ -92,10 +101,9 @@ def _run(cell: Cell, store: Store, reporter: Reporter) -> tuple[Record, str]:
     except UserError:
         raise
     except Exception as error:
-        lines = traceback.format_exception_only(error)
-        record = failed_record(cell, lines[-1].strip().splitlines()[0], started)
+        record = failed_record(cell, _one_line(error), started)
+        write_atomically(store.folder(cell.id) / TRACEBACK, traceback.format_exc().encode())
         store.commit(record)
-        (store.folder(cell.id) / "traceback.txt").write_text(traceback.format_exc())
         return record, "failed"
     weights = save({name: tensor.contiguous() for name, tensor in outcome.tuned.items()})
     record = finished_record(cell, outcome, started, len(weights))
@@ -129,8 +137,21 @@ def measure_side_by_side(
         if not contestants or (not again and _measured_together(contestants, store)):
             continue
         on_stage(f"latency of {len(contestants)} methods, interleaved")
-        changed += _measure(contestants, store)
+        try:
+            changed += _measure(contestants, store)
+        except UserError:
+            raise
+        except Exception as error:
+            failure = Failure(error=_one_line(error))
+            on_stage(f"latency could not be measured: {failure.error}")
+            for cell in contestants:
+                changed.append(store.record(cell.id).model_copy(update={"latency": failure}))
+                store.commit(changed[-1])
     return changed
+
+
+def _one_line(error: Exception) -> str:
+    return traceback.format_exception_only(error)[-1].strip().splitlines()[0]
 
 
 def _measured_together(cells: Sequence[Cell], store: Store) -> bool:

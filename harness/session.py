@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,28 +18,44 @@ from rich.text import Text
 from harness.allocator import keep_freed_memory
 from harness.errors import UserError
 from harness.estimate import estimate_seconds
+from harness.evidence import with_intervals
 from harness.plan import Cell, Request, Workplace, build_cells, open_workplaces
 from harness.pool import default_jobs, run_side_by_side
-from harness.record import Record
+from harness.record import Record, disk_errors, write_atomically
 from harness.rendering import Format, print_table, render_all
-from harness.runner import measure_side_by_side, run_cells
+from harness.runner import Reporter, measure_side_by_side, run_cells
 from harness.store import Store
 from harness.tables import build_tables
+from harness.trackers import TrackingReporter, check_trackers
 
+INTERRUPTED = 130
+"""Exit status, as of a shell's command that Ctrl-C ended."""
 WIDTH_ELSEWHERE = 110
 """Characters a line where there is no terminal to ask."""
 FORMATS: dict[Format, str] = {"github": "md", "latex": "tex", "csv": "csv", "html": "html"}
 
 
 def execute(
-    request: Request, folder: Path, dry_run: bool, jobs: int | None = None, measure_again: bool = False
+    request: Request,
+    folder: Path,
+    dry_run: bool,
+    jobs: int | None = None,
+    measure_again: bool = False,
+    timeout: float | None = None,
+    in_process: bool = False,
+    loggers: Sequence[str] = (),
 ) -> int:
-    """Plan, run, measure, tabulate; the exit status (1: some cell failed).
+    """Plan, run, measure, tabulate; the exit status (1: some cell failed; 130: interrupted).
 
     jobs: cells that are run side by side; None decides by the model's size (`pool.default_jobs`).
     measure_again: measure latencies again that are there already.
+    timeout: seconds a cell may take; None lets it take what it takes.
+    loggers: experiment trackers that are told of epochs and ends (`harness.trackers`).
+    in_process: run the cells in this process, one after the other, where a crash ends the run.
     """
     prepare_process()
+    if loggers:
+        check_trackers(loggers)
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = WIDTH_ELSEWHERE
@@ -49,7 +66,9 @@ def execute(
         cells = list({cell.id: cell for cell in cells}.values())
         kept = {cell.id for cell in cells if store.finished(cell.id)}
         seconds = {cell.id: 0.0 if cell.id in kept else estimate_seconds(cell, store) for cell in cells}
-    if jobs is None:
+    if in_process:
+        jobs = 1
+    elif jobs is None:
         jobs = default_jobs(request, [cell for cell in cells if cell.id not in kept])
     _print_plan(console, cells, workplaces, kept, seconds, store, jobs)
     if dry_run:
@@ -58,10 +77,13 @@ def execute(
     interrupted = False
     try:
         with reporter:
-            if jobs > 1:
-                run_side_by_side(request, cells, store, reporter, jobs)
+            told: Reporter = reporter
+            if loggers:
+                told = TrackingReporter(reporter, loggers, store.root / "logs", reporter.note)
+            if in_process:
+                run_cells(cells, store, told)
             else:
-                run_cells(cells, store, reporter)
+                run_side_by_side(request, cells, store, told, jobs, timeout or math.inf)
             measure_side_by_side(cells, store, reporter.note, measure_again)
     except KeyboardInterrupt:
         interrupted = True
@@ -69,7 +91,8 @@ def execute(
     if records:
         show_tables(records, store, console)
     if interrupted:
-        raise KeyboardInterrupt
+        print("harness: interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        return INTERRUPTED
     failed = [cell for cell in cells if not store.finished(cell.id)]
     for cell in failed:
         console.print(f"[not finished] {_name(cell)}: see {store.folder(cell.id)}", markup=False)
@@ -78,13 +101,14 @@ def execute(
 
 def show_tables(records: Sequence[Record], store: Store, console: Console) -> None:
     """Print the tables of `records` and save them in every format beside the records."""
-    tables = build_tables(records)
+    tables = [with_intervals(each, store) for each in build_tables(records)]
     console.print()
     for table in tables:
         print_table(table, console)
-    store.tables.mkdir(parents=True, exist_ok=True)
+    with disk_errors(store.tables):
+        store.tables.mkdir(parents=True, exist_ok=True)
     for form, suffix in FORMATS.items():
-        (store.tables / f"latest.{suffix}").write_text(render_all(tables, form), encoding="utf-8")
+        write_atomically(store.tables / f"latest.{suffix}", render_all(tables, form).encode())
     console.print(
         f"\nRecords in {store.cells}, this table in {store.tables}/latest.{{{','.join(FORMATS.values())}}}",
         style="dim",
@@ -189,6 +213,9 @@ class TerminalReporter:
         """Examples are done."""
         if cell.id in self.current:
             self.bars.advance(self.current[cell.id], count)
+
+    def epoch(self, cell: Cell, figures: Mapping[str, float]) -> None:
+        """An epoch is over; its figures are in the learning curve."""
 
     def note(self, text: str) -> None:
         """Something that belongs to no cell."""

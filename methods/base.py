@@ -21,6 +21,16 @@ class NoOptions:
 OptionsT = TypeVar("OptionsT")
 
 
+class Memory(Protocol):
+    """What a search knows beside the model: kept at the end of every epoch, so that it can go on there."""
+
+    def state(self) -> dict[str, Any]:
+        """Everything the search has found so far, in tensors and plain values."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take back what `state` gave."""
+
+
 class SearchLab(Protocol):
     """What a method gets to search with: a model to train on a search split, and held-out batches.
 
@@ -40,8 +50,13 @@ class SearchLab(Protocol):
         epochs: int,
         before_step: Callable[[int, int], None],
         after_step: Callable[[int, int], None],
+        memory: Memory | None = None,
     ) -> None:
-        """Train what requires gradient for `epochs`; the callbacks get (epoch, step), both from 0."""
+        """Train what requires gradient for `epochs`; the callbacks get (epoch, step), both from 0.
+
+        An interrupted search goes on at its last epoch if it has a `memory`: the lab keeps that together
+        with the model, the optimiser and all random states, and restores it before the first step.
+        """
 
     def held_out_batch(self, fresh: bool = True) -> Any:
         """The next batch of the part kept for rewards (`fresh=False`: always the first one)."""

@@ -208,7 +208,7 @@ class DAS(Method[DASOptions]):
         sets = min(self.options.sets, comb(bandit.blocks, bandit.skip))
         reward = self.options.reward or ("standardized" if self.options.variant == "sound" else "exponential")
         names = backbone.block_names
-        history: list[dict[str, Any]] = []
+        findings = Findings(bandit)
 
         def before_step(epoch: int, step: int) -> None:  # noqa: ARG001 - the lab calls it so
             skip_only(backbone, bandit.draw())
@@ -220,7 +220,7 @@ class DAS(Method[DASOptions]):
             losses = self._losses(lab, drawn)
             rewards = reward_of(losses, reward)
             bandit.update(drawn, rewards)
-            history.append(
+            findings.history.append(
                 {
                     "epoch": epoch,
                     "step": step,
@@ -231,11 +231,11 @@ class DAS(Method[DASOptions]):
                 }
             )
 
-        lab.train(self.options.search_epochs, before_step, after_step)
+        lab.train(self.options.search_epochs, before_step, after_step, findings)
         return {
             "skipped": [names[i] for i in bandit.best()],
             "gates": dict(zip(names, bandit.gates.tolist(), strict=True)),
-            "history": history,
+            "history": findings.history,
             "settings": {
                 "variant": self.options.variant,
                 "reward": reward,
@@ -303,6 +303,23 @@ class Bandit:
         """The blocks with the highest gates (ties: the earlier block), ascending."""
         order = sorted(range(self.blocks), key=lambda i: (-float(self.gates[i]), i))
         return tuple(sorted(order[: self.skip]))
+
+
+class Findings:
+    """What a search has found: the bandit's gates and how they came about (`methods.base.Memory`)."""
+
+    def __init__(self, bandit: Bandit) -> None:
+        self.bandit = bandit
+        self.history: list[dict[str, Any]] = []
+
+    def state(self) -> dict[str, Any]:
+        """Gates and history; the bandit draws from the lab's generator, which the lab keeps."""
+        return {"gates": self.bandit.gates.clone(), "history": list(self.history)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on with these."""
+        self.bandit.gates = state["gates"].clone()
+        self.history = list(state["history"])
 
 
 def reward_of(losses: list[float], kind: str) -> list[float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import struct
 from collections.abc import Callable
 from functools import cached_property
@@ -97,6 +99,7 @@ class ImageCache:
         self._images: dict[str, Tensor] = {}
         self._shapes: dict[str, tuple[int, int]] = {}
         self._shape_of_size: dict[tuple[int, int], tuple[int, int]] = {}
+        self._keys: dict[str, bytes] = {}
 
     def __contains__(self, path: str) -> bool:
         return path in self._images or path in self.skipped
@@ -117,6 +120,14 @@ class ImageCache:
             self._images[path] = image.clone() if image._base is not None else image
             self.used_bytes += image.nbytes
 
+    def key(self, path: str, image: Tensor) -> bytes:
+        """SHA-256 of `image`, which is what `path` decodes to, and of how it is normalised; taken once."""
+        if path not in self._keys:
+            hasher = hashlib.sha256(f"{tuple(image.shape)} {self._settings}\n".encode())
+            hasher.update(image.numpy().tobytes())
+            self._keys[path] = hasher.digest()
+        return self._keys[path]
+
     def shape(self, path: str) -> tuple[int, int]:
         """Height and width in pixels that the processor will give the image, from its header alone."""
         if self._fixed_shape is not None:
@@ -124,6 +135,10 @@ class ImageCache:
         if path not in self._shapes:
             self._shapes[path] = self._shape_of(upright_size(path))
         return self._shapes[path]
+
+    @cached_property
+    def _settings(self) -> str:
+        return json.dumps(self.processor.describe(), sort_keys=True, default=str)
 
     @cached_property
     def _fixed_shape(self) -> tuple[int, int] | None:

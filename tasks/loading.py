@@ -53,6 +53,7 @@ class Loader:
     bucket: fill batches with examples of like image shapes and text lengths.
     rank, world_size: every rank gets its own share of each step; steps are equal in number on all ranks
         unless fewer than `world_size` examples are left for the last.
+    key_images: put a digest of each image's pixels into the inputs, under which encodings are kept.
     skip_bad_images: leave out examples whose image cannot be read and count them in `skipped`, instead of
         raising `UserError`.
     augment: changes every image of every epoch anew, by a draw that is a function of (seed, epoch, example).
@@ -76,6 +77,7 @@ class Loader:
         cache: ImageCache | None = None,
         skip_bad_images: bool = False,
         augment: Augment | None = None,
+        key_images: bool = False,
     ) -> None:
         if batch_size < 1 or not 0 <= rank < world_size:
             raise ValueError(f"batch_size {batch_size}, rank {rank} of {world_size}")
@@ -94,6 +96,7 @@ class Loader:
         self._world_size = world_size
         self._skip_bad_images = skip_bad_images
         self._augment = augment
+        self._key_images = key_images
         self._epoch = 0
         self._skipped: set[str] = set()
         self.cache = ImageCache(processor) if cache is None else cache
@@ -277,9 +280,13 @@ class Loader:
         input_ids, text_mask = pad_text([self._tokens[index] for index in kept], self._processor.pad_id)
         examples = [self.examples[index] for index in kept]
         inputs = []
-        for images in zip(*rows, strict=True):
+        for place, images in enumerate(zip(*rows, strict=True)):
             pixels, image_sizes = stack_images(images, self._processor)
-            inputs.append(Inputs(input_ids, text_mask, pixels, image_sizes))
+            keys = None
+            if self._key_images:
+                paths = [self._paths[index][place] for index in kept]
+                keys = tuple(self.cache.key(path, image) for path, image in zip(paths, images, strict=True))
+            inputs.append(Inputs(input_ids, text_mask, pixels, image_sizes, image_keys=keys))
         return Batch(
             tuple(inputs),
             self._task.collate_targets(examples),

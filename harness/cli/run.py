@@ -20,7 +20,9 @@ def run(
         str | None, typer.Option(help="Such as das,lora[r=8],seq_bn[reduction_factor=16], or 'all'.")
     ] = None,
     tasks: Annotated[str | None, typer.Option(help="Such as vqa or vqa[limit_train=1000].")] = None,
-    backbone: Annotated[str | None, typer.Option(help="vilt-mini (embedded, default) or vilt.")] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="vilt-mini (embedded, default), meter-mini, vilt or meter.")
+    ] = None,
     weights: Annotated[
         str | None,
         typer.Option(help="Folder, original .ckpt, hub id, or 'random'; default: the backbone's own."),
@@ -61,9 +63,31 @@ def run(
         str | None,
         typer.Option(help="HEIGHTxWIDTH that FLOPs and latency are stated for; default: the commonest."),
     ] = None,
+    cache_mib: Annotated[
+        float | None,
+        typer.Option(min=0, help="MiB of memory for encodings, which METER's encoders compute once [2048]."),
+    ] = None,
+    cache_disk_gib: Annotated[
+        float | None, typer.Option(min=0, help="GiB of disk for encodings, in the user's cache folder [8].")
+    ] = None,
+    cache_precision: Annotated[
+        str | None, typer.Option(help="full, or half: encodings are kept in 16 bits.")
+    ] = None,
     jobs: Annotated[
         int | None,
         typer.Option(min=1, help="Cells run side by side; default: one a core for small models on the CPU."),
+    ] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(min=1e-3, help="Seconds a cell may take; then it has failed and the rest go on."),
+    ] = None,
+    in_process: Annotated[
+        bool,
+        typer.Option("--in-process", help="No process of their own for cells; a crash ends the run."),
+    ] = False,
+    logger: Annotated[
+        str | None,
+        typer.Option(help="Trackers to tell: csv, tensorboard, mlflow, wandb; under logs in the results."),
     ] = None,
     measure_again: Annotated[
         bool,
@@ -96,12 +120,23 @@ def run(
         "skip_bad_images": skip_bad_images or None,
         "augment": augment,
         "measured_image_size": _size(measured_image_size),
+        "cache_mib": cache_mib,
+        "cache_disk_gib": cache_disk_gib,
+        "cache_precision": cache_precision,
     }
     request, folder = build_request(experiment, given)
+    if in_process and (timeout is not None or (jobs or 1) > 1):
+        from harness.errors import UserError
+
+        raise UserError(
+            "--in-process runs cells one after the other and cannot end one: leave out --jobs, --timeout."
+        )
 
     from harness.session import execute
 
-    raise typer.Exit(execute(request, folder, dry_run, jobs, measure_again))
+    raise typer.Exit(
+        execute(request, folder, dry_run, jobs, measure_again, timeout, in_process, _names(logger))
+    )
 
 
 def build_request(experiment: Path | None, given: dict[str, Any]) -> tuple[Request, Path]:
@@ -135,12 +170,15 @@ def build_request(experiment: Path | None, given: dict[str, Any]) -> tuple[Reque
         ("workers", 0),
         ("image_size", 1),
         ("text_length", 3),
+        ("cache_mib", 0),
+        ("cache_disk_gib", 0),
     ):
         if settings.get(key) is not None and settings[key] < least:
             raise UserError(f"--{key.replace('_', '-')} must be at least {least}, got {settings[key]}.")
     _one_of(settings, "select", ("best", "last"))
     _one_of(settings, "augment", ("none", "randaugment"))
     _one_of(settings, "precision", ("32-true", "bf16-mixed", "16-mixed"))
+    _one_of(settings, "cache_precision", ("full", "half"))
     _one_of(settings, "accelerator", ("auto", "cpu", "cuda", "gpu", "mps"))
     folder = Path(settings.pop("results", "results"))
     options = BackboneOptions(
@@ -172,6 +210,10 @@ def read_specs(text: str | None, kind: str) -> list[Spec] | None:
     if text == "all":
         return [Spec(name) for name in BUILT_IN[kind]]  # type: ignore[index]
     return parse_specs(text)
+
+
+def _names(text: str | None) -> list[str]:
+    return [name.strip() for name in (text or "").split(",") if name.strip()]
 
 
 def _seeds(text: str | None) -> list[int] | None:

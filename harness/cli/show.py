@@ -58,9 +58,11 @@ def describe(record: Record) -> Iterator[tuple[str, str]]:
     environment = record.environment
     dirty = " with changes" if environment.dirty else ""
     yield "command", environment.command
+    yield "code", ", ".join(f"{part} {digest}" for part, digest in cell.code.items()) or "not recorded"
     yield "commit", "not a checkout" if environment.commit is None else f"{environment.commit}{dirty}"
     yield "versions", ", ".join(f"{name} {value}" for name, value in environment.versions.items() if value)
-    yield "hardware", ", ".join(f"{name} {value}" for name, value in environment.hardware.items() if value)
+    hardware = {**environment.hardware, "threads": environment.threads, "trained on": environment.device}
+    yield "hardware", ", ".join(f"{name} {value}" for name, value in hardware.items() if value)
     yield "finished", record.timestamps.finished.isoformat(timespec="seconds")
     yield "protocol", ", ".join(f"{name} {value}" for name, value in record.protocol.items())
 

@@ -18,7 +18,7 @@ from tasks.mini.questions import Question, sample_question
 from tasks.mini.render import TEXTURED, render
 from tasks.mini.world import TASK, Scene, Thing, sample_scene
 
-VERSION = 2
+VERSION = 3
 """To be raised with every change that changes a file."""
 
 _QUESTION_TRIES = 1000

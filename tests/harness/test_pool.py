@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -25,6 +26,7 @@ class Notes:
     def __init__(self) -> None:
         self.ended: list[tuple[str, str]] = []
         self.stages: list[tuple[str, str]] = []
+        self.epochs: list[tuple[str, dict[str, float]]] = []
 
     def begin(self, cell: Cell) -> None:
         pass
@@ -34,6 +36,9 @@ class Notes:
 
     def advance(self, cell: Cell, count: int) -> None:
         pass
+
+    def epoch(self, cell: Cell, figures: Mapping[str, float]) -> None:
+        self.epochs.append((cell.label, dict(figures)))
 
     def end(self, cell: Cell, record: Record | None, note: str) -> None:
         self.ended.append((cell.label, note))

@@ -90,7 +90,7 @@ class FakeLab:
         self.generator = seeded()
         self.rewarded_in_training_mode: list[bool] = []
 
-    def train(self, epochs: int, before_step: Any, after_step: Any) -> None:
+    def train(self, epochs: int, before_step: Any, after_step: Any, memory: Any = None) -> None:
         for epoch in range(epochs):
             for step in range(self.steps_per_epoch):
                 before_step(epoch, step)

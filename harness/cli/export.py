@@ -1,0 +1,35 @@
+"""`harness export`: a cell's tuned weights for other libraries."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+
+def export(
+    cell: Annotated[str, typer.Argument(help="The cell's id, or how it begins.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="New folder to write.")],
+    results: Annotated[Path, typer.Option("--results", "-r", help="Folder of the records.")] = Path(
+        "results"
+    ),
+    format: Annotated[
+        Literal["adapters", "peft"],
+        typer.Option("--format", "-f", help="adapters: LoRA, adapter, parallel; peft: LoRA."),
+    ] = "adapters",
+    data_root: Annotated[
+        Path | None, typer.Option(help="The data's folder, for cells not of the embedded benchmark.")
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="The backbone's weights, as given to `harness run`.")
+    ] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="The vocabulary, as given to `harness run`.")] = None,
+) -> None:
+    """Write a cell's tuned LoRA or adapter weights so that `adapters` or `peft` loads them on ViltModel."""
+    from harness.export import export_cell
+    from harness.session import prepare_process
+
+    prepare_process()
+    export_cell(cell, results, output, format, data_root, weights, tokenizer)
+    typer.echo(f"written to {output}; its README.md has the code that loads it")

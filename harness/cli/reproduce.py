@@ -1,0 +1,64 @@
+"""`harness reproduce`: a record's cell again, and whether its figures come out the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def reproduce(
+    record: Annotated[str, typer.Argument(help="A record.json, a cell's folder, or how a cell's id begins.")],
+    results: Annotated[
+        Path, typer.Option("--results", "-r", help="Results folder, where an id is given.")
+    ] = Path("results"),
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Results folder to run in and keep; default: none.")
+    ] = None,
+    data_root: Annotated[
+        Path | None, typer.Option(help="The data's folder, for cells not of the embedded benchmark.")
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="The backbone's weights, as given to `harness run`.")
+    ] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="The vocabulary, as given to `harness run`.")] = None,
+) -> None:
+    """Run a record's cell again from what it stores and compare figure by figure.
+
+    Other weights or data are refused, other code, versions or hardware are named. Times are shown, not
+    compared. Exit status 1: some figure came out differently.
+    """
+    import tempfile
+
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from harness.reproduction import compare, differences, find_record, open_cell, run_again
+    from harness.session import WIDTH_ELSEWHERE, TerminalReporter, prepare_process
+
+    prepare_process()
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = WIDTH_ELSEWHERE
+    folder, found = find_record(record, results)
+    cell = open_cell(found, data_root, weights, tokenizer)
+    for line in differences(found, cell):
+        console.print(f"not as recorded: {line}", style="yellow", markup=False, soft_wrap=True)
+    with tempfile.TemporaryDirectory() as scratch, TerminalReporter(console, [cell], {}) as reporter:
+        again = run_again(found, cell, folder, output or Path(scratch), reporter)
+        report = compare(folder, found, again)
+    grid = Table("figure", "recorded", "again", "", box=None, pad_edge=False, header_style="dim")
+    for figure in report.figures:
+        grid.add_row(
+            figure.name, figure.recorded, figure.again, Text("" if figure.same else "differs", "red")
+        )
+    for time in report.times:
+        grid.add_row(Text(time.name, "dim"), time.recorded, time.again, Text("not compared", "dim"))
+    console.print(grid)
+    different = [figure.name for figure in report.figures if not figure.same]
+    if different:
+        console.print(f"differ: {', '.join(different)}", markup=False, soft_wrap=True)
+        raise typer.Exit(1)
+    console.print(f"all {len(report.figures)} figures came out the same")

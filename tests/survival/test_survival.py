@@ -1,0 +1,84 @@
+"""Short and long form of the survival test, and what else a run has to come through."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from killing import ROOT, begun, command, is_time, make_data, survive
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="counts processes in /proc")
+
+
+@pytest.fixture(autouse=True)
+def two_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the two processes of a run have one thread each, wherever the tests run."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+
+
+@pytest.mark.timeout(1800)
+def test_a_run_that_is_killed_three_times_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+    found = survive(tmp_path, kills=3, seed=1, seeds=1, epochs=2)
+    assert found.kills == 3
+    assert found.runs > 3
+
+
+@pytest.mark.long
+@pytest.mark.timeout(7200)
+def test_a_run_survives_fifty_kills(tmp_path: Path) -> None:
+    assert survive(tmp_path, kills=50, seed=0, seeds=2, epochs=3).kills == 50
+
+
+@pytest.mark.timeout(1800)
+def test_ctrl_c_ends_with_the_table_of_what_is_there_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    arguments = command(make_data(tmp_path / "data"), results, seeds=1, epochs=2)
+    process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not list(results.glob("cells/*/record.json")):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=600)
+    assert process.returncode == 130, output + errors
+    assert "the same command goes on where this one stopped" in errors
+    assert "Traceback" not in errors
+    assert (results / "tables" / "latest.md").is_file()
+    kept = {path: path.read_bytes() for path in results.glob("cells/*/record.json")}
+    assert begun(results)
+    again = subprocess.run([*arguments, "--dry-run"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert f"{3 - len(kept)} of 3 cells to run" in again.stdout
+    assert {path: path.read_bytes() for path in kept} == kept
+
+
+def test_columns_that_are_left_out_are_times() -> None:
+    assert is_time("latency_p50_ms")
+    assert not any(map(is_time, ("vqa", "macs", "updated_parameters", "method", "seeds", "tuned_file_mib")))
+
+
+@pytest.mark.timeout(600)
+def test_a_disk_that_fills_up_ends_the_run_with_one_line_and_no_record(tmp_path: Path) -> None:
+    """A limit on the size of files stands for the full disk: both fail in the middle of a write."""
+    results = tmp_path / "results"
+    arguments = command(make_data(tmp_path / "data"), results, seeds=1, epochs=2)
+    limited = (
+        "import os, resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000)); os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", limited, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+        check=False,
+    )
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "harness: " in done.stderr
+    assert "cannot be written: File too large" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(results.glob("cells/*/record.json"))
+    assert not list(results.rglob("*.partial"))
