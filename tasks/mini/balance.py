@@ -8,7 +8,8 @@ pictures alone, is then right for exactly one label in so many, whatever it has 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -21,7 +22,7 @@ class Sentence(Protocol):
 
     @property
     def kind(self) -> str:
-        """Of its construction; kinds are chosen equally often where a set lets them."""
+        """Of its construction; kinds are chosen by their weights, as far as a set lets them."""
 
     def __hash__(self) -> int: ...
 
@@ -33,12 +34,18 @@ Pattern = tuple[int, ...]
 
 
 def choose_balanced(
-    candidates: Sequence[tuple[SentenceT, Pattern]], labels: int, rounds: int, rng: np.random.Generator
+    candidates: Sequence[tuple[SentenceT, Pattern]],
+    labels: int,
+    rounds: int,
+    rng: np.random.Generator,
+    weights: Mapping[str, float] = MappingProxyType({}),
 ) -> list[tuple[SentenceT, Pattern]] | None:
     """`rounds * labels` different candidates, balanced as said above; `None` where there are not enough.
 
     A round takes one sentence of a pattern and, for the rest, sentences whose pattern is that one with every
     label raised by 1, by 2, and so on, modulo `labels`.
+
+    weights: of kinds, for which of those that fit is taken; 1 where nothing is said.
     """
     by_pattern: dict[Pattern, dict[SentenceT, None]] = defaultdict(dict)
     for sentence, pattern in candidates:
@@ -51,7 +58,9 @@ def choose_balanced(
         if not families:
             return None
         for pattern in pick(families, rng):
-            kind = pick(list(dict.fromkeys(sentence.kind for sentence in by_pattern[pattern])), rng)
+            kinds = list(dict.fromkeys(sentence.kind for sentence in by_pattern[pattern]))
+            ends = np.cumsum([weights.get(kind, 1.0) for kind in kinds])
+            kind = kinds[int(np.searchsorted(ends, rng.random() * ends[-1], side="right"))]
             sentence = pick([sentence for sentence in by_pattern[pattern] if sentence.kind == kind], rng)
             del by_pattern[pattern][sentence]
             chosen.append((sentence, pattern))

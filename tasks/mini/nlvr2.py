@@ -33,6 +33,8 @@ PAIRS = 4
 
 _THEME = 3, 3  # colours and shapes of a set
 _ROUNDS = 2  # a round is one sentence and one that is false where it is true
+# Of kinds of statements: mostly such as one has to look at one picture, or at both alike, to check.
+_WEIGHTS = {"left": 3.0, "right": 3.0, "both": 3.0, "some": 2.0, "one": 1.5, "Total": 0.5, "Compared": 0.5}
 _CANDIDATES = 400  # statements drawn for a set, of which `2 * _ROUNDS` are taken
 
 Pair = tuple[Scene, Scene]
@@ -123,7 +125,7 @@ def sample_set(
         candidates = [
             (statement, pattern) for statement in drawn if (pattern := _pattern(statement, pairs)) is not None
         ]
-        statements = choose_balanced(candidates, 2, _ROUNDS, rng)
+        statements = choose_balanced(candidates, 2, _ROUNDS, rng, _WEIGHTS)
         if statements is not None:
             taken |= seen
             return pairs, statements

@@ -58,3 +58,6 @@ def test_kinds_are_chosen_equally_often_however_many_there_are() -> None:
         assert chosen is not None
         found.update(said.kind for said, pattern in chosen if pattern == (0, 1))
     assert 150 < found["rare"] < 250
+    chosen = choose_balanced(candidates, 2, 1, rng, {"rare": 0.0})
+    assert chosen is not None
+    assert "rare" not in {said.kind for said, _ in chosen}
