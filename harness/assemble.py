@@ -53,7 +53,9 @@ def finished_record(cell: Cell, outcome: Outcome, started: datetime, tuned_file_
         tuned_file_bytes=tuned_file_bytes,
         training=TrainingCost(**outcome.training),
         search=None if outcome.search is None else _search(outcome.search),
-        skipped_images=outcome.skipped_images,
+        skipped_images=len(outcome.skipped_files),
+        skipped_files=outcome.skipped_files,
+        skipped_examples=dict(outcome.skipped_examples),
     )
 
 

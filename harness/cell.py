@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import io
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +17,8 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from harness.backbones.digest import digest_state
+from harness.encoding import cached_encoding, describe_cache
 from harness.errors import UserError
 from harness.fit import (
     Batches,
@@ -37,8 +41,10 @@ from harness.record import write_atomically
 from harness.search import Lab, cut
 from harness.seeds import derived_seed, generator
 from methods.base import Method
+from tasks.augment import AUGMENTATIONS
 from tasks.base import Prediction
 from tasks.loading import Loader
+from tasks.partial_scores import PartialScores
 
 CHECKPOINT = "state.pt"
 SEARCH_CHECKPOINT = "search.pt"
@@ -63,6 +69,7 @@ class Outcome:
     """Everything a cell has yielded, before it is written down.
 
     full_compute: of the backbone as loaded with the task's head, which is what full tuning deploys.
+    skipped_files: names of images that could not be read; skipped_examples: left out for them, by split.
     """
 
     metrics: Mapping[str, Mapping[str, float]]
@@ -77,7 +84,8 @@ class Outcome:
     search: Mapping[str, Any] | None
     tuned: Mapping[str, Tensor]
     curve: list[dict[str, float]]
-    skipped_images: int
+    skipped_files: tuple[str, ...]
+    skipped_examples: Mapping[str, int]
 
 
 def make_fabric(workplace: Workplace) -> Fabric:
@@ -89,8 +97,14 @@ def make_fabric(workplace: Workplace) -> Fabric:
     )
 
 
-def loader(workplace: Workplace, split: str, seed: int | None = None, examples: Any = None) -> Batches:
-    """Batches of a split; shuffled by `seed` if there is one."""
+def loader(
+    workplace: Workplace,
+    split: str,
+    seed: int | None = None,
+    examples: Any = None,
+    augmented: bool = False,
+) -> Batches:
+    """Batches of a split; shuffled by `seed` if there is one. Augmented are those that are trained on."""
     request = workplace.request
     found = Loader(
         workplace.data.splits[split] if examples is None else examples,
@@ -102,6 +116,8 @@ def loader(workplace: Workplace, split: str, seed: int | None = None, examples: 
         workers=request.workers,
         cache=workplace.images,
         skip_bad_images=request.skip_bad_images,
+        augment=AUGMENTATIONS[request.augment] if augmented else None,
+        key_images=workplace.encodings is not None and not augmented,
     )
     if split != "train":
         return found
@@ -134,17 +150,20 @@ def run_cell(cell: Cell, scratch: Path, progress: Progress) -> Outcome:
     model = adapted_model(cell, method)
     parameters = count_parameters(model.backbone, model.head, method.method_modules(model.backbone))
     memory = None if fabric.device.type == "cuda" else _training_memory(cell, model)
-    if memory is None:
-        with track_peak_memory(fabric.device) as tracker:
+    with cached_encoding(model.backbone, workplace.encodings) as encoder:
+        if memory is None:
+            with track_peak_memory(fabric.device) as tracker:
+                best, curve, cost = _train(cell, model, fabric, scratch, progress)
+            memory = tracker.result
+        else:
             best, curve, cost = _train(cell, model, fabric, scratch, progress)
-        memory = tracker.result
-    else:
-        best, curve, cost = _train(cell, model, fabric, scratch, progress)
     load_tuned_state(model, best["tuned"])
     method.finalize(model.backbone)
     model.requires_grad_(False)
     deployed = count_parameters(model.backbone, model.head, method.method_modules(model.backbone))
-    predictions, metrics = _report(workplace, model, fabric, progress)
+    tuned = {name.removeprefix("backbone.") for name in best["tuned"]}
+    with cached_encoding(model.backbone, workplace.encodings, evaluation=True, tuned=tuned):
+        predictions, metrics = _report(cell, model, fabric, scratch, progress, best["tuned"])
     size = workplace.measured_input
     compute = count_forward(
         task, model.backbone, model.head, method, image_size=size.image_size, text_length=size.text_length
@@ -163,6 +182,7 @@ def run_cell(cell: Cell, scratch: Path, progress: Progress) -> Outcome:
         "learning_rate": cell.learning_rate,
         "head_learning_rate": workplace.head_learning_rate,
         "batch_size": workplace.training.batch_size,
+        "encoder_cache": None if encoder is None else describe_cache(encoder, workplace.encodings),
     }
     if search is not None:
         search["share"] = search["seconds"] / (search["seconds"] + cost.seconds)
@@ -179,8 +199,23 @@ def run_cell(cell: Cell, scratch: Path, progress: Progress) -> Outcome:
         search=search,
         tuned=best["tuned"],
         curve=curve,
-        skipped_images=len(workplace.images.skipped),
+        **_skipped(workplace),
     )
+
+
+def _skipped(workplace: Workplace) -> dict[str, Any]:
+    """What was left out because an image could not be read. The images may be other tasks' too."""
+    files: set[str] = set()
+    counts: dict[str, int] = {}
+    for split, examples in workplace.data.splits.items():
+        bad = [
+            [path for path in map(os.fspath, example.images) if path in workplace.images.skipped]
+            for example in examples
+        ]
+        files.update(path for paths in bad for path in paths)
+        counts[split] = sum(map(bool, bad))
+    names = tuple(sorted(Path(path).name for path in files))
+    return {"skipped_files": names, "skipped_examples": counts}
 
 
 def _search(
@@ -203,7 +238,7 @@ def _search(
         workplace.task,
         backbone,
         head,
-        loader(workplace, "train", derived_seed(cell.seed, "search order"), kept),
+        loader(workplace, "train", derived_seed(cell.seed, "search order"), kept, augmented=True),
         loader(workplace, "train", derived_seed(cell.seed, "reward order"), held) if held else None,
         workplace.training,
         cell.learning_rate,
@@ -212,6 +247,7 @@ def _search(
         progress.advance,
         _load(checkpoint) if checkpoint.is_file() else None,
         lambda state: _save(checkpoint, state),
+        partial(cached_encoding, store=workplace.encodings),
     )
     progress.stage("search", int(getattr(method.options, "search_epochs", 1)) * len(kept))
     decision = method.search(lab)
@@ -231,7 +267,7 @@ def _train(
 ) -> tuple[dict[str, Any], list[dict[str, float]], Cost]:
     """Train for all epochs; returns the chosen epoch with its tuned tensors, the curve, and the cost."""
     workplace, training = cell.workplace, cell.workplace.training
-    batches = loader(workplace, "train", derived_seed(cell.seed, "order"))
+    batches = loader(workplace, "train", derived_seed(cell.seed, "order"), augmented=True)
     optimizer = build_optimizer(model, training, cell.learning_rate, workplace.head_learning_rate)
     schedule = build_schedule(optimizer, training.epochs * len(batches), training.warmup)
     wrapped, wrapped_optimizer = fabric.setup(model, optimizer)
@@ -251,7 +287,10 @@ def _train(
         loss = train_epoch(
             fabric, state, task, batches, after_step=lambda e, s: progress.advance(training.batch_size)
         )
-        score = task.score(predict(fabric, wrapped, task, validation))[task.primary_metric]
+        with cached_encoding(model.backbone, workplace.encodings, evaluation=True):
+            saved = _partial_scores(cell, scratch, "validation", tuned_state(model))
+            predictions = predict(fabric, wrapped, task, validation, partial=saved)
+        score = task.score(predictions)[task.primary_metric]
         curve.append({"epoch": state.epoch, "train_loss": loss, f"val_{task.primary_metric}": score})
         progress.epoch(curve[-1])
         better = best["value"] is None or (score > best["value"]) == task.higher_is_better
@@ -259,8 +298,7 @@ def _train(
             better = False
         if better or training.select == "last":
             best = {"epoch": state.epoch, "value": score, "tuned": tuned_state(model)}
-        if state.epoch < training.epochs:
-            _save(checkpoint, _everything(model, state, best, curve))
+        _save(checkpoint, _everything(model, state, best, curve))
     return best, curve, state.cost
 
 
@@ -331,17 +369,35 @@ def _load(checkpoint: Path) -> dict[str, Any]:
     return found
 
 
+def _partial_scores(
+    cell: Cell, scratch: Path, stage: str, tuned: Mapping[str, Tensor]
+) -> PartialScores | None:
+    """Where an evaluation of a whole split saves what it has done; None for other tasks."""
+    if not cell.workplace.task.evaluates_splits:
+        return None
+    return PartialScores(
+        scratch / f"scores-{stage}.npz", digest_state(tuned, {"stage": stage, "cell": cell.id})
+    )
+
+
 def _report(
-    workplace: Workplace, model: TaskModel, fabric: Fabric, progress: Progress
+    cell: Cell,
+    model: TaskModel,
+    fabric: Fabric,
+    scratch: Path,
+    progress: Progress,
+    tuned: Mapping[str, Tensor],
 ) -> tuple[dict[str, list[Prediction]], dict[str, Mapping[str, float]]]:
     """Predictions and metrics of the finalised model on validation and test."""
-    task = workplace.task
+    workplace, task = cell.workplace, cell.workplace.task
     wrapped = fabric.setup_module(model)
     predictions: dict[str, list[Prediction]] = {}
     metrics: dict[str, Mapping[str, float]] = {}
     for split in ("val", "test"):
         progress.stage(f"predict {split}", len(workplace.data.splits[split]))
-        predictions[split] = predict(fabric, wrapped, task, loader(workplace, split), progress.advance)
+        saved = _partial_scores(cell, scratch, split, tuned)
+        batches = loader(workplace, split)
+        predictions[split] = predict(fabric, wrapped, task, batches, progress.advance, saved)
         expected = {example.id for example in workplace.data.splits[split]}
         seen = [str(prediction["id"]) for prediction in predictions[split]]
         if not workplace.request.skip_bad_images and (len(seen) != len(expected) or set(seen) != expected):

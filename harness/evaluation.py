@@ -11,9 +11,10 @@ from safetensors.torch import load_file
 
 from harness.backbones.base import BackboneOptions
 from harness.cell import deployed_model, loader, make_fabric
+from harness.encoding import cached_encoding
 from harness.errors import UserError
 from harness.fit import predict
-from harness.plan import Cell, Request, build_cell, build_workplace
+from harness.plan import Cell, Request, build_cell, build_workplace, open_encodings
 from harness.record import MethodChoice, Record
 from harness.registry import build_method, resolve_backbone
 from harness.spec import Spec, format_value, parse_specs
@@ -48,6 +49,7 @@ def cell_of(
         batch_size=int(str(protocol["batch_size"])),
         select=str(protocol["select"]),
         precision=str(protocol["precision"]),
+        augment=str(protocol.get("augment", "none")),
         learning_rate=None if record.training is None else record.training.learning_rate,
         accelerator=accelerator,
         skip_bad_images=record.skipped_images > 0,
@@ -63,7 +65,8 @@ def cell_of(
             f"({chosen.backbone.digest[:12]}, these are {backbone.digest()[:12]}); name them with --weights."
         )
     images = ImageCache(backbone.processor, request.image_budget_mib)
-    workplace = build_workplace(request, request.tasks[0], backbone, images)
+    encodings = open_encodings(request, backbone)
+    workplace = build_workplace(request, request.tasks[0], backbone, images, encodings=encodings)
     classes = record.data.details.get("answers")
     if classes is not None and workplace.data.provenance.get("answers") != classes:
         raise UserError(
@@ -94,7 +97,9 @@ def evaluate_cell(
     decision = None if record.search is None else record.search.decision
     tuned = load_file(store.folder(record.cell.id) / WEIGHTS)
     model = fabric.setup_module(deployed_model(cell, tuned, decision))
-    predictions = predict(fabric, model, workplace.task, loader(workplace, split))
+    trained = {name.removeprefix("backbone.") for name in tuned}
+    with cached_encoding(model.backbone, workplace.encodings, evaluation=True, tuned=trained):
+        predictions = predict(fabric, model, workplace.task, loader(workplace, split))
     if submission is not None:
         workplace.task.write_submission(predictions, submission)
     if any(prediction.get("score") is None for prediction in predictions):

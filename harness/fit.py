@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from harness.backbones.base import Backbone
 from tasks.base import Batch, Example, Prediction, Task
+from tasks.partial_scores import PartialScores
 
 
 @dataclass(frozen=True)
@@ -176,8 +177,12 @@ def predict(
     task: Task[Any],
     batches: Batches,
     on_batch: Callable[[int], None] | None = None,
+    partial: PartialScores | None = None,
 ) -> list[Prediction]:
-    """Per-example predictions in evaluation mode, ordered by example id."""
+    """Per-example predictions in evaluation mode, ordered by example id.
+
+    partial: for a task that evaluates whole splits, where it may go on.
+    """
     model.eval()
 
     def logits_of(batch: Batch) -> Tensor:
@@ -185,7 +190,7 @@ def predict(
         return logits
 
     if task.evaluates_splits:
-        return task.evaluate(logits_of, batches, on_batch or (lambda count: None))
+        return task.evaluate(logits_of, batches, on_batch or (lambda count: None), partial)
     predictions: list[Prediction] = []
     for batch in batches:
         predictions += task.predict(logits_of(batch), batches.examples_of(batch))

@@ -16,6 +16,7 @@ from typing import Any
 from harness import registry
 from harness.backbones.base import Backbone, BackboneOptions
 from harness.code import FIT, code_digest
+from harness.encoding_store import Budgets, EncodingStore, Precision
 from harness.errors import UserError
 from harness.fit import Training
 from harness.spec import Spec, canonical, options_label
@@ -32,6 +33,10 @@ class Request:
     learning_rate: None takes the backbone's rate times the method's scale.
     workers: processes that decode images; 0 decodes in threads.
     image_budget_mib: memory for decoded images, kept between epochs.
+    augment: what is done to training images, a key of `AUGMENTATIONS`.
+    cache_mib, cache_disk_gib: memory (of each process) and disk for encodings, which are computed once; both 0
+        computes them anew each time.
+    cache_precision: `half` keeps encodings in 16 bits.
     measured_image_size: (height, width) that compute and latency are stated for; None takes the commonest.
     """
 
@@ -50,7 +55,11 @@ class Request:
     workers: int = 0
     image_budget_mib: float = 2048
     skip_bad_images: bool = False
+    augment: str = "none"
     measured_image_size: tuple[int, int] | None = None
+    cache_mib: float = 2048
+    cache_disk_gib: float = 8
+    cache_precision: Precision = "full"
 
 
 SHAPES_LOOKED_AT = 256
@@ -70,6 +79,7 @@ class Workplace:
     """One task on one backbone, loaded once and shared by its cells.
 
     embedded: whether the data are the mini benchmark's.
+    encodings: what the encoders have computed; None: it is not kept.
     """
 
     task: Task[Any]
@@ -82,6 +92,7 @@ class Workplace:
     images: ImageCache
     training: Training
     request: Request
+    encodings: EncodingStore | None = None
 
     def fresh_backbone(self) -> Backbone:
         """A copy with the pretrained weights as loaded."""
@@ -92,7 +103,7 @@ class Workplace:
         """What must agree for two results to stand side by side."""
         processor = self.pristine.processor.describe()
         split = self.data.provenance["splits"]["test"]
-        return {
+        protocol = {
             "backbone_digest": self.pristine.digest()[:16],
             "processor": processor,
             "task_version": self.task.version,
@@ -107,9 +118,13 @@ class Workplace:
             "weight_decay": self.training.weight_decay,
             "warmup": self.training.warmup,
             "select": self.training.select,
+            "augment": self.request.augment,
             "head_learning_rate": self.head_learning_rate,
             "precision": self.request.precision,
         }
+        if self.encodings is not None and self.request.cache_precision == "half":
+            protocol["encodings"] = "kept in half precision"
+        return protocol
 
     @cached_property
     def measured_input(self) -> MeasuredInput:
@@ -172,7 +187,16 @@ def open_workplaces(request: Request) -> list[Workplace]:
     """The backbone and the data of every task, loaded."""
     backbone = registry.resolve_backbone(request.backbone)(request.backbone_options)
     images = ImageCache(backbone.processor, request.image_budget_mib)
-    return [build_workplace(request, spec, backbone, images) for spec in request.tasks]
+    encodings = open_encodings(request, backbone)
+    return [build_workplace(request, spec, backbone, images, encodings=encodings) for spec in request.tasks]
+
+
+def open_encodings(request: Request, backbone: Backbone) -> EncodingStore | None:
+    """Where what the encoders compute is kept; None if nothing is to be, or `encode` does not fall into halves."""
+    if not backbone.encoders() or (request.cache_mib == 0 and request.cache_disk_gib == 0):
+        return None
+    folder = cache_folder() / "encodings"
+    return EncodingStore(Budgets(request.cache_mib, request.cache_disk_gib, folder, request.cache_precision))
 
 
 def build_workplace(
@@ -181,6 +205,7 @@ def build_workplace(
     backbone: Backbone,
     images: ImageCache,
     on_stage: Callable[[str], None] = lambda text: None,
+    encodings: EncodingStore | None = None,
 ) -> Workplace:
     """Read a task's data for `backbone`."""
     task = registry.build_task(task_spec)
@@ -205,7 +230,17 @@ def build_workplace(
         select=request.select,
     )
     return Workplace(
-        task, task_spec, data, root, embedded, backbone, request.backbone, images, training, request
+        task,
+        task_spec,
+        data,
+        root,
+        embedded,
+        backbone,
+        request.backbone,
+        images,
+        training,
+        request,
+        encodings,
     )
 
 

@@ -177,6 +177,21 @@ class TrainingCost(Part):
     data_wait_fraction: Fraction = Field(description="Share of the time spent waiting for data.")
     learning_rate: float = Field(description="Peak rate of everything but the head.")
     head_learning_rate: float | None = Field(default=None, description="Peak rate of the head.")
+    encoder_cache: EncoderCache | None = Field(
+        default=None, description="None: encoders ran on every example."
+    )
+
+
+class EncoderCache(Part):
+    """Encodings that were kept, so that an encoder ran once for each distinct text or image."""
+
+    halves: list[str] = Field(description="Whose output was kept in training: text, image.")
+    precision: str = Field(description="full, or half: kept in 16 bits.")
+    memory_mib: float = Field(
+        description="Encodings in memory at the end of training, of this and earlier cells."
+    )
+    disk_mib: float = Field(description="Encodings this process had written to disk by then.")
+    notes: list[str] = Field(default=[], description="Why encodings were no longer written to disk.")
 
 
 class SearchCost(Part):
@@ -244,6 +259,10 @@ class Record(Part):
     search: SearchCost | None = Field(default=None, description="None for methods that do not search.")
     skipped_images: Count = Field(
         default=0, description="Unreadable images left out, where that was allowed."
+    )
+    skipped_files: tuple[str, ...] = Field(default=(), description="Their names.")
+    skipped_examples: dict[str, Count] = Field(
+        default={}, description="Examples left out for them, by split."
     )
     environment: Environment = Field(description="Where it was run.")
     timestamps: Timestamps = Field(description="When it was run.")

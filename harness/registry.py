@@ -42,6 +42,7 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
         "vilt": "harness.backbones.vilt_loading:load_vilt",
         "vilt-mini": "harness.backbones.vilt_loading:load_vilt_mini",
         "meter": "harness.backbones.meter_loading:load_meter",
+        "meter-mini": "harness.backbones.meter_loading:load_meter_mini",
     },
 }
 """`module:attribute` by name, in the order of the tables."""

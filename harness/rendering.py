@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 Format = Literal["github", "latex", "csv", "html", "svg"]
 
-_PICTURE_WIDTH = 108  # characters
+_PICTURE_WIDTH = 116  # characters
 
 
 @dataclass(frozen=True)
-class _Column:
+class Column:
     """A column as it is shown. best: which end is bold, if any. terminal: shown where room is scarce."""
 
     header: str
@@ -31,6 +31,11 @@ class _Column:
     texts: Sequence[str]
     best: Literal["max", "min"] | None = None
     terminal: bool = False
+
+    @property
+    def width(self) -> int:
+        """On a terminal: headers break between words, numbers never."""
+        return max(map(len, (*self.texts, *self.header.split())))
 
     def bold(self) -> set[int]:
         """Rows to be printed bold: whose first number reads as the best's, unless all measured do."""
@@ -51,7 +56,7 @@ def render(table: Table, form: Format) -> str:
         return _picture([table])
     if form == "csv":
         return str(table.frame.to_csv(index=False))
-    columns = _columns(table)
+    columns = columns_of(table)
     escape, embolden = _MARKUP[form]
     rows = [
         [
@@ -109,21 +114,34 @@ def print_table(table: Table, console: Console) -> None:
     from rich.table import Table as Grid
     from rich.text import Text
 
-    columns = [column for column in _columns(table) if column.terminal]
+    wanted = [column for column in columns_of(table) if column.terminal]
+    columns = _fitting(wanted, console.width)
     grid = Grid(title=Text(table.title), title_justify="left", box=box.SIMPLE_HEAD, show_edge=False)
     grid.padding = (0, 1, 0, 0)
     for index, column in enumerate(columns):
-        # Headers break between words, numbers never.
-        width = max(map(len, (*column.texts, *column.header.split())))
-        grid.add_column(Text(column.header), justify="right" if index else "left", width=width)
+        grid.add_column(Text(column.header), justify="right" if index else "left", width=column.width)
     for row in range(len(table.frame)):
         grid.add_row(*(Text(column.texts[row], "bold" if row in column.bold() else "") for column in columns))
     console.print(grid)
     for note in table.notes:
         console.print(Text(note, "dim"))
+    if left_out := [column.header for column in wanted if column not in columns]:
+        console.print(Text(f"No room in {console.width} characters for: {', '.join(left_out)}.", "dim"))
 
 
-def _columns(table: Table) -> list[_Column]:
+_FIRST_TO_GO = ("Tuned file (MiB)", "95 % interval", "Training memory (MiB)")
+
+
+def _fitting(columns: list[Column], room: int) -> list[Column]:
+    """Without the columns that a narrow terminal has no room for; a table cut in words is no table."""
+    for header in _FIRST_TO_GO:
+        if sum(column.width + 2 for column in columns) <= room:
+            break
+        columns = [column for column in columns if column.header != header]
+    return columns
+
+
+def columns_of(table: Table) -> list[Column]:
     rows = table.frame.to_dict("records")
 
     def column(
@@ -132,11 +150,11 @@ def _columns(table: Table) -> list[_Column]:
         form: Callable[[float], str],
         best: Literal["max", "min"] | None = None,
         terminal: bool = False,
-    ) -> _Column:
+    ) -> Column:
         values = [row[key] for row in rows]
-        return _Column(header, values, [_text(value, form) for value in values], best, terminal)
+        return Column(header, values, [_text(value, form) for value in values], best, terminal)
 
-    columns = [_Column("Method", [None] * len(rows), [row["method"] for row in rows], terminal=True)]
+    columns = [Column("Method", [None] * len(rows), [row["method"] for row in rows], terminal=True)]
     parameter_keys = ("updated_parameters", "common_and_head_parameters")
     unit, size = _unit([row[key] for row in rows for key in parameter_keys], ("K", 1e3), ("M", 1e6), 5e4)
     columns += [
@@ -152,6 +170,10 @@ def _columns(table: Table) -> list[_Column]:
             for text, spread in zip(scores.texts, spreads, strict=True)
         ]
         columns.append(replace(scores, texts=texts))
+        if any(row.get(f"{task.key}_low") is not None for row in rows):
+            bounds = [_bounds(row[f"{task.key}_low"], row[f"{task.key}_high"]) for row in rows]
+            name = "95 % interval" if len(table.tasks) == 1 else f"{task.header} 95 % interval"
+            columns.append(Column(name, [None] * len(rows), bounds, terminal=len(table.tasks) == 1))
     directions = {task.higher_is_better for task in table.tasks}
     if len(table.tasks) > 1:
         end: Literal["max", "min"] | None = "max" if directions == {True} else "min"
@@ -167,8 +189,11 @@ def _columns(table: Table) -> list[_Column]:
         p50 if not isinstance(value, float) else f"{p50} / {p90}"
         for value, p50, p90 in zip(latency.values, latency.texts, tails, strict=True)
     ]
+    differences = column("Δ full (points)", "delta_vs_full", _signed, terminal=True)
+    stars = ["*" if row.get("delta_significant") else "" for row in rows]
+    marked = [text + star for text, star in zip(differences.texts, stars, strict=True)]
     columns += [
-        column("Δ full (points)", "delta_vs_full", _signed, terminal=True),
+        replace(differences, texts=marked),
         column(f"FLOPs ({unit})†", "macs", _scaled_to(size), "min", terminal=True),
         column("ΔFLOPs (%)", "macs_change_percent", _signed),
         replace(latency, texts=both),
@@ -180,6 +205,10 @@ def _columns(table: Table) -> list[_Column]:
     if any(row["search_share_percent"] is not None for row in rows):
         columns.append(column("Search share (%)", "search_share_percent", lambda value: f"{value:.0f}"))
     return columns
+
+
+def _bounds(low: float | None, high: float | None) -> str:
+    return "–" if low is None or high is None else f"{low:.2f} to {high:.2f}"
 
 
 def _text(value: Value, form: Callable[[float], str]) -> str:
@@ -222,9 +251,9 @@ _LATEX = {
 
 
 def _escape_latex(text: str) -> str:
-    signed = re.fullmatch(r"([+-])(\d.*)", text)
+    signed = re.fullmatch(r"([+-])(\d[^*]*)(\*?)", text)
     if signed is not None:
-        return f"${signed[1]}${signed[2]}"
+        return f"${signed[1]}${signed[2]}" + ("$^*$" if signed[3] else "")
     return "".join(_LATEX.get(character, character) for character in text)
 
 

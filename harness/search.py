@@ -6,6 +6,7 @@ import copy
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -64,6 +65,8 @@ class Lab:
     on_step: Callable[[int], None] = lambda examples: None
     saved: Mapping[str, Any] | None = None
     save: Callable[[dict[str, Any]], None] = lambda state: None
+    encoding: Callable[[Backbone], AbstractContextManager[object]] = nullcontext
+    """Entered for the training, when it is known what trains: how the backbone encodes within."""
 
     def __post_init__(self) -> None:
         self.cost = Cost()
@@ -114,10 +117,11 @@ class Lab:
         if memory is not None and self.saved is not None:
             self._go_on(self.saved, model, state, memory)
             self.on_step(state.epoch * len(self.training_part.examples))
-        while state.epoch < epochs:
-            train_epoch(self.fabric, state, self.task, self.training_part, before_step, stepped)
-            if memory is not None:
-                self.save(self._everything(model, state, memory))
+        with self.encoding(self.backbone):
+            while state.epoch < epochs:
+                train_epoch(self.fabric, state, self.task, self.training_part, before_step, stepped)
+                if memory is not None:
+                    self.save(self._everything(model, state, memory))
 
     def _everything(self, model: nn.Module, state: State, memory: Memory) -> dict[str, Any]:
         return {

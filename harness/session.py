@@ -18,6 +18,7 @@ from rich.text import Text
 from harness.allocator import keep_freed_memory
 from harness.errors import UserError
 from harness.estimate import estimate_seconds
+from harness.evidence import with_intervals
 from harness.plan import Cell, Request, Workplace, build_cells, open_workplaces
 from harness.pool import default_jobs, run_side_by_side
 from harness.record import Record, disk_errors, write_atomically
@@ -100,7 +101,7 @@ def execute(
 
 def show_tables(records: Sequence[Record], store: Store, console: Console) -> None:
     """Print the tables of `records` and save them in every format beside the records."""
-    tables = build_tables(records)
+    tables = [with_intervals(each, store) for each in build_tables(records)]
     console.print()
     for table in tables:
         print_table(table, console)

@@ -275,6 +275,10 @@ class Experiment(TypedDict, total=False):
     workers: int
     image_budget_mib: float
     skip_bad_images: bool
+    augment: str
+    cache_mib: float
+    cache_disk_gib: float
+    cache_precision: str
 
 
 _TABLES = {"methods": "methods", "tasks": "tasks", "backbones": "backbone"}

@@ -133,3 +133,16 @@ def paired_bootstrap(
     if one.shape != other.shape:
         raise ValueError(f"{one.shape} scores beside {other.shape}: not the same examples")
     return bootstrap_interval(one - other, groups, resamples=resamples, level=level, seed=seed)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values adjusted for being several, in the given order: Holm's step-down procedure (1979).
+
+    The k-th smallest of m is multiplied by m − k + 1; none comes out below a smaller one, or above 1.
+    """
+    adjusted = [0.0] * len(p_values)
+    so_far = 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        so_far = max(so_far, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = so_far
+    return adjusted

@@ -25,6 +25,7 @@ class TaskColumn:
     """A task in a table; its score is in the frame's column `key`, the spread over seeds in `<key>_sd`."""
 
     key: str
+    task: str
     header: str
     metric: str
     higher_is_better: bool
@@ -37,12 +38,14 @@ class Table:
     frame: one row a method, numbers in full precision with units in the columns' names; None where nothing
         was measured, "failed" where a measurement failed.
     notes: what has to be read with it.
+    records: what it was made of.
     """
 
     title: str
     frame: pd.DataFrame
     tasks: tuple[TaskColumn, ...]
     notes: tuple[str, ...]
+    records: tuple[Record, ...] = ()
 
 
 def build_tables(records: Sequence[Record], all_protocols: bool = False) -> list[Table]:
@@ -69,8 +72,10 @@ def build_tables(records: Sequence[Record], all_protocols: bool = False) -> list
     return tables
 
 
-def check_protocol(records: Sequence[Record]) -> None:
+def check_protocol(records: Sequence[Record], remedy: str = "Use --all-protocols for a table each.") -> None:
     """Nothing happens if the records of each task may stand side by side.
+
+    remedy: what the message says to do.
 
     Raises:
         UserError: naming the field that differs, its values, and a cell for each.
@@ -79,12 +84,12 @@ def check_protocol(records: Sequence[Record]) -> None:
         for field in _varying(of_task):
             holders: dict[str, list[Record]] = {}
             for record in of_task:
-                if (value := _protocol(record).get(field)) is not None or field not in _MEASURED:
+                if (value := protocol_of(record).get(field)) is not None or field not in _MEASURED:
                     holders.setdefault(value or "not stated", []).append(record)
             cells = "; ".join(f"{value} ({_list_cells(group)})" for value, group in holders.items())
             raise UserError(
                 f"{of_task[0].cell.task.name} on {of_task[0].cell.backbone.name}: these cells do not "
-                f"compare, {field} differs: {cells}. Use --all-protocols for a table each."
+                f"compare, {field} differs: {cells}. {remedy}"
             )
 
 
@@ -92,7 +97,7 @@ _MEASURED = ("measured image size", "measured text length")
 """Fields of the protocol that only a cell with this measurement has."""
 
 
-def _protocol(record: Record) -> dict[str, str]:
+def protocol_of(record: Record) -> dict[str, str]:
     """Everything that has to agree, as text, by field."""
     cell = record.cell
     fields: dict[str, Any] = {
@@ -112,7 +117,7 @@ def _protocol(record: Record) -> dict[str, str]:
 
 
 def _varying(records: Sequence[Record]) -> list[str]:
-    protocols = [_protocol(record) for record in records]
+    protocols = [protocol_of(record) for record in records]
     fields = dict.fromkeys(field for protocol in protocols for field in protocol)
     varying = []
     for field in fields:
@@ -128,7 +133,7 @@ def _by_protocol(records: Sequence[Record]) -> Iterable[tuple[str, list[Record]]
         varying = _varying(of_task)
         groups: dict[str, list[Record]] = {}
         for record in of_task:
-            protocol = _protocol(record)
+            protocol = protocol_of(record)
             words = (f"{field} {_shorten(protocol.get(field, 'not stated'))}" for field in varying)
             groups.setdefault(", ".join(words), []).append(record)
         yield from groups.items()
@@ -150,7 +155,7 @@ def _list_cells(records: Sequence[Record]) -> str:
     return "; ".join([*words, *([f"and {len(records) - 2} more"] if len(records) > 2 else [])])
 
 
-def _newest(records: Iterable[Record]) -> list[Record]:
+def newest(records: Iterable[Record]) -> list[Record]:
     """Code changes give a cell a new id; of equal cells only the last one counts, never a mean of both."""
     latest: dict[tuple[str, str, int], Record] = {}
     for record in sorted(records, key=lambda r: r.timestamps.finished):
@@ -159,7 +164,7 @@ def _newest(records: Iterable[Record]) -> list[Record]:
 
 
 def _build(backbone: str, distinction: str, records: Sequence[Record]) -> Table:
-    kept = _newest(records)
+    kept = newest(records)
     tasks = tuple(_task_column(of_task[0]) for of_task in _by_task(kept).values())
     latency = _Latencies(kept)
     rows: list[dict[str, Value]] = []
@@ -185,7 +190,7 @@ def _build(backbone: str, distinction: str, records: Sequence[Record]) -> Table:
     )
     frame = frame[[*(c for c in frame.columns if c not in _INTERNAL and c not in _LAST), *_LAST]]
     notes = _notes(kept, rows, len(records) - len(kept), len(measured) > 1)
-    return Table(title, frame.astype(object).where(frame.notna(), None), tasks, notes)
+    return Table(title, frame.astype(object).where(frame.notna(), None), tasks, notes, tuple(kept))
 
 
 _INTERNAL = ("untouched_macs", "untouched_p50_ms")
@@ -200,7 +205,11 @@ def _task_column(record: Record) -> TaskColumn:
     task = record.cell.task
     header = f"{task.name} (mini)" if record.data.benchmark == "mini" else task.title
     return TaskColumn(
-        f"{task.name}_{task.primary_metric}", header, task.primary_metric, task.higher_is_better
+        f"{task.name}_{task.primary_metric}",
+        task.name,
+        header,
+        task.primary_metric,
+        task.higher_is_better,
     )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from harness.backbones.base import Backbone, Inputs
 from harness.errors import UserError
+from tasks.partial_scores import PartialScores
 
 SplitName = Literal["train", "val", "test"]
 
@@ -144,9 +145,16 @@ class Task(ABC, Generic[OptionsT]):
         return loader
 
     def evaluate(
-        self, scores_of: Callable[[Batch], Tensor], loader: Any, on_batch: Callable[[int], None]
+        self,
+        scores_of: Callable[[Batch], Tensor],
+        loader: Any,
+        on_batch: Callable[[int], None],
+        partial: PartialScores | None = None,
     ) -> list[Prediction]:
-        """Predictions of a whole split, where an example alone has none; called if `evaluates_splits`."""
+        """Predictions of a whole split, where an example alone has none; called if `evaluates_splits`.
+
+        partial: where to save what is done, so that an interrupted evaluation can go on; None: nowhere.
+        """
         raise TypeError(f"{self.name} is evaluated example by example")
 
     def config(self) -> dict[str, Any]:

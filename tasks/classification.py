@@ -18,7 +18,7 @@ from harness.errors import UserError
 from tasks.base import Batch, Data, Example, Prediction, SplitName, Task
 from tasks.files import describe_images
 from tasks.heads import build_classifier
-from tasks.subsets import Limits, limited
+from tasks.subsets import Limits, blanked, limited
 
 OptionsT = TypeVar("OptionsT", bound=Limits)
 
@@ -74,7 +74,7 @@ class Classification(Task[OptionsT]):
             if not examples:
                 raise UserError(f"{root}: no {name} examples are left of {part.official}: {part.part}")
             files |= part.files
-            splits[name] = examples
+            splits[name] = blanked(examples, options.blank)
             origins[name] = {
                 "official split": part.official,
                 "part": part.part,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import struct
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
@@ -21,6 +24,10 @@ _ROTATED = frozenset({5, 6, 7, 8})
 """EXIF orientations that exchange width and height."""
 
 
+BLANK_IMAGE = Path("blank image")
+"""Stands for an image that tells nothing: mid-grey all over."""
+_BLANK_SIZE, _MID_GREY = (64, 64), (128, 128, 128)
+
 Decoded = Tensor | UserError
 """An image `(3, H, W)` uint8, or why there is none."""
 
@@ -32,6 +39,8 @@ def load_rgb(path: Path | str) -> Image.Image:
     it to white). Transparent images are composited on white, which is what annotators saw in their browsers.
     Raises `UserError` naming the path.
     """
+    if Path(path) == BLANK_IMAGE:
+        return Image.new("RGB", _BLANK_SIZE, _MID_GREY)
     try:
         with Image.open(path) as image:
             image.load()
@@ -45,6 +54,8 @@ def load_rgb(path: Path | str) -> Image.Image:
 
 def upright_size(path: Path | str) -> tuple[int, int]:
     """Width and height in pixels as `load_rgb` will give them, from the file's header alone."""
+    if Path(path) == BLANK_IMAGE:
+        return _BLANK_SIZE
     try:
         with Image.open(path) as image:
             width, height = image.size
@@ -58,10 +69,13 @@ def upright_size(path: Path | str) -> tuple[int, int]:
         raise UserError(f"{path}: not a readable image: {_one_line(error)}") from None
 
 
-def decode(path: str, processor: Processor) -> Decoded:
-    """The image at the processor's input size."""
+def decode(
+    path: str, processor: Processor, change: Callable[[Image.Image], Image.Image] | None = None
+) -> Decoded:
+    """The image at the processor's input size; `change` is applied before it is resized."""
     try:
-        pixels = processor.resize(load_rgb(path))
+        image = load_rgb(path)
+        pixels = processor.resize(image if change is None else change(image))
     except UserError as error:
         return error
     return torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))
@@ -85,6 +99,7 @@ class ImageCache:
         self._images: dict[str, Tensor] = {}
         self._shapes: dict[str, tuple[int, int]] = {}
         self._shape_of_size: dict[tuple[int, int], tuple[int, int]] = {}
+        self._keys: dict[str, bytes] = {}
 
     def __contains__(self, path: str) -> bool:
         return path in self._images or path in self.skipped
@@ -105,6 +120,14 @@ class ImageCache:
             self._images[path] = image.clone() if image._base is not None else image
             self.used_bytes += image.nbytes
 
+    def key(self, path: str, image: Tensor) -> bytes:
+        """SHA-256 of `image`, which is what `path` decodes to, and of how it is normalised; taken once."""
+        if path not in self._keys:
+            hasher = hashlib.sha256(f"{tuple(image.shape)} {self._settings}\n".encode())
+            hasher.update(image.numpy().tobytes())
+            self._keys[path] = hasher.digest()
+        return self._keys[path]
+
     def shape(self, path: str) -> tuple[int, int]:
         """Height and width in pixels that the processor will give the image, from its header alone."""
         if self._fixed_shape is not None:
@@ -112,6 +135,10 @@ class ImageCache:
         if path not in self._shapes:
             self._shapes[path] = self._shape_of(upright_size(path))
         return self._shapes[path]
+
+    @cached_property
+    def _settings(self) -> str:
+        return json.dumps(self.processor.describe(), sort_keys=True, default=str)
 
     @cached_property
     def _fixed_shape(self) -> tuple[int, int] | None:

@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from harness.backbones.base import Inputs, Processor
 from harness.errors import UserError
+from tasks.augment import Augment, draw_seed
 from tasks.base import Batch, Example, Task
 from tasks.images import Decoded, ImageCache, decode
 
@@ -28,8 +29,16 @@ WINDOW_BATCHES = 20
 _BATCHES_AHEAD = 2
 _DECODING_THREADS = min(4, os.cpu_count() or 1)
 
-Ready = tuple[list[int], dict[str, Decoded]]
-"""A batch's indices and the images that were decoded for it, by path."""
+
+class Wanted(NamedTuple):
+    """An image that a batch needs; draw: the seed of its augmentation, None as it is."""
+
+    path: str
+    draw: int | None = None
+
+
+Ready = tuple[list[int], dict[Wanted, Decoded]]
+"""A batch's indices and the images that were decoded for it."""
 
 
 class Loader:
@@ -44,8 +53,11 @@ class Loader:
     bucket: fill batches with examples of like image shapes and text lengths.
     rank, world_size: every rank gets its own share of each step; steps are equal in number on all ranks
         unless fewer than `world_size` examples are left for the last.
+    key_images: put a digest of each image's pixels into the inputs, under which encodings are kept.
     skip_bad_images: leave out examples whose image cannot be read and count them in `skipped`, instead of
         raising `UserError`.
+    augment: changes every image of every epoch anew, by a draw that is a function of (seed, epoch, example).
+        Augmented images are not kept: they are read and made again in each epoch.
     wait_seconds: time spent in here while the caller waited, in seconds, summed over epochs.
     """
 
@@ -64,6 +76,8 @@ class Loader:
         world_size: int = 1,
         cache: ImageCache | None = None,
         skip_bad_images: bool = False,
+        augment: Augment | None = None,
+        key_images: bool = False,
     ) -> None:
         if batch_size < 1 or not 0 <= rank < world_size:
             raise ValueError(f"batch_size {batch_size}, rank {rank} of {world_size}")
@@ -81,6 +95,8 @@ class Loader:
         self._rank = rank
         self._world_size = world_size
         self._skip_bad_images = skip_bad_images
+        self._augment = augment
+        self._key_images = key_images
         self._epoch = 0
         self._skipped: set[str] = set()
         self.cache = ImageCache(processor) if cache is None else cache
@@ -119,13 +135,14 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         started = time.perf_counter()
-        plan = self.batches()
-        complete = not any(self._missing(indices) for indices in plan)
+        plan, epoch = self.batches(), self._epoch
+        complete = not any(self._missing(indices, epoch) for indices in plan)
         in_processes = self._workers > 0 and not complete
-        with closing(self._in_processes(plan) if in_processes else self._in_threads(plan)) as source:
+        decoded = self._in_processes if in_processes else self._in_threads
+        with closing(decoded(plan, epoch)) as source:
             while True:
                 item = next(source, None)
-                batch = None if item is None else self._collate(*item)
+                batch = None if item is None else self._collate(*item, epoch)
                 self.wait_seconds += time.perf_counter() - started
                 if item is None:
                     return
@@ -161,31 +178,52 @@ class Loader:
             self.cache.add(path, error)
             return (0, 0)
 
-    def _missing(self, indices: Sequence[int]) -> list[str]:
-        """Images of a batch that have to be decoded, each once."""
-        return list(dict.fromkeys(p for i in indices for p in self._paths[i] if p not in self.cache))
+    def _wanted(self, index: int, epoch: int) -> list[Wanted]:
+        """The images of an example in an epoch."""
+        if self._augment is None:
+            return [Wanted(path) for path in self._paths[index]]
+        identifier = self.examples[index].id
+        return [
+            Wanted(path, draw_seed(self._seed, epoch, identifier, position))
+            for position, path in enumerate(self._paths[index])
+        ]
 
-    def _in_threads(self, plan: Sequence[list[int]]) -> Generator[Ready, None, None]:
+    def _held(self, wanted: Wanted) -> Decoded | None:
+        """What is in the cache for it; of augmented images only why they cannot be read."""
+        if wanted.draw is None:
+            return self.cache.get(wanted.path)
+        return self.cache.skipped.get(wanted.path)
+
+    def _keep(self, wanted: Wanted, image: Decoded) -> None:
+        if wanted.draw is None or isinstance(image, UserError):
+            self.cache.add(wanted.path, image)
+
+    def _missing(self, indices: Sequence[int], epoch: int) -> list[Wanted]:
+        """Images of a batch that have to be decoded, each once."""
+        needed = (wanted for index in indices for wanted in self._wanted(index, epoch))
+        return list(dict.fromkeys(wanted for wanted in needed if self._held(wanted) is None))
+
+    def _in_threads(self, plan: Sequence[list[int]], epoch: int) -> Generator[Ready, None, None]:
         """Batches in order with what was decoded for them, the next ones decoding meanwhile."""
-        pending: dict[str, Future[Decoded]] = {}
-        ahead: deque[tuple[list[int], dict[str, Future[Decoded]]]] = deque()
+        pending: dict[Wanted, Future[Decoded]] = {}
+        ahead: deque[tuple[list[int], dict[Wanted, Future[Decoded]]]] = deque()
         pool = ThreadPoolExecutor(_DECODING_THREADS, thread_name_prefix="decode")
 
         def next_in_line() -> Ready:
             indices, futures = ahead.popleft()
-            images = {path: future.result() for path, future in futures.items()}
-            for path, image in images.items():
-                self.cache.add(path, image)
-                pending.pop(path, None)
+            images = {wanted: future.result() for wanted, future in futures.items()}
+            for wanted, image in images.items():
+                self._keep(wanted, image)
+                pending.pop(wanted, None)
             return indices, images
 
         try:
             for indices in plan:
                 futures = {}
-                for path in self._missing(indices):
-                    if path not in pending:
-                        pending[path] = pool.submit(decode, path, self._processor)
-                    futures[path] = pending[path]
+                for wanted in self._missing(indices, epoch):
+                    if wanted not in pending:
+                        pending[wanted] = pool.submit(_decode, wanted, self._processor, self._augment)
+                    futures[wanted] = pending[wanted]
                 ahead.append((indices, futures))
                 if len(ahead) > _BATCHES_AHEAD:
                     yield next_in_line()
@@ -194,17 +232,17 @@ class Loader:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _in_processes(self, plan: Sequence[list[int]]) -> Generator[Ready, None, None]:
+    def _in_processes(self, plan: Sequence[list[int]], epoch: int) -> Generator[Ready, None, None]:
         """The same with worker processes. They only decode; the cache and the batches stay here."""
-        requests: deque[list[str]] = deque()
+        requests: deque[list[Wanted]] = deque()
 
-        def missing_in_order() -> Iterator[list[str]]:
+        def missing_in_order() -> Iterator[list[Wanted]]:
             for indices in plan:
-                requests.append(self._missing(indices))
+                requests.append(self._missing(indices, epoch))
                 yield requests[-1]
 
         decoder: DataLoader[Any] = DataLoader(
-            _Decoder(self._processor),
+            _Decoder(self._processor, self._augment),
             batch_size=None,
             sampler=_Once(missing_in_order()),
             num_workers=self._workers,
@@ -213,20 +251,20 @@ class Loader:
         )
         for indices, (pixels, shapes) in zip(plan, decoder, strict=True):
             images = dict(zip(requests.popleft(), _unpack(pixels, shapes), strict=True))
-            for path, image in images.items():
-                self.cache.add(path, image)
+            for wanted, image in images.items():
+                self._keep(wanted, image)
             yield indices, images
 
-    def _collate(self, indices: Sequence[int], fresh: Mapping[str, Decoded]) -> Batch | None:
+    def _collate(self, indices: Sequence[int], fresh: Mapping[Wanted, Decoded], epoch: int) -> Batch | None:
         """One batch; None if none of its images could be read."""
         kept: list[int] = []
         rows: list[list[Tensor]] = []
         for index in indices:
             row: list[Tensor] = []
-            for path in self._paths[index]:
-                image = self.cache.get(path)
+            for wanted in self._wanted(index, epoch):
+                image = self._held(wanted)
                 if image is None:
-                    image = fresh[path]
+                    image = fresh[wanted]
                 if isinstance(image, Tensor):
                     row.append(image)
                 elif self._skip_bad_images:
@@ -242,9 +280,13 @@ class Loader:
         input_ids, text_mask = pad_text([self._tokens[index] for index in kept], self._processor.pad_id)
         examples = [self.examples[index] for index in kept]
         inputs = []
-        for images in zip(*rows, strict=True):
+        for place, images in enumerate(zip(*rows, strict=True)):
             pixels, image_sizes = stack_images(images, self._processor)
-            inputs.append(Inputs(input_ids, text_mask, pixels, image_sizes))
+            keys = None
+            if self._key_images:
+                paths = [self._paths[index][place] for index in kept]
+                keys = tuple(self.cache.key(path, image) for path, image in zip(paths, images, strict=True))
+            inputs.append(Inputs(input_ids, text_mask, pixels, image_sizes, image_keys=keys))
         return Batch(
             tuple(inputs),
             self._task.collate_targets(examples),
@@ -330,14 +372,23 @@ One shared-memory file per batch: one per image would run into the limit on open
 """
 
 
+def _decode(wanted: Wanted, processor: Processor, augment: Augment | None) -> Decoded:
+    """One image as it is wanted."""
+    if augment is None or wanted.draw is None:
+        return decode(wanted.path, processor)
+    generator = np.random.default_rng(wanted.draw)
+    return decode(wanted.path, processor, lambda image: augment(image, generator))
+
+
 class _Decoder(Dataset[Packed]):
-    """What runs in a worker: a list of paths in, their images out."""
+    """What runs in a worker: a list of what is wanted in, the images out."""
 
-    def __init__(self, processor: Processor) -> None:
+    def __init__(self, processor: Processor, augment: Augment | None) -> None:
         self._processor = processor
+        self._augment = augment
 
-    def __getitem__(self, paths: list[str]) -> Packed:
-        images = [decode(path, self._processor) for path in paths]
+    def __getitem__(self, batch: list[Wanted]) -> Packed:
+        images = [_decode(wanted, self._processor, self._augment) for wanted in batch]
         flat = [image.flatten() for image in images if isinstance(image, Tensor)]
         pixels = torch.cat(flat) if flat else torch.empty(0, dtype=torch.uint8)
         return pixels, [image.shape if isinstance(image, Tensor) else image for image in images]
@@ -356,10 +407,10 @@ def _unpack(pixels: Tensor, shapes: Sequence[torch.Size | UserError]) -> Iterato
 class _Once:
     """An iterator in the form of a sampler."""
 
-    def __init__(self, items: Iterator[list[str]]) -> None:
+    def __init__(self, items: Iterator[list[Wanted]]) -> None:
         self._items = items
 
-    def __iter__(self) -> Iterator[list[str]]:
+    def __iter__(self) -> Iterator[list[Wanted]]:
         return self._items
 
 

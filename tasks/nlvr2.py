@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from tasks.base import Example, Prediction, Recipe, SplitName
 from tasks.classification import Classification, Label, Part
+from tasks.mini.nlvr2 import ensure_nlvr2
 from tasks.nlvr2_files import (
     LABELS,
     OfficialSplit,
@@ -39,8 +40,13 @@ class NLVR2(Classification[NLVR2Options]):
     version: ClassVar[int] = 1
     Options: ClassVar[type[Any]] = NLVR2Options
     recipe: ClassVar[Recipe] = Recipe(epochs=10, batch_size=128)
+    embedded_recipe: ClassVar[Recipe] = Recipe(epochs=4, batch_size=16)
     classes: ClassVar[tuple[str, ...]] = LABELS
     images_per_example: ClassVar[int] = 2
+
+    def embedded_data(self, cache: Path) -> Path:
+        """The mini benchmark's pairs of pictures and sentences, in NLVR2's formats."""
+        return ensure_nlvr2(cache)
 
     def read_parts(self, root: Path) -> dict[SplitName, Part]:
         """train, dev for validation, and the public test split."""

@@ -18,10 +18,12 @@ from tasks.base import Batch, Data, Example, Prediction, Recipe, SplitName, Task
 from tasks.files import describe_images
 from tasks.heads import HEAD_INITIAL_STD, blank_linear
 from tasks.loading import Loader
-from tasks.retrieval_batches import NegativeSampler, RankingBatches, pair_up, score_matrix
+from tasks.mini.retrieval import ensure_retrieval
+from tasks.partial_scores import PartialScores
+from tasks.retrieval_batches import NegativeSampler, RankingBatches, score_matrix
 from tasks.retrieval_files import Captions, Photograph, find_dataset, image_paths, read_captions
 from tasks.retrieval_scoring import chance_at_1, hit_at_1, rank, score
-from tasks.subsets import Limits, limited
+from tasks.subsets import Limits, blanked, limited
 
 MATCHING = "itm_score.fc"
 """The pretrained matching head; its row 1 is "matches"."""
@@ -66,6 +68,8 @@ class Retrieval(Task[RetrievalOptions]):
     evaluates_splits: ClassVar[bool] = True
     Options: ClassVar[type[Any]] = RetrievalOptions
     recipe: ClassVar[Recipe] = Recipe(epochs=10, batch_size=256)
+    # An example is 16 passes, so that 4 of them fill a batch and 600 an epoch.
+    embedded_recipe: ClassVar[Recipe] = Recipe(epochs=2, batch_size=4)
 
     def load(self, root: Path) -> Data:
         """Read Karpathy's file. Images are opened later.
@@ -81,7 +85,7 @@ class Retrieval(Task[RetrievalOptions]):
         origins: dict[str, dict[str, Any]] = {}
         for split, names in official.items():
             chosen = self._chosen(captions, split, names)
-            splits[split] = _examples(chosen, paths)
+            splits[split] = blanked(_examples(chosen, paths), self.options.blank)
             origins[split] = {
                 "official split": "+".join(names),
                 "part": "all" if self.options.limit_of(split) is None else "some of the images, by hash",
@@ -90,6 +94,10 @@ class Retrieval(Task[RetrievalOptions]):
             }
         files = {captions.path.name: captions.digest}
         return Data(splits, {"dataset": captions.dataset, "splits": origins, "files": files})
+
+    def embedded_data(self, cache: Path) -> Path:
+        """The mini benchmark's pictures and descriptions, in Karpathy's format."""
+        return ensure_retrieval(cache)
 
     def majority_score(self, data: Data) -> float | None:
         """`R@1` of a random order."""
@@ -126,7 +134,7 @@ class Retrieval(Task[RetrievalOptions]):
     def forward(self, backbone: Backbone, head: nn.Module, batch: Batch) -> Tensor:
         """Rank scores `(B, T)` of each image with its T texts."""
         (inputs,) = batch.inputs
-        scores: Tensor = head(backbone(pair_up(inputs)))
+        scores: Tensor = head(backbone.forward_pairs(inputs))
         return scores.view(inputs.pixels.shape[0], -1)
 
     def collate_targets(self, examples: Sequence[Example]) -> Tensor | None:
@@ -144,12 +152,14 @@ class Retrieval(Task[RetrievalOptions]):
         scores_of: Callable[[Batch], Tensor],
         loader: Loader,
         on_batch: Callable[[int], None] = lambda count: None,
+        partial: PartialScores | None = None,
     ) -> list[Prediction]:
         """Predictions of a whole split from all its pairs, ordered by example id.
 
         scores_of: the model on a batch `(B, T)`, float32 on the CPU.
         loader: its examples and images are read, not its batches.
         on_batch: called with the number of captions that the pairs done since the last call amount to.
+        partial: goes on with the images that an interrupted evaluation has done, and saves those of this one.
         """
         examples = loader.examples
         images = len({example.group for example in examples})
@@ -161,7 +171,7 @@ class Retrieval(Task[RetrievalOptions]):
             on_batch(done // images - before // images)
 
         matrix, image_of, firsts = score_matrix(
-            scores_of, examples, loader.cache, self.options.pairs, advance
+            scores_of, examples, loader.cache, self.options.pairs, advance, partial
         )
         ranking = rank(matrix, image_of)
         predictions: list[Prediction] = []

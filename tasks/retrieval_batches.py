@@ -16,6 +16,10 @@ from harness.errors import UserError
 from tasks.base import Batch, Example
 from tasks.images import ImageCache, decode
 from tasks.loading import Loader, pad_text, stack_images
+from tasks.partial_scores import PartialScores
+
+CAPTIONS_AT_ONCE = 64
+"""Captions in a batch of evaluation, if it is large enough to have several images with as many."""
 
 
 class NegativeSampler:
@@ -117,13 +121,16 @@ def score_matrix(
     images: ImageCache,
     pairs_per_batch: int,
     on_pairs: Callable[[int], None] = lambda count: None,
+    partial: PartialScores | None = None,
 ) -> tuple[np.ndarray, np.ndarray, list[Example]]:
     """Scores of every image of `examples` with every caption.
 
     score: a batch of B images and B · T texts → `(B, T)` float32 on the CPU.
     on_pairs: called with the number of pairs that are done.
+    partial: where the rows of an interrupted evaluation are, and where those of this one go.
     Returns `(M, N)` scores, `(N,)` the row of each caption's image, and the first example of each row.
-    Captions are sorted by length and images by shape, so that little is padded; each image is decoded once.
+    Captions are sorted by length and images by shape, so that little is padded; each image is decoded once. A
+    batch has few images and many captions: of the two sides it is the images' that costs most to prepare.
     """
     firsts = list({example.group: example for example in reversed(examples)}.values())[::-1]
     rows = {example.group: row for row, example in enumerate(firsts)}
@@ -132,21 +139,43 @@ def score_matrix(
     by_length = sorted(range(len(examples)), key=lambda index: len(tokens[index]))
     paths = [str(example.images[0]) for example in firsts]
     by_shape = sorted(range(len(firsts)), key=lambda row: images.shape(paths[row]))
-    texts = min(len(examples), pairs_per_batch)
-    together = max(1, pairs_per_batch // texts)
+    together = min(len(firsts), max(1, pairs_per_batch // CAPTIONS_AT_ONCE))
+    texts = min(len(examples), pairs_per_batch // together)
     chunks = [by_length[start : start + texts] for start in range(0, len(examples), texts)]
     padded = [pad_text([tokens[index] for index in chunk], images.processor.pad_id) for chunk in chunks]
     scores = np.empty((len(firsts), len(examples)), dtype=np.float32)
+    done = np.zeros(len(firsts), dtype=bool)
+    scored = _digest_of(examples, pairs_per_batch)
+    if partial is not None:
+        scores, done = partial.load(scored, scores.shape)
+        on_pairs(int(done.sum()) * len(examples))
     for start in range(0, len(firsts), together):
         chosen = by_shape[start : start + together]
-        pixels, sizes = stack_images([_image(paths[row], images) for row in chosen], images.processor)
+        if done[chosen].all():
+            continue
+        pictures = [_image(paths[row], images) for row in chosen]
+        keys = tuple(images.key(paths[row], picture) for row, picture in zip(chosen, pictures, strict=True))
+        pixels, sizes = stack_images(pictures, images.processor)
         for chunk, (ids, mask) in zip(chunks, padded, strict=True):
             repeated = None if mask is None else mask.repeat(len(chosen), 1)
-            inputs = Inputs(ids.repeat(len(chosen), 1), repeated, pixels, sizes)
+            inputs = Inputs(ids.repeat(len(chosen), 1), repeated, pixels, sizes, image_keys=keys)
             found = score(Batch((inputs,), None, tuple(firsts[row].group for row in chosen)))
             scores[np.ix_(chosen, chunk)] = found.numpy()
             on_pairs(len(chosen) * len(chunk))
+        done[chosen] = True
+        if partial is not None:
+            partial.save(scored, scores, done)
+    if partial is not None:
+        partial.remove()
     return scores, image_of, firsts
+
+
+def _digest_of(examples: Sequence[Example], pairs_per_batch: int) -> str:
+    """Of the pairs and how they come in batches, which shows in a score's last digits."""
+    hasher = hashlib.sha256(f"{pairs_per_batch}".encode())
+    for example in examples:
+        hasher.update(f"\n{example.id} {example.group} {example.text}".encode())
+    return hasher.hexdigest()
 
 
 def _image(path: str, images: ImageCache) -> Tensor:
@@ -157,16 +186,3 @@ def _image(path: str, images: ImageCache) -> Tensor:
     if isinstance(found, UserError):
         raise found
     return found
-
-
-def pair_up(inputs: Inputs) -> Inputs:
-    """One row a pair: B images are repeated for their T = rows of text / B texts, `(B · T, …)`."""
-    texts, remainder = divmod(len(inputs), inputs.pixels.shape[0])
-    if remainder:
-        raise ValueError(f"{len(inputs)} texts for {inputs.pixels.shape[0]} images")
-    sizes = inputs.image_sizes
-    return replace(
-        inputs,
-        pixels=inputs.pixels.repeat_interleave(texts, dim=0),
-        image_sizes=None if sizes is None else sizes.repeat_interleave(texts, dim=0),
-    )

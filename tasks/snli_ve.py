@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from tasks.base import Example, Prediction, Recipe, SplitName
 from tasks.classification import Classification, Label, Part
+from tasks.mini.snli_ve import ensure_snli_ve
 from tasks.snli_ve_files import LABELS, image_folder, read_split, write_predictions
 from tasks.snli_ve_scoring import score
 from tasks.subsets import Limits
@@ -27,7 +28,12 @@ class SNLIVE(Classification[SNLIVEOptions]):
     version: ClassVar[int] = 1
     Options: ClassVar[type[Any]] = SNLIVEOptions
     recipe: ClassVar[Recipe] = Recipe(epochs=5, batch_size=64)
+    embedded_recipe: ClassVar[Recipe] = Recipe(epochs=4, batch_size=16)
     classes: ClassVar[tuple[str, ...]] = LABELS
+
+    def embedded_data(self, cache: Path) -> Path:
+        """The mini benchmark's pictures and hypotheses, in SNLI-VE's formats."""
+        return ensure_snli_ve(cache)
 
     def read_parts(self, root: Path) -> dict[SplitName, Part]:
         """train, dev for validation, and test."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,8 +16,11 @@ from torch.nn import functional
 from harness.backbones.base import Backbone
 from harness.errors import UserError
 from tasks import vqa_scoring
-from tasks.base import Batch, Data, Example, Prediction, Recipe, Task
+from tasks.base import Batch, Data, Example, Prediction, Recipe, SplitName, Task
+from tasks.files import describe_images
+from tasks.heads import build_classifier
 from tasks.mini.vqa import ensure_vqa
+from tasks.subsets import Limits, blanked, cut_off, limited
 from tasks.vqa_files import (
     OfficialSplit,
     Question,
@@ -49,35 +50,26 @@ class VQATarget:
 
 
 @dataclass(frozen=True)
-class VQAOptions:
-    """Options of VQA.
+class VQAOptions(Limits):
+    """Options of VQA beside the limits, which count questions.
 
     answers: path of an answer list (`label2ans` or `ans2label` JSON); "auto" takes the one beside the
         questions and counts by the official rule where there is none.
     test: official split to report on. "auto": test2015 where it has annotations, else val2014. With val2014,
         validation questions are cut off train2014; with any other, validation is val2014.
     val_fraction: share of train2014's images that is cut off for validation.
-    limit_train, limit_val, limit_test: at most so many questions, chosen by a hash of their id.
-    limit_seed: another seed is another choice.
     """
 
     answers: str = "auto"
     test: str = "auto"
     val_fraction: float = 0.1
-    limit_train: int | None = None
-    limit_val: int | None = None
-    limit_test: int | None = None
-    limit_seed: int = 0
 
     def __post_init__(self) -> None:
+        Limits.__post_init__(self)
         if not 0 < self.val_fraction < 1:
-            raise UserError(f"vqa: val_fraction has to lie between 0 and 1, not {self.val_fraction}")
-        for split in ("train", "val", "test"):
-            limit = getattr(self, f"limit_{split}")
-            if limit is not None and limit < 1:
-                raise UserError(f"vqa: limit_{split} has to be at least 1, not {limit}")
+            raise ValueError(f"val_fraction has to lie between 0 and 1, not {self.val_fraction}")
         if self.test not in ("auto", "val2014", "test2015", "test-dev2015"):
-            raise UserError(f"vqa: test has to be auto, val2014, test2015 or test-dev2015, not '{self.test}'")
+            raise ValueError(f"test has to be auto, val2014, test2015 or test-dev2015, not '{self.test}'")
 
 
 Part = tuple[OfficialSplit, str, Sequence[Question]]
@@ -93,6 +85,7 @@ class VQA(Task[VQAOptions]):
     primary_metric: ClassVar[str] = "accuracy"
     Options: ClassVar[type[Any]] = VQAOptions
     recipe: ClassVar[Recipe] = Recipe(epochs=10, batch_size=256)
+    embedded_recipe: ClassVar[Recipe] = Recipe(epochs=5, batch_size=16)
 
     answers: tuple[str, ...]
     """The answer of each class; set by `load`."""
@@ -120,11 +113,16 @@ class VQA(Task[VQAOptions]):
                 answerable = [example for example in examples if example.target.scores]
                 origins[name]["left out, no answer in the vocabulary"] = len(examples) - len(answerable)
                 examples = answerable
-            examples = self._limited(name, examples)
+            examples = limited(
+                examples, self.options.limit_of(name), self.options.limit_seed, lambda example: example.id
+            )
             if not examples:
                 raise UserError(f"{root}: no {name} questions are left of {official.name}: {part}")
-            splits[name] = examples
-            origins[name] |= {"questions": len(examples), **_describe_images(examples)}
+            splits[name] = blanked(examples, self.options.blank)
+            origins[name] |= {
+                "questions": len(examples),
+                **describe_images(example.images[0] for example in examples),
+            }
         return Data(splits, {"splits": origins, "files": files, "answers": vocabulary.provenance})
 
     def embedded_data(self, cache: Path) -> Path:
@@ -138,19 +136,7 @@ class VQA(Task[VQAOptions]):
 
     def build_head(self, backbone: Backbone, generator: torch.Generator) -> nn.Module:
         """Linear → LN → GELU → Linear; hidden size twice the backbone's width (ViLT and METER: 1536)."""
-        hidden = 2 * backbone.width
-        head = nn.Sequential(
-            # From the meta device: the default initialisation would draw from the global generator.
-            nn.Linear(backbone.feature_dim, hidden, device="meta").to_empty(device="cpu"),
-            nn.LayerNorm(hidden),
-            nn.GELU(),
-            nn.Linear(hidden, len(self.answers), device="meta").to_empty(device="cpu"),
-        )
-        for layer in head:
-            if isinstance(layer, nn.Linear):
-                nn.init.normal_(layer.weight, std=0.02, generator=generator)
-                nn.init.zeros_(layer.bias)
-        return head
+        return build_classifier(backbone.feature_dim, 2 * backbone.width, len(self.answers), generator)
 
     def forward(self, backbone: Backbone, head: nn.Module, batch: Batch) -> Tensor:
         """Logits `(B, answers)`."""
@@ -205,7 +191,7 @@ class VQA(Task[VQAOptions]):
         results.sort(key=lambda result: result["question_id"])
         path.write_text(json.dumps(results), encoding="utf-8")
 
-    def _parts(self, root: Path, train: OfficialSplit, other: OfficialSplit) -> dict[str, Part]:
+    def _parts(self, root: Path, train: OfficialSplit, other: OfficialSplit) -> dict[SplitName, Part]:
         """Which official questions become train, val and test."""
         test_name = self.options.test
         if test_name == "auto":
@@ -219,11 +205,15 @@ class VQA(Task[VQAOptions]):
                 "val": (other, "all", other.questions),
                 "test": (test, part, test.questions),
             }
-        cut_off = _images_cut_off(train, self.options.val_fraction)
+        validation = cut_off({q.image_id for q in train.questions}, self.options.val_fraction)
         share = f"of the images by hash, val_fraction={self.options.val_fraction}"
         return {
-            "train": (train, f"the rest {share}", [q for q in train.questions if q.image_id not in cut_off]),
-            "val": (train, f"a part {share}", [q for q in train.questions if q.image_id in cut_off]),
+            "train": (
+                train,
+                f"the rest {share}",
+                [q for q in train.questions if q.image_id not in validation],
+            ),
+            "val": (train, f"a part {share}", [q for q in train.questions if q.image_id in validation]),
             "test": (other, "all", other.questions),
         }
 
@@ -232,15 +222,6 @@ class VQA(Task[VQAOptions]):
             return read_vocabulary(Path(self.options.answers))
         published = find_answer_file(root)
         return count_vocabulary(counted) if published is None else read_vocabulary(published)
-
-    def _limited(self, split: str, examples: list[Example]) -> list[Example]:
-        limit: int | None = getattr(self.options, f"limit_{split}")
-        if limit is None or limit >= len(examples):
-            return examples
-        salt = f"limit {self.options.limit_seed}"
-        chosen = sorted(examples, key=lambda example: (_hash(salt, example.id), example.id))[:limit]
-        ids = {example.id for example in chosen}
-        return [example for example in examples if example.id in ids]
 
 
 def majority_answer_accuracy(data: Data) -> float:
@@ -251,17 +232,6 @@ def majority_answer_accuracy(data: Data) -> float:
     majority = min(counts, key=lambda answer: (-counts[answer], answer))
     scores = [soft_accuracy(majority, example.target.answers) for example in data.splits["test"]]
     return 100 * sum(scores) / len(scores)
-
-
-def _images_cut_off(split: OfficialSplit, fraction: float) -> frozenset[int]:
-    """Images whose hash falls below `fraction`: the same whatever else is in the file."""
-    images = {question.image_id for question in split.questions}
-    return frozenset(image for image in images if _hash("val", str(image)) < fraction)
-
-
-def _hash(salt: str, key: str) -> float:
-    """Uniform in [0, 1)."""
-    return int.from_bytes(hashlib.sha256(f"{salt}:{key}".encode()).digest()[:6]) / 2**48
 
 
 def _examples(
@@ -279,19 +249,3 @@ def _examples(
             target = VQATarget(scores, annotation.answers, annotation.answer_type)
         examples.append(Example(str(question.id), question.text, (paths[image_id],), target, str(image_id)))
     return examples
-
-
-def _describe_images(examples: Sequence[Example]) -> dict[str, Any]:
-    """Number of images, how many are not there, and SHA-256 (hex) of their names and sizes in bytes."""
-    paths = {path for example in examples for path in example.images}
-    sizes: dict[Path, dict[str, int]] = {}
-    for folder in {path.parent for path in paths}:
-        # One pass over the folder instead of one look-up per image: network file systems.
-        entries = os.scandir(folder) if folder.is_dir() else ()
-        sizes[folder] = {entry.name: entry.stat().st_size for entry in entries}
-    listing = sorted((path.name, sizes[path.parent].get(path.name)) for path in paths)
-    return {
-        "images": len(listing),
-        "images missing": sum(size is None for _, size in listing),
-        "image digest": hashlib.sha256(json.dumps(listing).encode()).hexdigest(),
-    }

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import gzip
-import hashlib
-import json
 import sys
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from harness.errors import UserError
+from tasks.files import field, find_file, read_json, require_file
 from tasks.vqa_scoring import AnnotatorAnswer, normalize_answer
 
 ANNOTATORS = 10
@@ -23,9 +20,6 @@ MIN_OCCURRENCES = 9
 ANSWER_FILES = ("trainval_label2ans.json", "trainval_ans2label.json")
 
 _TARGET_SCORES = (0.0, 0.3, 0.6, 0.9)
-_KINDS: Mapping[type, str] = {int: "an integer", str: "a string", list: "a list"}
-
-Value = TypeVar("Value", int, str, list[Any])
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,20 +66,20 @@ def image_path(root: Path, split: str, image_id: int) -> Path:
 
 def has_annotated_split(root: Path, split: str) -> bool:
     """Whether both of the split's files are under `root`, plain or gzipped."""
-    return _find(root, _questions_name(split)) is not None and (
-        _find(root, _annotations_name(split)) is not None
+    return find_file(root, _questions_name(split)) is not None and (
+        find_file(root, _annotations_name(split)) is not None
     )
 
 
 def read_split(root: Path, split: str, annotated: bool = True) -> OfficialSplit:
     """Questions of a split with their annotations. Raises `UserError` naming the file and place at fault."""
-    question_path, digest = _require(root, _questions_name(split)), {}
+    question_path, digest = require_file(root, _questions_name(split)), {}
     entries, digest[question_path.name] = _read_entries(question_path, "questions")
     annotations: dict[int, Annotation] = {}
     image_ids: dict[int, int] = {}
     annotation_path = None
     if annotated:
-        annotation_path = _require(root, _annotations_name(split))
+        annotation_path = require_file(root, _annotations_name(split))
         annotation_entries, digest[annotation_path.name] = _read_entries(annotation_path, "annotations")
         annotations, image_ids = _read_annotations(annotation_path, annotation_entries)
         del annotation_entries  # VQA v2's take some gigabytes
@@ -93,9 +87,9 @@ def read_split(root: Path, split: str, annotated: bool = True) -> OfficialSplit:
     questions: dict[int, Question] = {}
     for index, entry in enumerate(entries):
         place = f"{question_path}: questions[{index}]"
-        identifier = _field(entry, "question_id", int, place)
-        image_id = _field(entry, "image_id", int, place)
-        text = _field(entry, "question", str, place)
+        identifier = field(entry, "question_id", int, place)
+        image_id = field(entry, "image_id", int, place)
+        text = field(entry, "question", str, place)
         if identifier in questions:
             raise UserError(f"{place}: question_id {identifier} is there twice")
         if annotated and identifier not in annotations:
@@ -141,7 +135,7 @@ def find_answer_file(root: Path) -> Path | None:
 
 def read_vocabulary(path: Path) -> Vocabulary:
     """An answer list (`label2ans`: a JSON list) or its inverse (`ans2label`: answer → class index)."""
-    content, digest = _read_json(path)
+    content, digest = read_json(path)
     if isinstance(content, dict):
         by_index = {index: answer for answer, index in content.items() if type(index) is int}
         if sorted(by_index) != list(range(len(content))):
@@ -182,39 +176,9 @@ def _annotations_name(split: str) -> str:
     return f"v2_mscoco_{split}_annotations.json"
 
 
-def _find(root: Path, name: str) -> Path | None:
-    return next((path for path in (root / name, root / f"{name}.gz") if path.is_file()), None)
-
-
-def _require(root: Path, name: str) -> Path:
-    path = _find(root, name)
-    if path is None:
-        missing = "" if root.is_dir() else " (no such folder)"
-        raise UserError(f"{root}{missing}: looked for {name} and {name}.gz, found neither")
-    return path
-
-
-def _read_json(path: Path) -> tuple[Any, str]:
-    """What the file holds, and the SHA-256 (hex) of its bytes as they lie on disk."""
-    try:
-        raw = path.read_bytes()
-        digest = hashlib.sha256(raw).hexdigest()
-        if path.suffix == ".gz":
-            raw = gzip.decompress(raw)
-        return json.loads(raw), digest
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path}: line {error.lineno}, column {error.colno}: not valid JSON: {error.msg}"
-        ) from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: byte {error.start}: not valid {error.encoding}") from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-
-
 def _read_entries(path: Path, key: str) -> tuple[list[Any], str]:
-    content, digest = _read_json(path)
-    entries = _field(content, key, list, str(path))
+    content, digest = read_json(path)
+    entries = field(content, key, list, str(path))
     if not entries:
         raise UserError(f"{path}: '{key}' is empty")
     return entries, digest
@@ -227,15 +191,15 @@ def _read_annotations(path: Path, entries: list[Any]) -> tuple[dict[int, Annotat
     shared: dict[AnnotatorAnswer, AnnotatorAnswer] = {}  # one object for each of millions of equal pairs
     for index, entry in enumerate(entries):
         place = f"{path}: annotations[{index}]"
-        identifier = _field(entry, "question_id", int, place)
+        identifier = field(entry, "question_id", int, place)
         if identifier in annotations:
             raise UserError(f"{place}: question_id {identifier} is there twice")
         answers: list[AnnotatorAnswer] = []
-        for position, given in enumerate(_field(entry, "answers", list, place)):
+        for position, given in enumerate(field(entry, "answers", list, place)):
             answer_place = f"{place}.answers[{position}]"
             pair = (
-                _field(given, "answer_id", int, answer_place),
-                _field(given, "answer", str, answer_place),
+                field(given, "answer_id", int, answer_place),
+                field(given, "answer", str, answer_place),
             )
             answers.append(shared.setdefault(pair, pair))
         if len({annotator for annotator, _ in answers}) != ANNOTATORS or len(answers) != ANNOTATORS:
@@ -245,25 +209,9 @@ def _read_annotations(path: Path, entries: list[Any]) -> tuple[dict[int, Annotat
             )
         annotations[identifier] = Annotation(
             tuple(answers),
-            sys.intern(_field(entry, "answer_type", str, place)),
-            sys.intern(_field(entry, "multiple_choice_answer", str, place)),
+            sys.intern(field(entry, "answer_type", str, place)),
+            sys.intern(field(entry, "multiple_choice_answer", str, place)),
         )
         if "image_id" in entry:
-            image_ids[identifier] = _field(entry, "image_id", int, place)
+            image_ids[identifier] = field(entry, "image_id", int, place)
     return annotations, image_ids
-
-
-def _field(entry: Any, key: str, kind: type[Value], place: str) -> Value:
-    if not isinstance(entry, dict):
-        raise UserError(f"{place}: an object with '{key}' is due, not {_short(entry)}")
-    if key not in entry:
-        raise UserError(f"{place}: missing key '{key}'")
-    value = entry[key]
-    if type(value) is not kind:  # JSON's true is an int to isinstance
-        raise UserError(f"{place}: '{key}' has to be {_KINDS[kind]}, not {_short(value)}")
-    return value
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -7,7 +7,7 @@ pools them. Methods act on the blocks: they replace them, wrap them, or put modu
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
@@ -26,6 +26,8 @@ class Inputs:
     pixels: `(B, 3, H, W)` float32, normalised as the backbone wants it, padded right and below with 0.
     image_sizes: `(B, 2)` int64 height and width in pixels before padding; None if no image is padded.
     image_token_type: row of the token-type table for image tokens (ViLT on NLVR2: 1, then 2).
+    image_keys: a digest of each image's processed pixels, under which its encoding may be kept; None where
+        nobody took one, or where the pixels will not come again (augmented images).
     """
 
     input_ids: Tensor
@@ -33,6 +35,7 @@ class Inputs:
     pixels: Tensor
     image_sizes: Tensor | None = None
     image_token_type: int = 1
+    image_keys: tuple[bytes, ...] | None = None
 
     def to(self, device: torch.device) -> Inputs:
         """The same inputs on `device`."""
@@ -42,6 +45,29 @@ class Inputs:
             if isinstance(value, Tensor)
         }
         return replace(self, **moved)
+
+    def paired(self) -> Inputs:
+        """One row a pair: B images are repeated for their T = rows of text / B texts, `(B · T, …)`."""
+        texts = self.texts_per_image
+        sizes, keys = self.image_sizes, self.image_keys
+        return replace(
+            self,
+            pixels=self.pixels.repeat_interleave(texts, dim=0),
+            image_sizes=None if sizes is None else sizes.repeat_interleave(texts, dim=0),
+            image_keys=None if keys is None else tuple(key for key in keys for _ in range(texts)),
+        )
+
+    @property
+    def texts_per_image(self) -> int:
+        """T where each image comes with a run of T texts, as in retrieval; elsewhere 1.
+
+        Raises:
+            ValueError: the rows of text are not a multiple of the images.
+        """
+        texts, remainder = divmod(len(self), self.pixels.shape[0])
+        if remainder:
+            raise ValueError(f"{len(self)} texts for {self.pixels.shape[0]} images")
+        return texts
 
     def __len__(self) -> int:
         return self.input_ids.shape[0]
@@ -149,8 +175,11 @@ class Backbone(nn.Module, ABC):
     """Learning rate for full fine-tuning; methods scale it."""
     head_learning_rate_scale: float
     prompt: nn.Module | None
-    """Called on the streams between `encode` and the first block (shallow prompts)."""
+    """Called on the streams between `encode` and the first block (shallow prompts). It changes each stream by
+    itself: where pairs are scored, streams come with different numbers of rows."""
     initializer_range: float
+    encoder: Callable[[Backbone, Inputs], Streams] | None = None
+    """Takes the place of `encode` in `forward` while it is set (`harness.encoding`); None: nothing does."""
 
     @abstractmethod
     def encode(self, inputs: Inputs) -> Streams:
@@ -162,7 +191,38 @@ class Backbone(nn.Module, ABC):
 
     def forward(self, inputs: Inputs) -> Tensor:
         """Pooled features `(B, feature_dim)`."""
-        return self.fuse(self.encode(inputs))
+        return self.fuse(self.encoded(inputs))
+
+    def encoded(self, inputs: Inputs) -> Streams:
+        """What `encode` returns, by way of `encoder` if that is set."""
+        return self.encode(inputs) if self.encoder is None else self.encoder(self, inputs)
+
+    def forward_pairs(self, inputs: Inputs) -> Tensor:
+        """Pooled features `(B · T, feature_dim)` of B images, each with its run of T texts.
+
+        As `forward` on `inputs.paired()`; a backbone may compute once what depends on one side only.
+        """
+        return self(inputs.paired())
+
+    def encoders(self) -> dict[str, list[nn.Module]]:
+        """Modules that `encode_text` (under "text") and `encode_image` (under "image") run, and no others.
+
+        Empty if `encode` does not fall into two halves, neither of which reads the other. Of a backbone that
+        has them, `encode` is `join(encode_text(…), encode_image(…))`.
+        """
+        return {}
+
+    def encode_text(self, input_ids: Tensor, text_mask: Tensor | None) -> Tensor:
+        """The text half of `encode`: `(B, L)` → `(B, L, D)`, a function of the row alone, padding aside."""
+        raise TypeError(f"{self.name}: encode has no halves")
+
+    def encode_image(self, pixels: Tensor, image_sizes: Tensor | None) -> Tensor:
+        """The image half of `encode`: `(B, 3, H, W)` → `(B, S, D)`, a function of the row alone."""
+        raise TypeError(f"{self.name}: encode has no halves")
+
+    def join(self, text: Tensor, image: Tensor, inputs: Inputs) -> Streams:
+        """The halves of `encode` as streams; how many rows each has is up to the caller."""
+        raise TypeError(f"{self.name}: encode has no halves")
 
     @abstractmethod
     def common_parameters(self) -> Iterator[nn.Parameter]:

@@ -22,6 +22,7 @@ from transformers.models.bridgetower.modeling_bridgetower import BridgeTowerBert
 from harness.backbones.base import Backbone, Block, Inputs, Processor, Stream, Streams
 from harness.backbones.digest import digest_state
 from harness.backbones.masks import additive_mask
+from harness.backbones.meter_pairs import forward_pairs
 from harness.errors import UserError
 
 STREAMS = ("text", "image")
@@ -183,22 +184,44 @@ class MeterBlock(Block):
         """
         if context is None:
             raise ValueError(f"{self.name} attends to the other stream: context is missing")
+        own = self.attend_to_itself(hidden, mask)
+        return self.attend_across(own, self.query(own), *self.keys_and_values(context), context_mask)
+
+    def attend_to_itself(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        """The first sublayer, `(B, T, D)` → `(B, T, D)`: it reads its own stream only."""
         attended = self._attend(self.attention, hidden, hidden, mask)
-        hidden = self._close("self_attention", self.attention.output, attended, hidden)
-        attended = self._attend(self.crossattention, hidden, context, context_mask)
-        hidden = self._close("cross_attention", self.crossattention.output, attended, hidden)
+        return self._close("self_attention", self.attention.output, attended, hidden)
+
+    def query(self, own: Tensor) -> Tensor:
+        """What the second sublayer asks, by head: `(B, T, D)` → `(B, heads, T, D / heads)`."""
+        return self._by_head(self.crossattention.self.query(own))
+
+    def keys_and_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """What it is answered from, by head: the other stream's `(B, S, D)` → twice `(B, heads, S, D / heads)`."""
+        maps = self.crossattention.self
+        return self._by_head(maps.key(context)), self._by_head(maps.value(context))
+
+    def attend_across(
+        self, own: Tensor, query: Tensor, key: Tensor, value: Tensor, context_mask: Tensor | None
+    ) -> Tensor:
+        """The second and third sublayer on what the first returned, `own` `(B, T, D)`."""
+        attended = self._mix(query, key, value, context_mask)
+        hidden = self._close("cross_attention", self.crossattention.output, attended, own)
         return self._close("mlp", self.output, self.intermediate(hidden), hidden)
 
     def _attend(self, attention: nn.Module, hidden: Tensor, read: Tensor, mask: Tensor | None) -> Tensor:
         """Multi-head attention of `hidden` `(B, T, D)` to `read` `(B, S, D)`, without the output map."""
         maps: Any = attention.self
-        query, key, value = (
-            projection(states).view(*states.shape[:2], self.heads, -1).transpose(1, 2)
-            for projection, states in ((maps.query, hidden), (maps.key, read), (maps.value, read))
-        )
+        query, key, value = maps.query(hidden), maps.key(read), maps.value(read)
+        return self._mix(self._by_head(query), self._by_head(key), self._by_head(value), mask)
+
+    def _by_head(self, states: Tensor) -> Tensor:
+        return states.view(*states.shape[:2], self.heads, -1).transpose(1, 2)
+
+    def _mix(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         dropout = self.attention_dropout if self.training else 0.0
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
-        return mixed.transpose(1, 2).reshape(hidden.shape)
+        return mixed.transpose(1, 2).flatten(2)
 
     def _close(self, sublayer: str, output: Any, inner: Tensor, residual: Tensor) -> Tensor:
         """The end of a sublayer: output map, slots, residual, norm."""
@@ -310,34 +333,46 @@ class MeterBackbone(Backbone):
         Raises:
             UserError: a text is too long, or the images have another size than the position embeddings.
         """
+        text = self.encode_text(inputs.input_ids, inputs.text_mask)
+        return self.join(text, self.encode_image(inputs.pixels, inputs.image_sizes), inputs)
+
+    def join(self, text: Tensor, image: Tensor, inputs: Inputs) -> Streams:
+        """Both streams, token types still to be added."""
         return {
-            "text": Stream(self._encode_text(inputs), inputs.text_mask, 0),
-            "image": Stream(self._encode_image(inputs), None, inputs.image_token_type),
+            "text": Stream(text, inputs.text_mask, 0),
+            "image": Stream(image, None, inputs.image_token_type),
         }
 
-    def _encode_text(self, inputs: Inputs) -> Tensor:
-        length = inputs.input_ids.shape[1]
+    def encoders(self) -> dict[str, list[nn.Module]]:
+        """Each encoder with its projection."""
+        components = self.components()
+        return {stream: components[f"{stream} encoder"] for stream in STREAMS}
+
+    def encode_text(self, input_ids: Tensor, text_mask: Tensor | None) -> Tensor:
+        """RoBERTa and the projection: `(B, L)` → `(B, L, D)`."""
+        length = input_ids.shape[1]
         if length > self.config.text_positions:
             raise UserError(
                 f"{self.name}: a text of {length} tokens is longer than the {self.config.text_positions} "
                 "positions of its text encoder; lower the text length."
             )
         encoder = self.model.text_encoder
-        hidden = encoder.embeddings(inputs.input_ids)
-        mask = additive_mask(inputs.text_mask, hidden)
+        hidden = encoder.embeddings(input_ids)
+        mask = additive_mask(text_mask, hidden)
         return self.model.text_projection(encoder.encoder(hidden, attention_mask=mask)[0])  # type: ignore[no-any-return]
 
-    def _encode_image(self, inputs: Inputs) -> Tensor:
-        height, width = inputs.pixels.shape[-2:]
+    def encode_image(self, pixels: Tensor, image_sizes: Tensor | None) -> Tensor:
+        """CLIP and the projection: `(B, 3, H, W)` → `(B, 1 + patches, D)`."""
+        height, width = pixels.shape[-2:]
         side = self.config.image_size
-        if (height, width) != (side, side) or inputs.image_sizes is not None:
-            what = "padded images" if inputs.image_sizes is not None else f"images of {height}x{width} pixels"
+        if (height, width) != (side, side) or image_sizes is not None:
+            what = "padded images" if image_sizes is not None else f"images of {height}x{width} pixels"
             raise UserError(
                 f"{self.name}: {what}, but its position embeddings are for whole images of {side}x{side}; "
                 "set the image size when loading it (--image-size)."
             )
         encoder = self.model.image_encoder
-        hidden = encoder.pre_layrnorm(encoder.embeddings(inputs.pixels))
+        hidden = encoder.pre_layrnorm(encoder.embeddings(pixels))
         hidden = encoder.encoder(inputs_embeds=hidden).last_hidden_state
         return self.model.image_projection(encoder.post_layernorm(hidden))  # type: ignore[no-any-return]
 
@@ -345,17 +380,30 @@ class MeterBackbone(Backbone):
         """The pooled first tokens of both streams after all blocks, text first: `(B, 2 D)`."""
         return self.pool(self.run_blocks(streams))
 
+    def forward_pairs(self, inputs: Inputs) -> Tensor:
+        """As `forward` on `inputs.paired()`; both encoders run once for each text and image."""
+        if inputs.texts_per_image == 1:
+            return self(inputs)  # type: ignore[no-any-return]
+        return forward_pairs(self, inputs)
+
     def run_blocks(self, streams: Streams) -> Streams:
         """Hidden states after the last depth; both layers of a depth read the states before it."""
+        return self.run_depths(self.enter(streams))
+
+    def enter(self, streams: Streams) -> Streams:
+        """What the first depth reads: with prompts, if there are any, and token types."""
         if self.prompt is not None:
             streams = self.prompt(streams)
-        text, image = (self._add_token_type(streams[name]) for name in STREAMS)
+        return {name: self._add_token_type(streams[name]) for name in STREAMS}
+
+    def run_depths(self, streams: Streams, first: int = 0) -> Streams:
+        """Hidden states after the last depth, of states that have come as far as depth `first`."""
+        text, image = (streams[name] for name in STREAMS)
         masks = [additive_mask(stream.mask, stream.hidden) for stream in (text, image)]
         states = text.hidden, image.hidden
-        blocks = list(self.blocks)
-        for text_block, image_block in zip(
-            blocks[: len(blocks) // 2], blocks[len(blocks) // 2 :], strict=True
-        ):
+        depths = len(self.blocks) // 2
+        for depth in range(first, depths):
+            text_block, image_block = self.blocks[depth], self.blocks[depths + depth]
             states = (
                 text_block(states[0], masks[0], states[1], masks[1]),
                 image_block(states[1], masks[1], states[0], masks[0]),

@@ -24,6 +24,7 @@ from harness.backbones.meter import MeterBackbone, MeterConfig
 from harness.backbones.meter_processor import MeterProcessor, vocabulary_files
 from harness.errors import UserError
 
+MINI_FOLDER = Path(__file__).parent / "weights" / "meter-mini"
 IMAGE_SIZE = 384
 """Pixels; what DAS fine-tunes METER at (NLVR2: 288), whatever size it was pretrained at."""
 TEXT_LENGTH = 50
@@ -56,6 +57,29 @@ def load_meter(options: BackboneOptions) -> MeterBackbone:
         with fixed_generator():
             return build_meter(Checkpoint(MeterConfig(), {}, {}, None), options, "meter")
     return build_meter(read_checkpoint(options.weights), options, "meter")
+
+
+def load_meter_mini(options: BackboneOptions) -> MeterBackbone:
+    """The embedded small METER (12 fusion layers, width 128), or `weights="random"` for the same untrained.
+
+    Raises:
+        UserError: the named folder has no such weights.
+    """
+    folder = MINI_FOLDER if options.weights in (None, "random") else Path(str(options.weights))
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"{folder}: no config.json there; make the weights with `harness pretrain meter-mini`."
+        )
+    config = MeterConfig.from_dict(read_settings(folder, "meter"))
+    options = replace(options, image_size=options.image_size or config.image_size)
+    if options.weights == "random":
+        with fixed_generator():
+            backbone = build_meter(Checkpoint(config, {}, {}, folder), options, "meter-mini")
+    else:
+        backbone = build_meter(_read_folder(folder), options, "meter-mini")
+    backbone.base_learning_rate = 2e-4
+    backbone.head_learning_rate_scale = 50.0
+    return backbone
 
 
 def build_meter(checkpoint: Checkpoint, options: BackboneOptions, name: str) -> MeterBackbone:
@@ -105,17 +129,21 @@ def read_checkpoint(source: str) -> Checkpoint:
         UserError: it cannot be read, or is not of METER.
     """
     path = find_checkpoint(source, _HUB_FILES)
-    if path.is_file():
-        return _read_original(path, read_tensors(path), None)
-    weights = _find_weights(path)
+    return _read_original(path, read_tensors(path), None) if path.is_file() else _read_folder(path)
+
+
+def _read_folder(folder: Path) -> Checkpoint:
+    weights = _find_weights(folder)
     tensors = read_tensors(weights)
-    vocabulary = path if any((path / name).is_file() for name in ("tokenizer.json", "merges.txt")) else None
+    brings_one = any((folder / name).is_file() for name in ("tokenizer.json", "merges.txt"))
+    vocabulary = folder if brings_one else None
     if any(key.startswith("cross_modal_") for key in tensors):
         return _read_original(weights, tensors, vocabulary)
-    config = MeterConfig.from_dict(read_settings(path, "meter"))
+    config = MeterConfig.from_dict(read_settings(folder, "meter"))
     if _POSITIONS not in tensors:
         raise UserError(f"{weights}: not METER's weights: key {_POSITIONS} is missing.")
-    return Checkpoint(config, tensors, {}, vocabulary)
+    heads = {key: tensor for key, tensor in tensors.items() if key.split(".")[0] in HEADS}
+    return Checkpoint(config, {k: v for k, v in tensors.items() if k not in heads}, heads, vocabulary)
 
 
 def _find_weights(folder: Path) -> Path:

@@ -24,6 +24,7 @@ from transformers.models.vilt.modeling_vilt import (
 from harness.backbones.base import Backbone, Block, Inputs, Processor, Stream, Streams
 from harness.backbones.digest import digest_state
 from harness.backbones.masks import additive_mask
+from harness.backbones.pairs import distinct_rows
 from harness.errors import UserError
 
 BLOCK_LAYER_NORM_EPS = 1e-6
@@ -145,23 +146,42 @@ class ViltBackbone(Backbone):
 
     def encode(self, inputs: Inputs) -> Streams:
         """Text tokens, then the class token of the image and its patches: `(B, L + 1 + P, D)`."""
+        text = self._embed_text(inputs.input_ids)
+        image, patch_mask = self._embed_image(inputs)
+        mask = _join_masks(inputs.text_mask, patch_mask, text, image)
+        return {"joint": Stream(torch.cat([text, image], dim=1), mask)}
+
+    def forward_pairs(self, inputs: Inputs) -> Tensor:
+        """As `forward` on `inputs.paired()`; in evaluation each text and image is embedded once."""
+        if self.training or inputs.texts_per_image == 1:
+            return super().forward_pairs(inputs)
+        distinct, rows = distinct_rows(inputs)
+        text = rows.of("text", self._embed_text(distinct.input_ids))
+        embedded, patch_mask = self._embed_image(distinct)
+        image = rows.of("image", embedded)
+        patch_mask = None if patch_mask is None else rows.of("image", patch_mask)
+        mask = _join_masks(inputs.text_mask, patch_mask, text, image)
+        return self.fuse({"joint": Stream(torch.cat([text, image], dim=1), mask)})
+
+    def _embed_text(self, input_ids: Tensor) -> Tensor:
+        """Text tokens with positions and token type: `(B, L, D)`."""
         embeddings = self.model.embeddings
-        length = inputs.input_ids.shape[1]
+        length = input_ids.shape[1]
         if length > self.config.max_position_embeddings:
             raise UserError(
                 f"{self.name}: a text of {length} tokens is longer than the {self.config.max_position_embeddings}"
                 " positions of its text embedding; lower the text length."
             )
-        types = embeddings.token_type_embeddings.weight
-        text = embeddings.text_embeddings(input_ids=inputs.input_ids) + types[0]
+        text: Tensor = embeddings.text_embeddings(input_ids=input_ids)
+        return text + embeddings.token_type_embeddings.weight[0]
+
+    def _embed_image(self, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
+        """Class token and patches with positions and token type `(B, 1 + P, D)`; the patches' mask or None."""
+        embeddings = self.model.embeddings
         patches, patch_mask = self._embed_patches(inputs.pixels, inputs.image_sizes)
         first = embeddings.cls_token + embeddings.position_embeddings[:, :1]
-        image = (
-            torch.cat([first.expand(len(inputs), -1, -1), patches], dim=1) + types[inputs.image_token_type]
-        )
-        return {
-            "joint": Stream(torch.cat([text, image], dim=1), _join_masks(inputs, patch_mask, image.shape[1]))
-        }
+        image = torch.cat([first.expand(len(patches), -1, -1), patches], dim=1)
+        return image + embeddings.token_type_embeddings.weight[inputs.image_token_type], patch_mask
 
     def _embed_patches(self, pixels: Tensor, sizes: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Patches with positions `(B, P, D)`, padding dropped, and their mask `(B, P)` or None."""
@@ -264,14 +284,15 @@ class ViltBackbone(Backbone):
         return self._digest
 
 
-def _join_masks(inputs: Inputs, patch_mask: Tensor | None, image_tokens: int) -> Tensor | None:
-    if inputs.text_mask is None and patch_mask is None:
+def _join_masks(
+    text_mask: Tensor | None, patch_mask: Tensor | None, text: Tensor, image: Tensor
+) -> Tensor | None:
+    """The mask of both sides' tokens, `(B, L + 1 + P)`; None if none is padded."""
+    if text_mask is None and patch_mask is None:
         return None
-    device = inputs.input_ids.device
-    text = inputs.text_mask
-    if text is None:
-        text = torch.ones(inputs.input_ids.shape, dtype=torch.bool, device=device)
-    image = torch.ones(len(inputs), image_tokens, dtype=torch.bool, device=device)
+    if text_mask is None:
+        text_mask = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)
+    image_mask = torch.ones(image.shape[:2], dtype=torch.bool, device=image.device)
     if patch_mask is not None:
-        image[:, 1:] = patch_mask
-    return torch.cat([text, image], dim=1)
+        image_mask[:, 1:] = patch_mask
+    return torch.cat([text_mask, image_mask], dim=1)

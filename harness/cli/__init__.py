@@ -19,11 +19,15 @@ app = typer.Typer(
 
 
 def _register() -> None:
+    from harness.cli.check import check
+    from harness.cli.compare import compare
     from harness.cli.evaluate import evaluate
     from harness.cli.export import export
     from harness.cli.methods import list_names
+    from harness.cli.plot import plot
     from harness.cli.pretrain import pretrain
     from harness.cli.profile import profile
+    from harness.cli.report import report
     from harness.cli.reproduce import reproduce
     from harness.cli.run import run
     from harness.cli.score import score
@@ -32,6 +36,10 @@ def _register() -> None:
 
     app.command()(run)
     app.command()(table)
+    app.command()(compare)
+    app.command()(plot)
+    app.command()(report)
+    app.command()(check)
     app.command()(show)
     app.command()(evaluate)
     app.command()(reproduce)

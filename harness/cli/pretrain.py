@@ -9,7 +9,7 @@ import typer
 
 
 def pretrain(
-    backbone: Annotated[str, typer.Argument(help="The embedded backbone: vilt-mini.")],
+    backbone: Annotated[str, typer.Argument(help="The embedded backbone: vilt-mini or meter-mini.")],
     output: Annotated[
         Path | None, typer.Option(help="Folder for the weights [default: pretrained/<backbone>].")
     ] = None,
@@ -24,13 +24,14 @@ def pretrain(
     from rich.progress import Progress
 
     from harness.allocator import keep_freed_memory
-    from harness.backbones.vilt_loading import MINI_FOLDER, load_vilt_mini
     from harness.errors import UserError, did_you_mean
-    from harness.pretrain import STAGES, pretrain_in_stages
+    from harness.pretrain.embedded import EMBEDDED
+    from harness.pretrain.loop import pretrain_in_stages
 
-    if backbone != "vilt-mini":
-        raise UserError(f"there is no recipe for '{backbone}'.{did_you_mean(backbone, ['vilt-mini'])}")
-    stages = STAGES if steps is None else tuple(replace(stage, steps=steps) for stage in STAGES)
+    if backbone not in EMBEDDED:
+        raise UserError(f"there is no recipe for '{backbone}'.{did_you_mean(backbone, list(EMBEDDED))}")
+    chosen = EMBEDDED[backbone]
+    stages = chosen.stages if steps is None else tuple(replace(stage, steps=steps) for stage in chosen.stages)
     keep_freed_memory()
     console = Console(highlight=False)
     folder = output or Path("pretrained") / backbone
@@ -43,7 +44,7 @@ def pretrain(
                 line = ", ".join(f"{name} {value:.2f}" for name, value in figures.items())
                 console.print(f"stage {stage + 1}, step {step}: {line}", soft_wrap=True)
 
-        copied = [MINI_FOLDER / name for name in ("config.json", "vocab.txt")]
-        report = pretrain_in_stages(load_vilt_mini, stages, folder, copied, on_step)
+        copied = [chosen.folder / name for name in chosen.copied]
+        report = pretrain_in_stages(chosen.load, stages, folder, copied, on_step)
     console.print(report["held_out"])
     console.print(f"weights in {folder}; use them by --weights {folder}", soft_wrap=True)

@@ -20,7 +20,9 @@ def run(
         str | None, typer.Option(help="Such as das,lora[r=8],seq_bn[reduction_factor=16], or 'all'.")
     ] = None,
     tasks: Annotated[str | None, typer.Option(help="Such as vqa or vqa[limit_train=1000].")] = None,
-    backbone: Annotated[str | None, typer.Option(help="vilt-mini (embedded, default) or vilt.")] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="vilt-mini (embedded, default), meter-mini, vilt or meter.")
+    ] = None,
     weights: Annotated[
         str | None,
         typer.Option(help="Folder, original .ckpt, hub id, or 'random'; default: the backbone's own."),
@@ -53,9 +55,23 @@ def run(
     skip_bad_images: Annotated[
         bool, typer.Option("--skip-bad-images", help="Leave out unreadable images and count them.")
     ] = False,
+    augment: Annotated[
+        str | None,
+        typer.Option(help="Change training images: none (default) or randaugment (2 operations, 9 of 30)."),
+    ] = None,
     measured_image_size: Annotated[
         str | None,
         typer.Option(help="HEIGHTxWIDTH that FLOPs and latency are stated for; default: the commonest."),
+    ] = None,
+    cache_mib: Annotated[
+        float | None,
+        typer.Option(min=0, help="MiB of memory for encodings, which METER's encoders compute once [2048]."),
+    ] = None,
+    cache_disk_gib: Annotated[
+        float | None, typer.Option(min=0, help="GiB of disk for encodings, in the user's cache folder [8].")
+    ] = None,
+    cache_precision: Annotated[
+        str | None, typer.Option(help="full, or half: encodings are kept in 16 bits.")
     ] = None,
     jobs: Annotated[
         int | None,
@@ -102,7 +118,11 @@ def run(
         "accelerator": accelerator,
         "workers": workers,
         "skip_bad_images": skip_bad_images or None,
+        "augment": augment,
         "measured_image_size": _size(measured_image_size),
+        "cache_mib": cache_mib,
+        "cache_disk_gib": cache_disk_gib,
+        "cache_precision": cache_precision,
     }
     request, folder = build_request(experiment, given)
     if in_process and (timeout is not None or (jobs or 1) > 1):
@@ -150,11 +170,15 @@ def build_request(experiment: Path | None, given: dict[str, Any]) -> tuple[Reque
         ("workers", 0),
         ("image_size", 1),
         ("text_length", 3),
+        ("cache_mib", 0),
+        ("cache_disk_gib", 0),
     ):
         if settings.get(key) is not None and settings[key] < least:
             raise UserError(f"--{key.replace('_', '-')} must be at least {least}, got {settings[key]}.")
     _one_of(settings, "select", ("best", "last"))
+    _one_of(settings, "augment", ("none", "randaugment"))
     _one_of(settings, "precision", ("32-true", "bf16-mixed", "16-mixed"))
+    _one_of(settings, "cache_precision", ("full", "half"))
     _one_of(settings, "accelerator", ("auto", "cpu", "cuda", "gpu", "mps"))
     folder = Path(settings.pop("results", "results"))
     options = BackboneOptions(

@@ -27,6 +27,7 @@ def table(
     from rich.console import Console
 
     from harness.errors import UserError
+    from harness.evidence import with_intervals
     from harness.record import write_atomically
     from harness.rendering import Format, print_table, render_all
     from harness.store import Store
@@ -47,7 +48,7 @@ def table(
         raise UserError(f"--output {output}: a file needs a format other than terminal.")
     if output is not None and format is None and output.suffix not in endings:
         raise UserError(f"--output {output}: ends in none of {', '.join(endings)}; say --format.")
-    tables = build_tables(records, all_protocols)
+    tables = [with_intervals(each, store) for each in build_tables(records, all_protocols)]
     chosen = endings[output.suffix] if format is None and output is not None else format
     if chosen is None or chosen == "terminal":
         for each in tables:

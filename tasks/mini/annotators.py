@@ -46,7 +46,7 @@ _NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six")
 
 
 def annotate(question: Question, scene: Scene, rng: np.random.Generator) -> list[str]:
-    """Ten answers as typed; on average 8.3 of them mean the true one."""
+    """Ten answers as typed; on average 7.8 of them mean the true one."""
     doubt = min(float(rng.beta(*_DOUBT)), _LARGEST_DOUBT)
     return [_typed(_thought(question, scene, doubt, rng), rng) for _ in range(ANNOTATORS)]
 

@@ -5,11 +5,6 @@ Accuracies on these files are accuracies on `mini`, never on VQA2.0; the files' 
 
 from __future__ import annotations
 
-import hashlib
-import json
-import shutil
-import tempfile
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,17 +12,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from harness.errors import UserError
 from tasks.mini.annotators import annotate, most_frequent
+from tasks.mini.folder import Generation, check_sizes, write_json
 from tasks.mini.questions import Question, sample_question
 from tasks.mini.render import TEXTURED, render
 from tasks.mini.world import TASK, Scene, Thing, sample_scene
 
-VERSION = 2
+VERSION = 3
 """To be raised with every change that changes a file."""
-
-FINISHED = "mini.json"
-"""Written last: version, seed and sizes of what lies beside it."""
 
 _QUESTION_TRIES = 1000
 _MAX_QUESTIONS_PER_SCENE = 20  # the smallest scenes have not many more to ask
@@ -50,9 +42,8 @@ class Sizes:
     test_questions: int = 2
 
     def __post_init__(self) -> None:
+        check_sizes(self)
         for name, number in asdict(self).items():
-            if number < 1:
-                raise ValueError(f"{name} must be at least 1, got {number}")
             if name.endswith("questions") and number > _MAX_QUESTIONS_PER_SCENE:
                 raise ValueError(f"{name} must be at most {_MAX_QUESTIONS_PER_SCENE}, got {number}")
 
@@ -66,48 +57,26 @@ class Sizes:
 
 
 def ensure_vqa(cache_root: Path, seed: int = 0, sizes: Sizes = Sizes()) -> Path:
-    """The folder with the benchmark's files, generated under `cache_root` if it is not there yet.
-
-    Its name tells version, seed and sizes apart. Two processes may ask at once: both generate the same bytes,
-    one folder stays. Raises `UserError` if something unfinished is in its place.
-    """
-    digest = hashlib.sha256(json.dumps([VERSION, asdict(sizes)], sort_keys=True).encode()).hexdigest()[:8]
-    root = cache_root / f"mini-vqa-v{VERSION}-seed{seed}-{digest}"
-    if not root.exists():
-        with suppress(FileExistsError):  # another process was faster
-            write_vqa(root, seed, sizes)
-    if not (root / FINISHED).is_file():
-        raise UserError(
-            f"{root} has no {FINISHED}, so it is not a finished generation: delete the folder and retry."
-        )
-    return root
+    """The folder with the benchmark's files, generated under `cache_root` if it is not there yet."""
+    return _GENERATION.ensure(cache_root, seed, sizes)
 
 
 def write_vqa(root: Path, seed: int, sizes: Sizes) -> None:
     """Writes questions, annotations and pictures of the three splits to the new folder `root`.
 
-    The same arguments give the same bytes (pictures: with the same Pillow). The files are made in a sibling
-    folder that is renamed at the end, so `root` is complete or absent. Raises `FileExistsError` if it exists.
+    Raises `FileExistsError` if it exists.
     """
-    if root.exists():
-        raise FileExistsError(f"{root} exists already; mini writes only to a new folder.")
-    root.parent.mkdir(parents=True, exist_ok=True)
-    making = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
-    try:
-        making.chmod(0o755)
-        taken: set[frozenset[Thing]] = set()
-        for index, (split, (scenes, questions)) in enumerate(sizes.splits().items()):
-            rng = np.random.default_rng([seed, index])
-            _write_split(making, split, _new_scenes(scenes, taken, rng), questions, rng)
-        _write_json(making / FINISHED, {"version": VERSION, "seed": seed, "sizes": asdict(sizes)})
-        try:
-            making.rename(root)
-        except OSError as error:
-            if root.exists():
-                raise FileExistsError(f"{root} appeared while it was being made.") from error
-            raise
-    finally:
-        shutil.rmtree(making, ignore_errors=True)  # gone already if all went well
+    _GENERATION.make(root, seed, sizes)
+
+
+def _write(root: Path, seed: int, sizes: Sizes) -> None:
+    taken: set[frozenset[Thing]] = set()
+    for index, (split, (scenes, questions)) in enumerate(sizes.splits().items()):
+        rng = np.random.default_rng([seed, index])
+        _write_split(root, split, _new_scenes(scenes, taken, rng), questions, rng)
+
+
+_GENERATION: Generation[Sizes] = Generation("vqa", VERSION, _write)
 
 
 def _new_scenes(
@@ -139,11 +108,11 @@ def _write_split(
                 {"image_id": image_id, "question_id": question_id, **_annotation(question, scene, rng)}
             )
     common = {"info": _ABOUT, "license": _LICENSE, "data_type": "mscoco", "data_subtype": split}
-    _write_json(
+    write_json(
         root / f"v2_OpenEnded_mscoco_{split}_questions.json",
         {**common, "task_type": "Open-Ended", "questions": questions},
     )
-    _write_json(root / f"v2_mscoco_{split}_annotations.json", {**common, "annotations": annotations})
+    write_json(root / f"v2_mscoco_{split}_annotations.json", {**common, "annotations": annotations})
 
 
 def _distinct_questions(scene: Scene, number: int, rng: np.random.Generator) -> list[Question]:
@@ -168,7 +137,3 @@ def _annotation(question: Question, scene: Scene, rng: np.random.Generator) -> d
             for k, answer in enumerate(answers, start=1)
         ],
     }
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, sort_keys=True, separators=(",", ":")) + "\n", encoding="utf-8")

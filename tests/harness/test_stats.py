@@ -9,6 +9,7 @@ import pytest
 
 from harness.stats import (
     bootstrap_interval,
+    holm,
     mean,
     paired_bootstrap,
     sample_sd,
@@ -107,3 +108,11 @@ def test_scores_of_other_examples_are_refused() -> None:
         bootstrap_interval([1.0, 0.0], "a")
     with pytest.raises(ValueError, match="groups"):
         bootstrap_interval([], [])
+
+
+def test_holms_correction_by_hand() -> None:
+    # Ascending 0.01, 0.02, 0.03, 0.04 times 4, 3, 2, 1: 0.04, 0.06, 0.06, 0.04, and none below the one before.
+    assert holm([0.03, 0.01, 0.04, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm([0.6, 0.7]) == [1.0, 1.0]
+    assert holm([0.2]) == [0.2]
+    assert holm([]) == []

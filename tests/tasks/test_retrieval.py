@@ -24,8 +24,9 @@ from harness.scoring import score_files
 from tasks.base import Batch, Example
 from tasks.images import ImageCache
 from tasks.loading import Loader
+from tasks.partial_scores import PartialScores
 from tasks.retrieval import Retrieval, RetrievalOptions
-from tasks.retrieval_batches import NegativeSampler, pair_up
+from tasks.retrieval_batches import NegativeSampler
 from tasks.retrieval_files import read_captions
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -219,12 +220,12 @@ def test_pairs_repeat_each_image_for_its_texts() -> None:
     inputs = Inputs(
         torch.arange(6).view(6, 1), None, torch.arange(2.0).view(2, 1, 1, 1), torch.tensor([[1, 2], [3, 4]])
     )
-    paired = pair_up(inputs)
+    paired = inputs.paired()
     assert paired.pixels.flatten().tolist() == [0, 0, 0, 1, 1, 1]
     assert paired.image_sizes is not None
     assert paired.image_sizes[:, 0].tolist() == [1, 1, 1, 3, 3, 3]
     with pytest.raises(ValueError, match="5 texts for 2 images"):
-        pair_up(Inputs(inputs.input_ids[:5], None, inputs.pixels))
+        Inputs(inputs.input_ids[:5], None, inputs.pixels).paired()
 
 
 def test_rank_head_starts_from_the_matching_row() -> None:
@@ -261,7 +262,7 @@ def test_loss_is_cross_entropy_with_the_match_first() -> None:
 
 def redness_and_length(batch: Batch) -> Tensor:
     """A score that depends on image and text alone: what batches they come in must not show."""
-    inputs = pair_up(batch.inputs[0])
+    inputs = batch.inputs[0].paired()
     mask = inputs.input_ids != 0
     if inputs.text_mask is not None:
         assert torch.equal(mask, inputs.text_mask)
@@ -299,6 +300,61 @@ def test_evaluation_ranks_all_pairs_whatever_the_batches(root: Path, pairs: int,
     assert scored.metrics == pytest.approx(task.score(predictions))
     task.write_submission(predictions, path)
     assert score_files("retrieval", path, root / "dataset_flickr30k.json") == scored
+
+
+def test_an_interrupted_evaluation_goes_on_with_the_images_that_are_not_done(
+    root: Path, tmp_path: Path
+) -> None:
+    task = Retrieval(RetrievalOptions(pairs=11))
+    expected = task.evaluate(redness_and_length, loader_of(root, task, "test"))
+    path = tmp_path / "scores.npz"
+    scored: list[int] = []
+
+    def partial(key: str = "a model") -> PartialScores:
+        return PartialScores(path, key, save_every=0)
+
+    def interrupted(batch: Batch) -> Tensor:
+        scored.append(len(batch.inputs[0]))
+        if len(scored) == 4:
+            raise KeyboardInterrupt
+        return redness_and_length(batch)
+
+    def counted(batch: Batch) -> Tensor:
+        scored.append(len(batch.inputs[0]))
+        return redness_and_length(batch)
+
+    with pytest.raises(KeyboardInterrupt):
+        task.evaluate(interrupted, loader_of(root, task, "test"), partial=partial())
+    assert path.is_file()
+    saved = path.read_bytes()
+    advanced: list[int] = []
+    scored.clear()
+    again = task.evaluate(counted, loader_of(root, task, "test"), advanced.append, partial=partial())
+    assert again == expected
+    assert 0 < sum(scored) < 45
+    assert sum(advanced) == 9
+    assert not path.exists()
+    # Rows of another model, or a file that is no file of rows, are not used.
+    for content, key in ((saved, "another model"), (saved[:50], "a model"), (b"", "a model")):
+        path.write_bytes(content)
+        scored.clear()
+        assert task.evaluate(counted, loader_of(root, task, "test"), partial=partial(key)) == expected
+        assert sum(scored) == 45
+    path.write_bytes(saved)
+    scored.clear()
+    other = Retrieval(RetrievalOptions(pairs=9))
+    assert other.evaluate(counted, loader_of(root, other, "test"), partial=partial()) == expected
+    assert sum(scored) == 45
+
+
+def test_partial_scores_are_saved_now_and_then(tmp_path: Path) -> None:
+    partial = PartialScores(tmp_path / "scores.npz", "a model", save_every=1000)
+    partial.save("pairs", np.zeros((2, 3), np.float32), np.array([True, False]))
+    assert not partial.path.exists()
+    (tmp_path / "file").write_text("")
+    broken = PartialScores(tmp_path / "file" / "scores.npz", "a model", save_every=0)
+    with pytest.raises(UserError, match=r"scores\.npz: cannot be written"):
+        broken.save("pairs", np.zeros((2, 3), np.float32), np.array([True, False]))
 
 
 def test_an_image_that_cannot_be_read_is_named(root: Path) -> None:

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from harness.backbones.base import Inputs
 from harness.errors import UserError
+from harness.registry import build_task
+from harness.spec import Spec
 from tasks.base import Batch, Data, Example
 from tasks.images import load_rgb
 from tasks.vqa import VQA, VQAOptions, VQATarget, majority_answer_accuracy
@@ -159,14 +161,14 @@ def test_limits_choose_by_hash_and_keep_the_order(root: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"val_fraction": 0.0}, "val_fraction has to lie between 0 and 1"),
-        ({"limit_test": 0}, "limit_test has to be at least 1"),
-        ({"test": "train2014"}, "test has to be auto, val2014"),
+        ({"val_fraction": "0"}, "vqa: val_fraction has to lie between 0 and 1"),
+        ({"limit_test": "0"}, "vqa: limit_test has to be at least 1"),
+        ({"test": "train2014"}, "vqa: test has to be auto, val2014"),
     ],
 )
-def test_bad_options_are_named(options: dict[str, Any], message: str) -> None:
+def test_bad_options_are_named(options: dict[str, str], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        VQAOptions(**options)
+        build_task(Spec("vqa", options))
 
 
 def test_images_are_described_without_being_opened(root: Path) -> None:

@@ -168,7 +168,7 @@ def removed(path: Path) -> None:
         (a_list, rf"{QUESTIONS}: an object with 'questions' is due, not \[1\]"),
         (broken_gzip, rf"{QUESTIONS}.gz: cannot be read: "),
         (not_gzip, rf"{QUESTIONS}.gz: cannot be read: Not a gzipped file"),
-        (removed, rf"looked for {QUESTIONS} and {QUESTIONS}.gz, found neither"),
+        (removed, rf"looked for {QUESTIONS}, {QUESTIONS}.gz, found none of them"),
     ],
 )
 def test_bad_files_are_named(tmp_path: Path, spoil: Callable[[Path], None], message: str) -> None:

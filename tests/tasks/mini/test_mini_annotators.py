@@ -12,7 +12,7 @@ def folded(answer: str) -> str:
     return " ".join(NUMBERS.get(word, word) for word in words if word not in ("a", "the"))
 
 
-def test_about_eight_of_ten_agree_with_the_truth() -> None:
+def test_nearly_eight_of_ten_agree_with_the_truth() -> None:
     rng, agreeing, soft = np.random.default_rng(0), [], []
     for _ in range(1500):
         scene = sample_scene(rng, TASK)
@@ -23,7 +23,7 @@ def test_about_eight_of_ten_agree_with_the_truth() -> None:
         right = [folded(answer) == question.answer for answer in answers]
         agreeing.append(sum(right))
         soft.append(np.mean([min((sum(right) - r) / 3, 1) for r in right]))
-    assert 8.0 < np.mean(agreeing) < 8.6
+    assert 7.5 < np.mean(agreeing) < 8.1
     assert np.mean(soft) > 0.97  # always answering the truth is rewarded
     assert min(agreeing) < 6
     assert max(agreeing) == 10

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from harness.errors import UserError
-from tasks.mini.vqa import FINISHED, Sizes, ensure_vqa, write_vqa
+from tasks.mini.folder import FINISHED
+from tasks.mini.vqa import Sizes, ensure_vqa, write_vqa
 
 SIZES = Sizes(8, 3, 5, 2, 6, 2)
 SPLITS = {"train2014": (8, 3), "val2014": (5, 2), "test2015": (6, 2)}

@@ -1,0 +1,72 @@
+"""METER on image-text pairs: what depends on one side only is computed once, not once a pair.
+
+With T texts for each of B images, both encoders run on the distinct texts and on the B images, and so do the
+parts of the first depth that do not read the other stream: self-attention, the queries of cross-attention,
+and the keys and values that each stream gives the other. The rest of the fusion is the pairs' own.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from harness.backbones.base import Inputs, Stream, Streams
+from harness.backbones.masks import additive_mask
+from harness.backbones.pairs import Rows, distinct_rows
+
+if TYPE_CHECKING:
+    from harness.backbones.meter import MeterBackbone
+
+
+def forward_pairs(backbone: MeterBackbone, inputs: Inputs) -> Tensor:
+    """Pooled features `(B · T, 2 D)` of B images, each with its run of T texts."""
+    distinct, rows = distinct_rows(inputs)
+    streams = backbone.encoded(distinct)
+    # What replaces `fuse` (the adapters library) has to see all of it; dropout is drawn for each pair.
+    if "fuse" in vars(backbone) or backbone.training:
+        return backbone.fuse(rows.spread(streams))
+    return backbone.pool(backbone.run_depths(first_depth(backbone, backbone.enter(streams), rows), first=1))
+
+
+def first_depth(backbone: MeterBackbone, streams: Streams, rows: Rows) -> Streams:
+    """States of all pairs after depth 0, from the rows of each stream.
+
+    A block that is not METER's own any more (skipped, wrapped in a prompt, hooked) is run on all pairs.
+    """
+    from harness.backbones.meter import MeterBlock
+
+    masks = {name: additive_mask(stream.mask, stream.hidden) for name, stream in streams.items()}
+    depths = len(backbone.blocks) // 2
+    after: Streams = {}
+    for name, other, block in (
+        ("text", "image", backbone.blocks[0]),
+        ("image", "text", backbone.blocks[depths]),
+    ):
+        own_mask, other_mask = masks[name], masks[other]
+        spread_mask = None if other_mask is None else rows.of(other, other_mask)
+        if type(block) is MeterBlock and not _hooked(block):
+            own = block.attend_to_itself(streams[name].hidden, own_mask)
+            key, value = block.keys_and_values(streams[other].hidden)
+            hidden = block.attend_across(
+                rows.of(name, own),
+                rows.of(name, block.query(own)),
+                rows.of(other, key),
+                rows.of(other, value),
+                spread_mask,
+            )
+        else:
+            hidden = block(
+                rows.of(name, streams[name].hidden),
+                None if own_mask is None else rows.of(name, own_mask),
+                rows.of(other, streams[other].hidden),
+                spread_mask,
+            )
+        mask = streams[name].mask
+        after[name] = Stream(hidden, None if mask is None else rows.of(name, mask))
+    return after
+
+
+def _hooked(module: nn.Module) -> bool:
+    """Whether somebody waits for the module itself to be called."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)

@@ -1,0 +1,83 @@
+"""`harness compare`: is the difference between two methods more than chance?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from harness.evidence import Comparison
+
+
+def compare(
+    methods: Annotated[
+        list[str],
+        typer.Argument(help="Pairs of method labels as tables show them: das full, lora[r=8] full."),
+    ],
+    results: Annotated[Path, typer.Option("--results", "-r", help="Results folder.")] = Path("results"),
+    task: Annotated[list[str] | None, typer.Option(help="Only this task; may be given again.")] = None,
+    backbone: Annotated[
+        list[str] | None, typer.Option(help="Only this backbone; may be given again.")
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="Such as consistency or rsum; default: the task's primary metric.")
+    ] = None,
+    resamples: Annotated[int, typer.Option(min=100, help="Resamples of the bootstrap.")] = 10_000,
+) -> None:
+    """Test METHOD_A − METHOD_B on the same test examples and seeds; several pairs with Holm's correction."""
+    from harness.errors import UserError
+    from harness.evidence import compare as compare_pairs
+    from harness.store import Store
+
+    if len(methods) % 2:
+        raise UserError(f"methods come in pairs, such as das full; '{methods[-1]}' has none to compare with.")
+    pairs = list(zip(methods[::2], methods[1::2], strict=True))
+    found = compare_pairs(
+        Store(results), pairs, tasks=task or (), backbones=backbone or (), metric=metric, resamples=resamples
+    )
+    print_comparisons(found, resamples)
+
+
+def print_comparisons(found: Sequence[Comparison], resamples: int) -> None:
+    """A line for each comparison, then what was tested and how."""
+    from tabulate import tabulate
+
+    from harness.evidence import TEST
+
+    several = len(found) > 1
+    rows = [
+        [
+            f"{each.first} − {each.second}",
+            f"{each.task} on {each.backbone}",
+            each.metric,
+            f"{each.difference.estimate:+.2f}{'*' if each.significant else ' '}",
+            f"{each.difference.low:+.2f} to {each.difference.high:+.2f}",
+            _p(each.p_value, resamples),
+            *([_p(each.adjusted, resamples, len(found))] if several else []),
+        ]
+        for each in found
+    ]
+    headers = ["Comparison", "Task", "Metric", "Difference", "95 % interval", "p", *(["p (Holm)"] * several)]
+    align = ["left"] * 3 + ["right"] * (len(headers) - 3)
+    typer.echo(
+        tabulate(rows, headers, "simple", colalign=align, disable_numparse=True, preserve_whitespace=True)
+    )
+    correction = f"; Holm's correction over {len(found)} comparisons" if several else ""
+    typer.echo(f"\nDifferences in points. Test: {TEST}, two-sided, {resamples} resamples{correction}.")
+    typer.echo("* significant at the 5 % level" + (" after the correction." if several else "."))
+    for each in found:
+        typer.echo(
+            f"{each.first} − {each.second}, {each.task}: the same {each.examples} examples in {each.clusters} "
+            f"groups, seed{'s' if len(each.seeds) > 1 else ''} {', '.join(map(str, each.seeds))}"
+            + (": the chance of training is not in it." if len(each.seeds) == 1 else ".")
+        )
+
+
+def _p(value: float, resamples: int, comparisons: int = 1) -> str:
+    """A p-value as far as the resamples resolve it."""
+    least = 2 / (resamples + 1)
+    return f"≤ {value:.2g}" if value <= least * comparisons else f"{value:.2g}"

@@ -1,0 +1,27 @@
+"""`harness plot`: the figures of a results folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def plot(
+    results: Annotated[Path, typer.Argument(help="Results folder, as `harness run` writes it.")] = Path(
+        "results"
+    ),
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for the figures [default: RESULTS/plots].")
+    ] = None,
+    all_protocols: Annotated[
+        bool, typer.Option("--all-protocols", help="Cells whose protocol differs get figures each.")
+    ] = False,
+) -> None:
+    """Draw accuracy against costs, learning curves and DAS's gates, as PNG and SVG."""
+    from harness.plots.figures import write_figures
+    from harness.store import Store
+
+    for path in write_figures(Store(results), output or results / "plots", all_protocols):
+        typer.echo(path)

@@ -1,0 +1,35 @@
+"""`harness report`: a results folder as one self-contained HTML page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def report(
+    results: Annotated[Path, typer.Argument(help="Results folder, as `harness run` writes it.")] = Path(
+        "results"
+    ),
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write [default: RESULTS/report.html].")
+    ] = None,
+    data_root: Annotated[
+        Path | None,
+        typer.Option(help="The official files, for images beside predictions; the embedded data need none."),
+    ] = None,
+    all_protocols: Annotated[
+        bool, typer.Option("--all-protocols", help="Cells whose protocol differs get a table each.")
+    ] = False,
+) -> None:
+    """Write tables, figures and every cell with its predictions into one HTML page that needs no network."""
+    from harness.record import write_atomically
+    from harness.report.page import build_report
+    from harness.store import Store
+
+    path = output or results / "report.html"
+    page = build_report(Store(results), data_root, all_protocols)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, page.encode())
+    typer.echo(path)

@@ -1,0 +1,1 @@
+"""Figures of a results folder; matplotlib is imported here and nowhere else."""

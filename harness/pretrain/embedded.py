@@ -1,0 +1,40 @@
+"""The backbones that can be pre-trained here, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.backbones import meter_loading, vilt_loading
+from harness.backbones.base import BackboneOptions
+from harness.pretrain.model import Pretrainable
+from harness.pretrain.recipe import METER_STAGES, VILT_STAGES, Recipe
+
+
+@dataclass(frozen=True)
+class EmbeddedBackbone:
+    """What is pre-trained, and how.
+
+    load: with the weights of a folder, or `weights="random"`.
+    folder: of the weights that ship with this package.
+    copied: files of it that a new folder of weights needs as well: configuration and vocabulary.
+    """
+
+    load: Callable[[BackboneOptions], Pretrainable]
+    folder: Path
+    copied: tuple[str, ...]
+    stages: tuple[Recipe, ...]
+
+
+EMBEDDED: Mapping[str, EmbeddedBackbone] = {
+    "vilt-mini": EmbeddedBackbone(
+        vilt_loading.load_vilt_mini, vilt_loading.MINI_FOLDER, ("config.json", "vocab.txt"), VILT_STAGES
+    ),
+    "meter-mini": EmbeddedBackbone(
+        meter_loading.load_meter_mini,
+        meter_loading.MINI_FOLDER,
+        ("config.json", "tokenizer.json"),
+        METER_STAGES,
+    ),
+}

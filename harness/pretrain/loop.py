@@ -1,0 +1,234 @@
+"""The loop of pre-training: over steps, processes and stages, and going on after a stop."""
+
+from __future__ import annotations
+
+import csv
+import json
+import multiprocessing
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from torch import nn
+
+from harness.allocator import keep_freed_memory
+from harness.backbones.base import BackboneOptions
+from harness.errors import UserError
+from harness.pretrain.model import Pretrainable, PretrainingModel
+from harness.pretrain.recipe import Recipe
+from harness.pretrain.scenes import CaptionedScenes
+from tasks.mini.captions import caption_words
+
+BuildBackbone = Callable[[], Pretrainable]
+"""Makes a backbone with fresh weights; can be pickled."""
+OnStep = Callable[[int, dict[str, float]], None]
+
+
+def pretrain_in_stages(
+    load: Callable[[BackboneOptions], Pretrainable],
+    stages: Sequence[Recipe],
+    folder: Path,
+    copied: Sequence[Path] = (),
+    on_step: Callable[[int, int, dict[str, float]], None] = lambda stage, step, figures: None,
+) -> dict[str, Any]:
+    """Run `stages` one after the other, each in a folder of its own under `folder`; resumes where it stopped.
+
+    load: makes the backbone, `weights="random"` first, then from the folder of the stage before.
+    copied: files that belong beside the weights (configuration, vocabulary).
+    on_step: gets the stage (from 0), the step (from 1) and its figures.
+    Returns the report that is also written to `pretraining.json`: one entry a stage, and the last one's figures.
+    """
+    options = BackboneOptions(weights="random")
+    reports = []
+    for index, recipe in enumerate(stages):
+        place = folder / f"stage-{index + 1}"
+        if (place / "pretraining.json").is_file():
+            reports.append(json.loads((place / "pretraining.json").read_text()))
+        else:
+            reports.append(pretrain(partial(load, options), recipe, place, partial(on_step, index)))
+        for path in copied:
+            (place / path.name).write_bytes(path.read_bytes())
+        options = BackboneOptions(weights=str(place))
+    report = {"stages": reports, "held_out": reports[-1]["held_out"]}
+    for name in ("model.safetensors", "curve.csv", *(path.name for path in copied)):
+        (folder / name).write_bytes((place / name).read_bytes())
+    (folder / "pretraining.json").write_text(json.dumps(report, indent=2) + "\n")
+    return report
+
+
+def pretrain(
+    build: BuildBackbone,
+    recipe: Recipe,
+    folder: Path,
+    on_step: OnStep = lambda step, figures: None,
+    checkpoint_every: int = 250,
+) -> dict[str, Any]:
+    """Pre-train a backbone and save it under `folder`; resumes from its checkpoint.
+
+    Returns the final figures on held-out scenes. Writes `model.safetensors` (half precision),
+    `pretraining.json` (recipe and figures) and `curve.csv`.
+
+    Raises:
+        UserError: the folder's checkpoint was made by another recipe.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if recipe.processes == 1:
+        return _pretrain(build, recipe, folder, 0, on_step, checkpoint_every)
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as meeting_place:
+        address = f"file://{meeting_place}/ranks"
+        others = [
+            context.Process(target=_other_rank, args=(build, recipe, folder, rank, address), daemon=True)
+            for rank in range(1, recipe.processes)
+        ]
+        threads = torch.get_num_threads()
+        for process in others:
+            process.start()
+        try:
+            _join(address, 0, recipe.processes)
+            return _pretrain(build, recipe, folder, 0, on_step, checkpoint_every)
+        finally:
+            for process in others:
+                process.terminate()
+            dist.destroy_process_group()
+            torch.set_num_threads(threads)
+
+
+def _other_rank(build: BuildBackbone, recipe: Recipe, folder: Path, rank: int, address: str) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the first rank's to handle
+    keep_freed_memory()
+    _join(address, rank, recipe.processes)
+    _pretrain(build, recipe, folder, rank, lambda step, figures: None, 0)
+
+
+def _join(address: str, rank: int, processes: int) -> None:
+    torch.set_num_threads(max(1, torch.get_num_threads() // processes))
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=processes)
+
+
+def _pretrain(
+    build: BuildBackbone, recipe: Recipe, folder: Path, rank: int, on_step: OnStep, checkpoint_every: int
+) -> dict[str, Any]:
+    """One rank's part; the first one also writes."""
+    torch.manual_seed(recipe.seed)
+    backbone = build()
+    model = PretrainingModel(backbone, len(caption_words())).train()
+    optimizer = torch.optim.AdamW(
+        _decay_groups(model, recipe.weight_decay), lr=recipe.learning_rate, betas=(0.9, 0.98), fused=True
+    )
+    warmup = max(1, int(recipe.warmup * recipe.steps))
+
+    def rate(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        progress = (step - warmup) / max(1, recipe.steps - warmup)
+        return float(0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * min(1.0, progress))))
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    step, seconds = 0, 0.0
+    checkpoint = folder / "checkpoint.pt"
+    if checkpoint.is_file():
+        state = torch.load(checkpoint, weights_only=True)
+        if state["recipe"] != asdict(recipe):
+            raise UserError(f"{checkpoint}: made by another recipe; delete it to begin anew.")
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+        step, seconds = state["step"], state["seconds"]
+    stream = CaptionedScenes(recipe, backbone.processor, step, rank)
+    started = time.monotonic() - seconds
+    with (folder / "curve.csv" if rank == 0 else Path(os.devnull)).open("a", newline="") as curve:
+        writer = csv.writer(curve)
+        for batch in stream:
+            loss, figures = model.losses(batch)
+            optimizer.zero_grad(set_to_none=False)
+            loss.backward()
+            _average_gradients(model)
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            step += 1
+            if rank:
+                continue
+            seconds = time.monotonic() - started
+            if step == 1:
+                writer.writerow(["step", "seconds", *figures])
+            if step % 10 == 0:
+                writer.writerow([step, round(seconds, 1), *(round(value, 4) for value in figures.values())])
+            on_step(step, figures)
+            if step % checkpoint_every == 0 and step < recipe.steps:
+                curve.flush()
+                _save_checkpoint(checkpoint, recipe, model, optimizer, schedule, step, seconds)
+    if rank:
+        return {}
+    figures = evaluate(model, recipe)
+    state = {key: value.to(torch.float16).contiguous() for key, value in backbone.model.state_dict().items()}
+    state |= {f"itm_score.fc.{k}": v.to(torch.float16) for k, v in model.itm_score.state_dict().items()}
+    save_file(state, folder / "model.safetensors")
+    report = {
+        "recipe": asdict(recipe),
+        "scenes": recipe.steps * recipe.batch_size,
+        "seconds": round(seconds),
+        "held_out": {name: round(value, 3) for name, value in figures.items()},
+    }
+    (folder / "pretraining.json").write_text(json.dumps(report, indent=2) + "\n")
+    checkpoint.unlink(missing_ok=True)
+    return report
+
+
+def _average_gradients(model: nn.Module) -> None:
+    if not dist.is_initialized():
+        return
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def _save_checkpoint(
+    path: Path, recipe: Recipe, model: Any, optimizer: Any, schedule: Any, step: int, seconds: float
+) -> None:
+    partial = path.with_suffix(".partial")
+    torch.save(
+        {
+            "recipe": asdict(recipe),
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "schedule": schedule.state_dict(),
+            "step": step,
+            "seconds": seconds,
+        },
+        partial,
+    )
+    partial.replace(path)
+
+
+@torch.no_grad()
+def evaluate(model: PretrainingModel, recipe: Recipe, batches: int = 32) -> dict[str, float]:
+    """Mean figures over scenes that no training step draws."""
+    model.eval()
+    stream = CaptionedScenes(recipe, model.backbone.processor)
+    totals: dict[str, float] = {}
+    for index in range(batches):
+        _, figures = model.losses(stream.batch(np.random.default_rng([recipe.seed + 1, index, 0])))
+        for name, value in figures.items():
+            totals[name] = totals.get(name, 0.0) + value / batches
+    return totals
+
+
+def _decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]

@@ -1,0 +1,88 @@
+"""Descriptions of a scene for retrieval: the clauses of captions in words that no pre-training caption has.
+
+Every description joins two or three clauses by words that captions do not use, so none of them can have been
+read in pre-training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from tasks.mini.captions import true_clauses
+from tasks.mini.clauses import NUMBERS, Clause, Count, Exists, Listing, Located, Noun, Predicate, Related
+from tasks.mini.world import Scene, pick, plural
+
+_NAMES: Mapping[str, tuple[str, ...]] = {
+    "small": ("small", "tiny", "little"),
+    "large": ("large", "big", "huge"),
+    "thing": ("thing", "object", "figure"),
+}
+_RELATIONS: Mapping[str, tuple[str, ...]] = {
+    "left of": ("left of", "to the left of"),
+    "right of": ("right of", "to the right of"),
+    "above": ("above", "over", "higher than"),
+    "below": ("below", "under", "lower than"),
+}
+_OTHER_WAY: Mapping[str, str] = {
+    "left of": "to the right of it",
+    "right of": "to the left of it",
+    "above": "under it",
+    "below": "over it",
+}
+_PLACES: Mapping[str, tuple[str, ...]] = {
+    "at the top": ("at the top", "near the top", "in the upper half"),
+    "at the bottom": ("at the bottom", "near the bottom", "in the lower half"),
+    "on the left side": ("on the left side", "in the left half"),
+    "on the right side": ("on the right side", "in the right half"),
+}
+_JOINED = (" , ", " while ", " plus ", " , also ", " and besides ")
+
+
+def describe(clauses: tuple[Clause, ...], rng: np.random.Generator) -> str:
+    """The clauses, two or more, as one sentence in lower case."""
+    said = [_say(clause, rng) for clause in clauses]
+    return said[0] + "".join(pick(_JOINED, rng) + part for part in said[1:])
+
+
+def sample_clauses(scene: Scene, rng: np.random.Generator) -> tuple[Clause, ...]:
+    """Two or three clauses that hold."""
+    while True:
+        clauses = true_clauses(scene, rng)
+        if len(clauses) > 1:
+            return clauses
+
+
+def _say(clause: Clause, rng: np.random.Generator) -> str:
+    match clause:
+        case Exists(noun):
+            return pick(("{0}", "you see {0}", "someone drew {0}"), rng).format(_a(noun, rng))
+        case Count(noun, number):
+            things = _name(noun, rng) if number == 1 else plural(_name(noun, rng))
+            return pick(("just {1} {0}", "{1} {0} in all", "the number of {2} is {1}"), rng).format(
+                things, NUMBERS[number], plural(_name(noun, rng))
+            )
+        case Related(first, second, relation):
+            if rng.random() < 0.5:
+                return f"{_a(first, rng)} with {_a(second, rng)} {_OTHER_WAY[relation]}"
+            return f"{_a(first, rng)} {pick(_RELATIONS[relation], rng)} {_a(second, rng)}"
+        case Located(noun):
+            return f"{_a(noun, rng)} {pick(_PLACES.get(clause.place, (clause.place,)), rng)}"
+        case Predicate(noun, attribute, value):
+            value = pick(_NAMES.get(value, (value,)), rng)
+            said = f"a {value}" if attribute == "shape" else value
+            return f"{said} is what the {_name(noun, rng)} is"
+        case Listing(nouns):
+            return pick((" as well as ", " together with "), rng).join(_a(noun, rng) for noun in nouns)
+    raise TypeError(f"no words for {clause}")
+
+
+def _a(noun: Noun, rng: np.random.Generator) -> str:
+    name = _name(noun, rng)
+    return f"an {name}" if name.startswith("o") else f"a {name}"  # orange, object
+
+
+def _name(noun: Noun, rng: np.random.Generator) -> str:
+    """The noun with synonyms of its words."""
+    return " ".join(pick(_NAMES.get(word, (word,)), rng) for word in noun.text.split())

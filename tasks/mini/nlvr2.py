@@ -1,0 +1,184 @@
+"""Writes sentences about pairs of drawn pictures in the official file formats of NLVR2.
+
+As there, a set of eight pictures makes four pairs, and every sentence of the set is said of all four, true of
+two and false of two. Here each pair also has as many true sentences as false ones (see `tasks.mini.balance`).
+And of the four pairs of a sentence such as "both pictures have a red circle", one has a red circle only on the
+left and one only on the right, so that one picture does not tell. Accuracies on these files are accuracies on
+`mini`, never on NLVR2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from tasks.mini.balance import Pattern, choose_balanced, is_even
+from tasks.mini.clauses import NUMBERS, Clause, Count, Exists, Located, Noun, Related
+from tasks.mini.folder import Generation, check_sizes, write_json_lines
+from tasks.mini.pairs import QUANTIFIED, TOTALS, Compared, PairStatement, Quantified, Total
+from tasks.mini.render import TEXTURED, render
+from tasks.mini.scenes import Theme, Things, new_scene, sample_theme
+from tasks.mini.world import RELATIONS, SIZES, Scene, pick
+
+VERSION = 1
+"""To be raised with every change that changes a file."""
+
+PAIRS = 4
+"""Pairs of pictures that a set makes, and so examples a sentence."""
+
+_THEME = 3, 3  # colours and shapes of a set
+_ROUNDS = 2  # a round is one sentence and one that is false where it is true
+_CANDIDATES = 400  # statements drawn for a set, of which `2 * _ROUNDS` are taken
+
+Pair = tuple[Scene, Scene]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Number of sets of each split; a set is 8 pictures and 16 examples."""
+
+    train_sets: int = 120
+    dev_sets: int = 20
+    test_sets: int = 60
+
+    def __post_init__(self) -> None:
+        check_sizes(self)
+
+    def splits(self) -> dict[str, int]:
+        """Official split name to sets."""
+        return {"train": self.train_sets, "dev": self.dev_sets, "test1": self.test_sets}
+
+
+def ensure_nlvr2(cache_root: Path, seed: int = 0, sizes: Sizes = Sizes()) -> Path:
+    """The folder with the benchmark's files, generated under `cache_root` if it is not there yet."""
+    return _GENERATION.ensure(cache_root, seed, sizes)
+
+
+def write_nlvr2(root: Path, seed: int, sizes: Sizes) -> None:
+    """Writes sentences and pictures of the three splits to the new folder `root`.
+
+    Raises `FileExistsError` if it exists.
+    """
+    _GENERATION.make(root, seed, sizes)
+
+
+def _write(root: Path, seed: int, sizes: Sizes) -> None:
+    taken: set[Things] = set()
+    for index, (split, sets) in enumerate(sizes.splits().items()):
+        rng = np.random.default_rng([seed, index])
+        lines: list[dict[str, Any]] = []
+        for number in range(sets):
+            lines += _write_set(root, split, number, taken, rng)
+        write_json_lines(root / f"{split}.json", lines)
+
+
+_GENERATION: Generation[Sizes] = Generation("nlvr2", VERSION, _write)
+
+
+def _write_set(
+    root: Path, split: str, number: int, taken: set[Things], rng: np.random.Generator
+) -> list[dict[str, Any]]:
+    pairs, statements = sample_set(taken, rng)
+    # Training images lie in numbered folders, as in the official archive.
+    where = {"directory": str(number % 100)} if split == "train" else {}
+    folder = root / "images" / split / where.get("directory", "")
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, pair in enumerate(pairs):
+        for side, scene in enumerate(pair):
+            picture = Image.fromarray(render(scene, TEXTURED, rng))
+            picture.save(folder / f"{split}-{number}-{index}-img{side}.png")
+    lines = []
+    for sentence, (statement, pattern) in enumerate(statements):
+        text = statement.text(rng)
+        lines += [
+            {
+                "identifier": f"{split}-{number}-{index}-{sentence}",
+                "sentence": text,
+                "label": str(bool(label)),
+                **where,
+            }
+            for index, label in enumerate(pattern)
+        ]
+    return lines
+
+
+def sample_set(
+    taken: set[Things], rng: np.random.Generator
+) -> tuple[list[Pair], list[tuple[PairStatement, Pattern]]]:
+    """Four pairs of new scenes, and statements with their truth (1 or 0) of each pair; adds to `taken`."""
+    while True:
+        theme = sample_theme(*_THEME, rng)
+        seen = set(taken)
+        scenes: list[Scene] = []
+        for _ in range(2 * PAIRS):
+            scenes.append(new_scene("nlvr2", theme, seen, rng))
+            seen.add(frozenset(scenes[-1].things))
+        pairs = list(zip(scenes[::2], scenes[1::2], strict=True))
+        drawn = [_statement(theme, rng) for _ in range(_CANDIDATES)]
+        candidates = [
+            (statement, pattern) for statement in drawn if (pattern := _pattern(statement, pairs)) is not None
+        ]
+        statements = choose_balanced(candidates, 2, _ROUNDS, rng)
+        if statements is not None:
+            taken |= seen
+            return pairs, statements
+
+
+def _pattern(statement: PairStatement, pairs: Sequence[Pair]) -> Pattern | None:
+    """A statement's truth of each pair; `None` where it can be argued about, or one picture tells."""
+    truths: list[int] = []
+    for left, right in pairs:
+        truth = statement.truth(left, right)
+        if truth is None:
+            return None
+        truths.append(int(truth))
+    if not is_even(tuple(truths), 2):
+        return None
+    if isinstance(statement, Quantified):
+        parts = [statement.parts(left, right) for left, right in pairs]
+        if parts.count((True, False)) != 1 or parts.count((False, True)) != 1:
+            return None
+    return tuple(truths)
+
+
+def _statement(theme: Theme, rng: np.random.Generator) -> PairStatement:
+    draw = rng.random()
+    if draw < 0.07:
+        return Total(_counted(theme, rng), pick(tuple(TOTALS), rng))
+    if draw < 0.14:
+        return Compared(_counted(theme, rng), pick(("more left", "more right", "equal"), rng))
+    return Quantified(pick(tuple(QUANTIFIED), rng), _clause(theme, rng))
+
+
+def _clause(theme: Theme, rng: np.random.Generator) -> Clause:
+    match pick(("exists",) * 5 + ("located",) * 2 + ("related",) * 2 + ("count",), rng):
+        case "located":
+            vertical, horizontal = pick(
+                (("top", None), ("bottom", None), (None, "left"), (None, "right")), rng
+            )
+            return Located(_noun(theme, rng), vertical, horizontal)
+        case "related":
+            return Related(_noun(theme, rng), _noun(theme, rng), pick(RELATIONS, rng))
+        case "count":
+            return Count(_counted(theme, rng), pick(tuple(NUMBERS), rng))
+    return Exists(_noun(theme, rng))
+
+
+def _noun(theme: Theme, rng: np.random.Generator) -> Noun:
+    color, shape, size = pick(theme.colors, rng), pick(theme.shapes, rng), pick(tuple(SIZES), rng)
+    nouns = (
+        Noun(color, shape),
+        Noun(color, shape),
+        Noun(shape=shape, size=size),
+        Noun(color=color, size=size),
+    )
+    return pick((*nouns, Noun(shape=shape), Noun(color=color)), rng)
+
+
+def _counted(theme: Theme, rng: np.random.Generator) -> Noun:
+    return pick((Noun(color=pick(theme.colors, rng)), Noun(shape=pick(theme.shapes, rng))), rng)

@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import numpy as np
+
+from tasks.mini.captions import caption_words
+from tasks.mini.clauses import Count, Exists, Located, Noun, Predicate, Related
+from tasks.mini.descriptions import describe, sample_clauses
+from tasks.mini.world import TASK, sample_scene
+
+
+def test_descriptions_hold_and_can_be_no_caption_of_pretraining() -> None:
+    rng = np.random.default_rng(0)
+    known = set(caption_words())
+    for _ in range(300):
+        scene = sample_scene(rng, TASK)
+        clauses = sample_clauses(scene, rng)
+        assert len(clauses) in (2, 3)
+        assert all(clause.holds(scene) for clause in clauses)
+        assert set(describe(clauses, rng).split()) - known
+
+
+def test_sentences() -> None:
+    rng = np.random.default_rng(0)
+    circle, square = Noun("orange", "circle"), Noun("blue", "square")
+    related, located = Related(circle, square, "above"), Located(square, "top", None)
+    counted, said = Count(Noun(shape="cross"), 2), Predicate(Noun(shape="heart"), "size", "large")
+    texts = {describe((related, located), rng) for _ in range(400)}
+    assert "an orange circle over a blue square , also a blue square near the top" in texts
+    assert "an orange circle with a blue square under it while a blue square at the top" in texts
+    texts = {describe((counted, said), rng) for _ in range(600)}
+    assert "two crosses in all plus huge is what the heart is" in texts
+    texts = {describe((Exists(Noun()), counted), rng) for _ in range(600)}
+    assert "you see an object and besides the number of crosses is two" in texts
