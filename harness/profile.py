@@ -8,7 +8,7 @@ real model, with random weights.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -100,6 +100,8 @@ def make_setting(backbone: str, task: Spec, image_size: tuple[int, int] | None, 
     Raises:
         UserError: no such task or backbone, or the backbone cannot read inputs of this size.
     """
+    if task.name == "retrieval":  # weights are random here, so there is no head to start the rank head from
+        task = replace(task, options={"rank_head": "random", **task.options})
     built = build_task(task)
     if isinstance(built, VQA):
         built.answers = tuple(str(index) for index in range(VQA_ANSWERS))

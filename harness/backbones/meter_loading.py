@@ -137,7 +137,7 @@ def _read_folder(folder: Path) -> Checkpoint:
     tensors = read_tensors(weights)
     brings_one = any((folder / name).is_file() for name in ("tokenizer.json", "merges.txt"))
     vocabulary = folder if brings_one else None
-    if any(key.startswith("cross_modal_") for key in tensors):
+    if weights.suffix == ".ckpt" or any(key.startswith("cross_modal_") for key in tensors):
         return _read_original(weights, tensors, vocabulary)
     config = MeterConfig.from_dict(read_settings(folder, "meter"))
     if _POSITIONS not in tensors:

@@ -20,12 +20,16 @@ def profile(
     latency: Annotated[
         bool, typer.Option("--latency", help="Time each method beside full tuning, on random weights.")
     ] = False,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write: .md or .csv.")] = None,
+    output: Annotated[
+        list[Path] | None,
+        typer.Option("--output", "-o", help="File to write: .md or .csv; may be given for both."),
+    ] = None,
 ) -> None:
     """Count parameters by group and multiply-accumulates by component at full size, from shapes alone.
 
     Where DAS is still to choose its blocks, every number of blocks per stream is shown.
     """
+    import shlex
     import sys
 
     import torch
@@ -37,8 +41,10 @@ def profile(
     from harness.profile_tables import NOTES, print_profile, to_csv, to_markdown
     from harness.record import write_atomically
 
-    if output is not None and output.suffix not in (".md", ".csv"):
-        raise UserError(f"--output {output}: ends in neither .md nor .csv.")
+    files = output or []
+    for file in files:
+        if file.suffix not in (".md", ".csv"):
+            raise UserError(f"--output {file}: ends in neither .md nor .csv.")
     size = _read_size(image_size)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if latency else None
     console, profiles = Console(), []
@@ -51,10 +57,11 @@ def profile(
         print_profile(found, console)
     for note in NOTES:
         console.print(note, style="dim")
-    if output is not None:
-        command = f"harness {' '.join(sys.argv[1:])}"
-        text = to_csv(profiles) if output.suffix == ".csv" else to_markdown(profiles, command)
-        write_atomically(output, text.encode())
+    command = f"harness {shlex.join(sys.argv[1:])}"
+    for file in files:
+        text = to_csv(profiles) if file.suffix == ".csv" else to_markdown(profiles, command)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, text.encode())
 
 
 def _read_size(text: str | None) -> tuple[int, int] | None:

@@ -48,7 +48,7 @@ def curves_figure(curves: Mapping[str, Sequence[Curve]], metric: str, title: str
 
 
 def _draw(axis: Axes, curves: Mapping[str, Sequence[Curve]], column: str, look: Mapping[str, Look]) -> None:
-    ends: list[tuple[str, float, float]] = []
+    ends: list[tuple[str, int, float]] = []
     for label, own in curves.items():
         by_epoch: dict[int, list[float]] = {}
         for curve in own:
@@ -72,15 +72,16 @@ def _draw(axis: Axes, curves: Mapping[str, Sequence[Curve]], column: str, look: 
             bottom, top = ([pick(by_epoch[epoch]) for epoch in epochs] for pick in (min, max))
             axis.fill_between(epochs, bottom, top, color=look[label].color, alpha=0.13, linewidth=0)
         ends.append((label, epochs[-1], means[-1]))
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
     last = max((epoch for _, epoch, _ in ends), default=1)
-    axis.set_xlim(1 - 0.05 * last, last + 0.05 * last)
+    room = 0.05 * last if last > 1 else 0.5
+    axis.set_xlim(1 - room, last + room)
     low, high = axis.get_ylim()
     heights = spread([end for _, _, end in ends], (high - low) * 0.058, low, high)
-    for (label, epoch, end), height in zip(ends, heights, strict=True):
+    for (label, final_epoch, end), height in zip(ends, heights, strict=True):
         axis.annotate(
             label,
-            (epoch, end),
+            (final_epoch, end),
             xytext=(1.03, height),
             textcoords=axis.get_yaxis_transform(),  # type: ignore[arg-type]
             fontsize=8,

@@ -84,8 +84,9 @@ def _candidates(
     for distance in _DISTANCES:
         for degrees in _DIRECTIONS:
             across, up = cos(degrees * pi / 180), sin(degrees * pi / 180)
-            x = point[0] + across * (distance * scale + width / 2)
-            y = point[1] + up * (distance * scale + height / 2)
+            # A side faces the point in the eight main directions, so the distance is to the nearest edge.
+            x = point[0] + across * distance * scale + max(-1, min(1, 1.5 * across)) * width / 2
+            y = point[1] + up * distance * scale + max(-1, min(1, 1.5 * up)) * height / 2
             found.append(((x - width / 2, y - height / 2, x + width / 2, y + height / 2), distance))
     return found
 

@@ -24,7 +24,7 @@ GREY = "#8A8A8A"
 _MARKERS = "osD^vPX<>hp*"
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (2, 1.5)), (0, (6, 2, 1, 2)), (0, (1, 1)))
 
-SETTINGS = {
+SETTINGS: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so figures are the same everywhere
     "font.size": 9.0,
     "axes.titlesize": 9.5,
@@ -88,7 +88,7 @@ def looks(labels: Sequence[str]) -> dict[str, Look]:
 @contextmanager
 def styled() -> Iterator[None]:
     """Every figure is made within."""
-    with mpl.rc_context(SETTINGS):
+    with mpl.rc_context(SETTINGS):  # type: ignore[arg-type]
         yield
 
 

@@ -3,7 +3,7 @@
 STYLE = """
 :root { color-scheme: light; --line: #d8d8d8; --soft: #f5f6f7; --ink: #1c1c1c; --dim: #595959; }
 * { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 78rem; padding: 1rem 1.25rem 4rem; background: #fff; color: var(--ink);
+body { margin: 0 auto; max-width: 90rem; padding: 1rem 1.25rem 4rem; background: #fff; color: var(--ink);
   font: 15px/1.5 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; }
 h1 { font-size: 1.5rem; margin: .5rem 0; } h2 { font-size: 1.2rem; margin: 2rem 0 .5rem; }
 h3 { font-size: 1rem; margin: 1.2rem 0 .4rem; }
@@ -16,8 +16,8 @@ th:first-child, td:first-child { text-align: left; }
 .results th:first-child, .results td:first-child { position: sticky; left: 0; background: inherit; }
 thead tr { background: #eceef0; } tbody tr { background: #fff; } tbody tr:nth-child(even) { background: var(--soft); }
 .results th { padding: 0; vertical-align: bottom; }
-.results th button { all: unset; cursor: pointer; display: block; width: 100%; padding: .35rem .6rem;
-  font-weight: 600; white-space: normal; min-width: 4.2rem; }
+.results th button { all: unset; box-sizing: border-box; cursor: pointer; display: block; width: 100%;
+  padding: .35rem .6rem; font-weight: 600; white-space: normal; min-width: 4.2rem; }
 .results th button:focus-visible { outline: 2px solid #0b5394; outline-offset: -2px; }
 .results th[aria-sort="ascending"] button::after { content: " \\2191"; }
 .results th[aria-sort="descending"] button::after { content: " \\2193"; }
@@ -28,7 +28,7 @@ summary:focus-visible { outline: 2px solid #0b5394; }
 details > div { padding: .3rem .8rem .8rem; overflow-wrap: anywhere; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; margin: .4rem 0; font-size: .88rem; }
 dt { font-weight: 600; } dd { margin: 0; min-width: 0; }
-.samples { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: .7rem; }
+.samples { display: grid; grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)); gap: .7rem; }
 .sample { border: 1px solid var(--line); border-top: 4px solid; border-radius: 4px; padding: .45rem;
   font-size: .85rem; }
 .sample.right { border-top-color: #009e73; } .sample.wrong { border-top-color: #d55e00; }

@@ -36,7 +36,7 @@ def build_report(store: Store, data_root: Path | None = None, all_protocols: boo
     if not records:
         raise UserError(f"{store.root}: no results in there; make some with `harness run`.")
     tables = [with_intervals(each, store) for each in build_tables(records, all_protocols)]
-    shown = [record for table in tables for record in table.records]
+    shown = [record for table in tables for record in _in_order(table)]
     figures = "".join(
         f"<figure>{_svg(named.figure)}</figure>" for named in make_figures(store, records, all_protocols)
     )
@@ -116,6 +116,15 @@ def render_cell(store: Store, record: Record, examples: Examples) -> str:
     return (
         f"<details><summary><b>{escape(name)}</b> <span>{escape(score)}</span></summary>"
         f"<div>{''.join(parts)}</div></details>"
+    )
+
+
+def _in_order(table: Table) -> list[Record]:
+    """Cells by task, then in the order of the table's rows, then by seed."""
+    methods, tasks = list(table.frame["method"]), [column.task for column in table.tasks]
+    return sorted(
+        table.records,
+        key=lambda r: (tasks.index(r.cell.task.name), methods.index(r.cell.method.label), r.cell.seed),
     )
 
 

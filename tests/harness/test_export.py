@@ -33,7 +33,7 @@ LABELS = (
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, dict[str, Any], Path]:
     """A results folder with a cell of each label, its tuned weights moved well away from their start."""
-    root = ensure_vqa(tmp_path_factory.mktemp("data"), sizes=Sizes(24, 2, 3, 1, 3, 1))
+    root = ensure_vqa(tmp_path_factory.mktemp("data"), sizes=Sizes(60, 2, 3, 1, 3, 1))
     request = Request(
         methods=tuple(parse_specs(",".join(LABELS))),
         tasks=tuple(parse_specs("vqa")),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -63,6 +64,14 @@ def killed(request: Request, folder: Path, threads: int, pipe: Connection) -> No
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def sleeping(request: Request, folder: Path, threads: int, pipe: Connection) -> None:
+    """A worker whose cell never comes to an end, and that hears no polite request."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    pipe.recv()
+    pipe.send(("begin",))
+    time.sleep(3600)
+
+
 def complaining(request: Request, folder: Path, threads: int, pipe: Connection) -> None:
     """A worker that finds something the user has to mend."""
     pipe.recv()
@@ -94,6 +103,19 @@ def test_a_killed_process_fails_its_cell_only(
     assert [record.status for record in records] == ["failed", "failed"]
     assert "SIGKILL" in (records[0].error or "")
     assert not Store(tmp_path).finished(cells[0].id)
+
+
+@pytest.mark.timeout(600)
+def test_a_cell_that_takes_too_long_fails_and_the_rest_go_on(
+    request_of_two: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "_work", sleeping)
+    cells = build_cells(request_of_two, open_workplaces(request_of_two))
+    notes = Notes()
+    records = run_side_by_side(request_of_two, cells, Store(tmp_path), notes, 2, timeout=0.25)
+    assert [record.error for record in records] == ["timed out after 0.25 s"] * 2
+    assert {note for _, note in notes.ended} == {"failed"}
+    assert not list(tmp_path.rglob("lock"))
 
 
 @pytest.mark.timeout(600)

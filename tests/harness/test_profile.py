@@ -81,10 +81,35 @@ def test_published_inputs_and_given_ones() -> None:
     assert full.compute.macs_total == 25_894_854_144
 
 
+@pytest.mark.parametrize(
+    ("skipped", "parameters", "giga", "percent"),
+    [(1, 3_594_240, -1.1157, -4.309), (2, 3_591_936, -3.2259, None), (4, 3_587_328, -7.4462, None)],
+)
+def test_das_on_vilt_costs_what_is_published(
+    skipped: int, parameters: int, giga: float, percent: float | None
+) -> None:
+    setting = make_setting("vilt", Spec("vqa"), (384, 640), 40)
+    blocks = "+".join(f"joint.{index}" for index in range(skipped))
+    full, das = flat(profile_setting(setting, parse_specs(f"das[blocks={blocks}]"))).values()
+    change = int(das["macs_change"])
+    assert int(das["parameters_updated"]) == parameters == 297_408 * skipped + 299_712 * (12 - skipped)
+    assert round(change / 1e9, 4) == giga
+    if percent is not None:
+        assert round(100 * change / int(full["macs_total"]), 3) == percent
+
+
 def test_nlvr2_on_meter_is_two_passes_at_288() -> None:
     (full,) = profile_setting(make_setting("meter", Spec("nlvr2"), None, 40), []).rows
     assert full.compute.macs_total == 105_640_261_632
     assert full.trained.total + 631_040 == 324_008_194
+
+
+@pytest.mark.parametrize(
+    ("backbone", "macs"), [("meter", 93_125_127_168), ("vilt", 16_684_075_776)], ids=["meter", "vilt"]
+)
+def test_retrieval_is_the_forward_pass_of_one_pair(backbone: str, macs: int) -> None:
+    (full,) = profile_setting(make_setting(backbone, Spec("retrieval"), None, 40), []).rows
+    assert full.compute.macs_total == macs
 
 
 def test_a_method_that_does_not_fit_is_the_users_mistake() -> None:
@@ -94,12 +119,14 @@ def test_a_method_that_does_not_fit_is_the_users_mistake() -> None:
 
 
 def test_the_command_prints_and_saves(tmp_path: Path) -> None:
-    path = tmp_path / "profile.csv"
-    arguments = ["profile", "--backbone", "vilt-mini", "--methods", "lora", "--output", str(path)]
+    path = tmp_path / "new" / "profile.csv"
+    both = ["-o", str(path.with_suffix(".md")), "-o", str(path)]
+    arguments = ["profile", "--backbone", "vilt-mini", "--methods", "lora", *both]
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert result.exit_code == 0
     assert "lora" in result.output
     assert [row["method"] for row in csv.DictReader(path.read_text().splitlines())] == ["full", "lora"]
+    assert "vilt-mini, VQA2.0: image 64×64 pixels" in path.with_suffix(".md").read_text()
     with pytest.raises(UserError, match=r"neither \.md nor \.csv"):
         CliRunner().invoke(app, [*arguments[:-1], "profile.txt"], catch_exceptions=False)
     with pytest.raises(UserError, match="--image-size has to be"):

@@ -22,7 +22,7 @@ from tasks.mini.vqa import Sizes, ensure_vqa
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return ensure_vqa(tmp_path_factory.mktemp("data"), sizes=Sizes(24, 2, 6, 2, 6, 2))
+    return ensure_vqa(tmp_path_factory.mktemp("data"), sizes=Sizes(60, 2, 6, 2, 6, 2))
 
 
 @pytest.fixture(scope="module")

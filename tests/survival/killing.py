@@ -62,7 +62,7 @@ def command(data: Path, results: Path, seeds: int, epochs: int) -> list[str]:
 
 def make_data(folder: Path) -> Path:
     """A few questions in the official format."""
-    return ensure_vqa(folder, sizes=Sizes(24, 2, 6, 2, 8, 2))
+    return ensure_vqa(folder, sizes=Sizes(60, 2, 6, 2, 8, 2))
 
 
 def descendants(process: int) -> Iterator[int]:
@@ -232,7 +232,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=2, help="of each method: three cells a seed")
     parser.add_argument("--epochs", type=int, default=3)
     chosen = parser.parse_args()
-    os.environ.setdefault("OMP_NUM_THREADS", "2")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         try:

@@ -16,9 +16,9 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="counts processe
 
 
 @pytest.fixture(autouse=True)
-def two_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that the two processes of a run have one thread each, wherever the tests run."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each process of a run has one, wherever the tests run: threads that wait for each other are slow."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
 @pytest.mark.timeout(1800)

@@ -1,0 +1,1 @@
+"""Being here makes this folder's modules (`stored_results`, `test_record`) importable from its subfolders."""

@@ -1,0 +1,32 @@
+"""The benchmark of every change: what the workflow runs is there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from typer.main import get_command
+
+from harness.cli import app
+from harness.cli.run import build_request
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_workflow_runs_commands_and_files_that_exist() -> None:
+    workflow = (ROOT / ".github/workflows/benchmark.yml").read_text()
+    commands = re.findall(r"run: harness (.+)", workflow)
+    assert [command.split()[0] for command in commands] == ["run", "check", "report"]
+    known = get_command(app).commands  # type: ignore[attr-defined]
+    for command in commands:
+        name, *arguments = command.split()
+        context = known[name].make_context(name, arguments)
+        assert context.params
+
+
+def test_the_workflow_checks_the_folder_that_the_experiment_fills() -> None:
+    request, folder = build_request(ROOT / "results/ci.toml", {})
+    workflow = (ROOT / ".github/workflows/benchmark.yml").read_text()
+    assert f"harness check {folder} " in workflow
+    assert {spec.name for spec in request.methods} >= {"full", "lora", "das"}
+    assert request.backbone == "vilt-mini"
