@@ -106,6 +106,7 @@ def loader(
 ) -> Batches:
     """Batches of a split; shuffled by `seed` if there is one. Augmented are those that are trained on."""
     request = workplace.request
+    augment = AUGMENTATIONS[request.augment] if augmented else None
     found = Loader(
         workplace.data.splits[split] if examples is None else examples,
         workplace.task,
@@ -116,8 +117,9 @@ def loader(
         workers=request.workers,
         cache=workplace.images,
         skip_bad_images=request.skip_bad_images,
-        augment=AUGMENTATIONS[request.augment] if augmented else None,
-        key_images=workplace.encodings is not None and not augmented,
+        augment=augment,
+        # Augmented images do not come again, so that keeping what is encoded of them is no use.
+        key_images=workplace.encodings is not None and augment is None,
     )
     if split != "train":
         return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -325,6 +325,8 @@ class Silent:
 
     def advance(self, count: int) -> None: ...
 
+    def epoch(self, figures: Mapping[str, float]) -> None: ...
+
 
 @pytest.fixture
 def cell_with(
@@ -357,7 +359,7 @@ def test_from_the_second_epoch_on_no_encoder_is_touched(
     cell = cell_with("adapter")
     workplace = cell.workplace
     model = adapted_model(cell, cell.method())
-    batches = loader(workplace, "train", 0)
+    batches = loader(workplace, "train", 0, augmented=True)  # as training asks for them
     optimizer = build_optimizer(model, workplace.training, 1e-3, 1e-3)
     fabric = make_fabric(workplace)
     wrapped, wrapped_optimizer = fabric.setup(model, optimizer)

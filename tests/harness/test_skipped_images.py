@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,9 @@ class Silent:
 
     def advance(self, count: int) -> None:
         """Examples are done."""
+
+    def epoch(self, figures: Mapping[str, float]) -> None:
+        """An epoch is over."""
 
 
 @pytest.fixture
