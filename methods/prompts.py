@@ -142,7 +142,7 @@ class DeepPrompt(Method[PromptOptions]):
     summary: ClassVar[str] = "trained tokens in every block, dropped behind it"
     source: ClassVar[str] = "Jia et al., ECCV 2022"
     Options: ClassVar[type[Any]] = PromptOptions
-    learning_rate_scale: ClassVar[float] = 25.0
+    learning_rate_scale: ClassVar[float] = 1.5
 
     def adapt(self, backbone: Backbone, generator: torch.Generator) -> None:
         """Wrap every block."""
