@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Mapping
+from math import nextafter
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -159,7 +160,7 @@ def _configuration(adapters: Any, cell: Cell, model: Any, blocks: Mapping[int, M
     return adapters.BnConfig(
         mh_adapter=True,
         output_adapter=True,
-        reduction_factor=width / bottleneck_size(width, options.bottleneck, factor),
+        reduction_factor=_reduction_factor(width, bottleneck_size(width, options.bottleneck, factor)),
         non_linearity=options.activation,
         original_ln_before=False,
         original_ln_after=True,
@@ -170,6 +171,14 @@ def _configuration(adapters: Any, cell: Cell, model: Any, blocks: Mapping[int, M
         is_parallel=parallel,
         scaling=1.0,  # ours is folded into the upper projection
     )
+
+
+def _reduction_factor(width: int, size: int) -> float:
+    """The factor from which the library, which rounds down, gets `size`."""
+    factor = width / size
+    while width // factor < size:
+        factor = nextafter(factor, 0.0)
+    return factor
 
 
 def _fill_lora(model: Any, blocks: Mapping[int, Mapping[str, Tensor]]) -> None:
