@@ -17,7 +17,8 @@ from harness.measure.errors import MeasurementError
 
 MIB = 2**20
 SAMPLING_SECONDS = 0.005
-STATM, STATUS = Path("/proc/self/statm"), Path("/proc/self/status")
+_SELF = Path("/proc/self")
+STATM, STATUS, CLEAR_REFS = _SELF / "statm", _SELF / "status", _SELF / "clear_refs"
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,8 @@ def _track_cuda(tracker: MemoryTracker, device: torch.device) -> Iterator[Memory
 
 
 def _track_resident_set(tracker: MemoryTracker) -> Iterator[MemoryTracker]:
-    """Linux. The kernel's own high-water mark is exact, but only tells of this run if it rises in it."""
+    """Linux. The kernel's own high-water mark is exact, but only tells of this run if it starts or rises in it."""
+    fresh = _reset_high_water_mark()
     mark = _high_water_mark()
     baseline = _resident_bytes()
     peak = baseline
@@ -103,14 +105,23 @@ def _track_resident_set(tracker: MemoryTracker) -> Iterator[MemoryTracker]:
         sampler.join()
     peak = max(peak, _resident_bytes())
     how = f"peak resident set sampled every {1000 * SAMPLING_SECONDS:.0f} ms"
-    if _high_water_mark() > mark:
+    if fresh or _high_water_mark() > mark:
         peak = max(peak, _high_water_mark())
-        how = "peak resident set (the kernel's high-water mark, which rose during the run)"
+        how = "peak resident set (the kernel's high-water mark)"
     tracker._result = PeakMemory(baseline / MIB, peak / MIB, how)
 
 
 def _resident_bytes() -> int:
     return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _reset_high_water_mark() -> bool:
+    """Let it begin at what is resident now (proc(5), `clear_refs`); False where that is not allowed."""
+    try:
+        CLEAR_REFS.write_text("5")
+    except OSError:
+        return False
+    return True
 
 
 def _high_water_mark() -> int:
