@@ -20,6 +20,7 @@ from harness.encoding import CachedEncoder, cached_encoding, encoder_digest, is_
 from harness.encoding_store import Budgets, EncodingStore
 from harness.fit import State, build_optimizer, build_schedule, predict, train_epoch
 from harness.plan import Cell, Request, build_cell, build_workplace, open_encodings
+from harness.record import TrainingCost
 from harness.spec import parse_spec
 from methods.base import Inserted
 from tasks.images import ImageCache
@@ -394,6 +395,7 @@ def test_a_cell_is_the_same_with_without_and_with_a_cache_that_is_there(
         assert torch.equal(tensor, again.tuned[name])
         torch.testing.assert_close(tensor, off.tuned[name], atol=1e-5, rtol=0)
     assert first.training["encoder_cache"]["halves"] == ["text", "image"]
+    assert TrainingCost(**first.training).encoder_cache is not None
     assert first.training["encoder_cache"]["memory_mib"] > 0
     assert first.training["encoder_cache"]["disk_mib"] > 0
     assert again.training["encoder_cache"]["disk_mib"] == 0
