@@ -70,6 +70,11 @@ def load_meter_mini(options: BackboneOptions) -> MeterBackbone:
         raise UserError(
             f"{folder}: no config.json there; make the weights with `harness pretrain meter-mini`."
         )
+    if options.weights != "random" and not (folder / "model.safetensors").is_file():
+        raise UserError(
+            f"{folder}: no model.safetensors there; make the weights with `harness pretrain meter-mini` and name "
+            "their folder with --weights."
+        )
     config = MeterConfig.from_dict(read_settings(folder, "meter"))
     options = replace(options, image_size=options.image_size or config.image_size)
     if options.weights == "random":
