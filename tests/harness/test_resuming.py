@@ -48,7 +48,7 @@ class Counting:
 
 @pytest.fixture(scope="module")
 def cells(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Cell]:
-    root = ensure_vqa(tmp_path_factory.mktemp("data"), sizes=Sizes(40, 2, 6, 2, 6, 2))
+    root = ensure_vqa(tmp_path_factory.mktemp("data"), sizes=Sizes(60, 2, 6, 2, 6, 2))
     request = Request(
         methods=tuple(parse_specs(METHODS)),
         tasks=tuple(parse_specs("vqa")),

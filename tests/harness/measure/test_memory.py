@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import mmap
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,10 @@ MEBIBYTES = 64
 
 
 def allocate() -> None:
-    torch.ones(MEBIBYTES * 2**20 // 4)  # float32, written to, freed at once
+    """Pages from the kernel, written to and given back: malloc might have some left of earlier tests."""
+    with mmap.mmap(-1, MEBIBYTES * 2**20) as pages:
+        for start in range(0, len(pages), mmap.PAGESIZE):
+            pages[start] = 1
 
 
 @pytest.mark.skipif(not memory.STATM.is_file(), reason="needs /proc")
