@@ -139,7 +139,8 @@ class HuggingFaceModel(nn.Module):
             if any(part in name for part in ("classifier", "pooler", "token_type")):
                 parameter.requires_grad_(True)
 
-    def forward(self, **batch: Tensor) -> Any:
+    def forward(self, num_items_in_batch: Any = None, **batch: Tensor) -> Any:
+        """`Trainer` says how many examples there are to whoever takes keywords; ViLT does not."""
         return self.model(**batch)
 
 
