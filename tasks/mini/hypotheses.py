@@ -8,12 +8,14 @@ wording belongs to one label: the same sentence has each of the three with anoth
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
 
 from tasks.mini.clauses import VALUES, Located, Noun, Related
 from tasks.mini.scenes import Theme
+from tasks.mini.sentences import Sentence
 from tasks.mini.world import RELATIONS, SIZES, Scene, pick, plural
 
 CONTRADICTION, NEUTRAL, ENTAILMENT = range(3)
@@ -46,24 +48,12 @@ _OPEN = (
 
 
 @dataclass(frozen=True)
-class Hypothesis:
+class Hypothesis(Sentence):
     """A sentence about a picture."""
 
-    @property
-    def kind(self) -> str:
-        """Of its construction."""
-        return type(self).__name__
-
+    @abstractmethod
     def label(self, scene: Scene) -> int | None:
         """What the picture makes of it; `None` where people could argue about it."""
-        raise NotImplementedError
-
-    def wordings(self) -> list[str]:
-        """Every way to say it."""
-        raise NotImplementedError
-
-    def text(self, rng: np.random.Generator) -> str:
-        return pick(self.wordings(), rng).replace("a orange", "an orange")
 
 
 @dataclass(frozen=True)

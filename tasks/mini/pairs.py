@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
 from tasks.mini.clauses import NUMBERS, Clause, Count, Exists, Located, Noun, Related
-from tasks.mini.world import Scene, pick, plural
+from tasks.mini.sentences import Sentence
+from tasks.mini.world import Scene, plural
 
 TOTALS = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
 """Numbers of things in both pictures together that can be said."""
@@ -66,24 +66,12 @@ _COMPARED: Mapping[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class PairStatement:
+class PairStatement(Sentence):
     """A sentence about two pictures."""
 
-    @property
-    def kind(self) -> str:
-        """Of its construction."""
-        return type(self).__name__
-
+    @abstractmethod
     def truth(self, left: Scene, right: Scene) -> bool | None:
         """Whether it is true; `None` where people could argue about it."""
-        raise NotImplementedError
-
-    def wordings(self) -> list[str]:
-        """Every way to say it."""
-        raise NotImplementedError
-
-    def text(self, rng: np.random.Generator) -> str:
-        return pick(self.wordings(), rng).replace("a orange", "an orange")
 
 
 @dataclass(frozen=True)
