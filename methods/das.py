@@ -35,8 +35,8 @@ class DASOptions:
     reward: `standardized` (mean 0, deviation 1 within the sampled sets) or `exponential` (exp(−loss)); by
         default what the variant uses.
     search_epochs: epochs of the search; gates stay at 0 in the first `warmup_epochs` of them.
-    period: training steps between two updates of the gates; by default 10, but small training sets get at
-        least 20 updates an epoch (`sound` only).
+    period: training steps between two updates of the gates; by default 10, but small training sets get about
+        60 updates an epoch (`sound` only): with 20 the gates still depend on which sets were drawn.
     sets: distinct sets of skipped blocks compared in an update.
     bottleneck: of the parallel adapters (one a sublayer of each block kept: two in ViLT, three in METER); by
         default width / 8 (96 at 768).
@@ -250,7 +250,7 @@ class DAS(Method[DASOptions]):
     def _period(self, steps_per_epoch: int) -> int:
         if self.options.period is not None:
             return self.options.period
-        return 10 if self.options.variant == "published" else max(1, min(10, steps_per_epoch // 20))
+        return 10 if self.options.variant == "published" else max(1, min(10, steps_per_epoch // 60))
 
     def _losses(self, lab: SearchLab, drawn: list[tuple[int, ...]]) -> list[float]:
         """Each set's loss, all on the same batch."""

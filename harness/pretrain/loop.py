@@ -150,7 +150,7 @@ def _pretrain(
     with (folder / "curve.csv" if rank == 0 else Path(os.devnull)).open("a", newline="") as curve:
         writer = csv.writer(curve)
         for batch in stream:
-            loss, figures = model.losses(batch, draw_dropped(recipe, step, len(backbone.blocks)))
+            loss, figures = model.losses(batch)
             optimizer.zero_grad(set_to_none=False)
             loss.backward()
             _average_gradients(model)
@@ -184,14 +184,6 @@ def _pretrain(
     (folder / "pretraining.json").write_text(json.dumps(report, indent=2) + "\n")
     checkpoint.unlink(missing_ok=True)
     return report
-
-
-def draw_dropped(recipe: Recipe, step: int, blocks: int) -> frozenset[int]:
-    """Blocks that a step leaves out, the same in every process, so that all hold gradients of the same weights."""
-    if not recipe.layer_drop:
-        return frozenset()
-    draws = np.random.default_rng([recipe.seed, step, recipe.processes]).random(blocks)
-    return frozenset(np.flatnonzero(draws < recipe.layer_drop).tolist())
 
 
 def _average_gradients(model: nn.Module) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -43,33 +41,11 @@ class States:
     encoded_patches: Tensor | None = None
 
 
-class PassThrough(nn.Module):
-    """What stands in the place of a block that is dropped."""
-
-    def forward(self, hidden: Tensor, *_: object) -> Tensor:
-        """`(B, T, D)`, as they are."""
-        return hidden
-
-
-@contextmanager
-def without_blocks(backbone: Pretrainable, dropped: Collection[int]) -> Iterator[None]:
-    """Let hidden states pass the blocks `dropped`; afterwards all are back."""
-    kept = {index: backbone.blocks[index] for index in dropped}
-    for index in kept:
-        backbone.blocks[index] = PassThrough()
-    try:
-        yield
-    finally:
-        for index, block in kept.items():
-            backbone.blocks[index] = block
-
-
-def read_states(backbone: Pretrainable, inputs: Inputs, dropped: Collection[int] = ()) -> States:
-    """One pass over `inputs`, without the blocks `dropped`."""
+def read_states(backbone: Pretrainable, inputs: Inputs) -> States:
+    """One pass over `inputs`."""
     length = inputs.input_ids.shape[1]
     encoded = backbone.encode(inputs)
-    with without_blocks(backbone, dropped):
-        streams = backbone.run_blocks(encoded)
+    streams = backbone.run_blocks(encoded)
     pooled = backbone.pool(streams)
     if isinstance(backbone, ViltBackbone):
         hidden = streams["joint"].hidden
@@ -111,9 +87,9 @@ class PretrainingModel(nn.Module):
             None if isinstance(backbone, ViltBackbone) else nn.Linear(width, sum(self.patch_sizes))
         )
 
-    def forward(self, batch: Scenes, dropped: Collection[int] = ()) -> Logits:
+    def forward(self, batch: Scenes) -> Logits:
         """All heads' logits."""
-        states = read_states(self.backbone, batch.inputs, dropped)
+        states = read_states(self.backbone, batch.inputs)
         asked = slice(-len(batch.matches), None)
         head = self.encoded_patch_head
         return Logits(
@@ -125,9 +101,9 @@ class PretrainingModel(nn.Module):
             encoded_patches=None if head is None else head(states.encoded_patches),
         )
 
-    def losses(self, batch: Scenes, dropped: Collection[int] = ()) -> tuple[Tensor, dict[str, float]]:
-        """The sum of all losses, and losses and accuracies (percent) by name, without the blocks `dropped`."""
-        logits = self(batch, dropped)
+    def losses(self, batch: Scenes) -> tuple[Tensor, dict[str, float]]:
+        """The sum of all losses, and losses and accuracies (percent) by name."""
+        logits = self(batch)
         targets = batch.words[batch.words != IGNORED]
         named = batch.single != IGNORED
         asked = batch.changed != IGNORED

@@ -18,7 +18,6 @@ class Recipe:
     mask_probability: share of a caption's content words that is masked (function words: a third of it).
     single: share of the captions with masked words in which just one word, a content word, is masked.
     hard: share of the negatives that differ from a true caption in one word.
-    layer_drop: probability of each block to be left out of a step (LayerDrop, Fan et al., ICLR 2020).
     warmup: share of the steps over which the learning rate rises; then it falls as a half cosine to 1 %.
     """
 
@@ -32,20 +31,14 @@ class Recipe:
     mask_probability: float = 0.3
     single: float = 0.6
     hard: float = 0.6
-    layer_drop: float = 0.0
     seed: int = 20231
 
 
 STYLES: dict[str, Style] = {"dark": DARK, "plain": PLAIN}
 
-VILT_STAGES = (
-    Recipe(steps=4400, style="dark", learning_rate=1e-3, single=0.0, seed=20230),
-    Recipe(),
-    Recipe(steps=1600, learning_rate=5e-4, layer_drop=0.15, seed=20234),
-)
+VILT_STAGES = (Recipe(steps=4400, style="dark", learning_rate=1e-3, single=0.0, seed=20230), Recipe())
 """Of `vilt-mini`, each going on from the weights of the one before with fresh heads and a fresh optimiser. Shapes
-are learned on dark backgrounds; begun on all, they take more than twice as long. The last stage gives the blocks some
-of the redundancy that those of large pretrained models have, and small ones have not."""
+are learned on dark backgrounds; begun on all, they take more than twice as long."""
 METER_STAGES = (
     Recipe(steps=2400, style="dark", learning_rate=1e-3, single=0.4, seed=20232),
     Recipe(steps=3600, seed=20233),

@@ -119,6 +119,17 @@ def test_search_finds_the_harmless_blocks_and_can_be_repeated(backbone: ViltBack
     assert again == decision
 
 
+@pytest.mark.parametrize(("steps", "period"), [(30, 1), (180, 3), (1200, 10)])
+def test_small_training_sets_get_sixty_updates_an_epoch(
+    backbone: ViltBackbone, steps: int, period: int
+) -> None:
+    lab = FakeLab(backbone)
+    lab.steps_per_epoch = steps
+    decision = DAS(DASOptions(search_epochs=2)).search(lab)
+    assert decision["settings"]["period"] == period
+    assert len(decision["history"]) == steps // period
+
+
 def test_published_variant_rewards_as_the_authors_do(backbone: ViltBackbone) -> None:
     lab = FakeLab(backbone)
     decision = DAS(DASOptions(variant="published")).search(lab)

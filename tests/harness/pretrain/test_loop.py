@@ -15,11 +15,8 @@ from harness.backbones.base import BackboneOptions
 from harness.backbones.vilt_loading import load_vilt_mini
 from harness.errors import UserError
 from harness.pretrain.embedded import EMBEDDED
-from harness.pretrain.loop import draw_dropped, pretrain, pretrain_in_stages
-from harness.pretrain.model import PretrainingModel
+from harness.pretrain.loop import pretrain, pretrain_in_stages
 from harness.pretrain.recipe import Recipe
-from harness.pretrain.scenes import CaptionedScenes
-from tasks.mini.captions import caption_words
 
 BUILD = partial(load_vilt_mini, BackboneOptions(weights="random"))
 TINY = Recipe(steps=4, batch_size=8, processes=1)
@@ -74,29 +71,6 @@ def test_a_stage_goes_on_from_the_one_before(tmp_path: Path, backbone: str, name
     made = mini.load(BackboneOptions(weights=str(tmp_path)))
     assert torch.equal(made.state_dict()[f"model.{name}"], last[name].float())
     assert set(made.pretrained_heads) == {"itm_score.fc.weight", "itm_score.fc.bias"}
-
-
-def test_dropped_blocks_are_drawn_by_the_step_alone() -> None:
-    recipe = Recipe(layer_drop=0.15)
-    draws = [draw_dropped(recipe, step, 12) for step in range(2000)]
-    assert draws[:5] == [draw_dropped(recipe, step, 12) for step in range(5)]
-    shares = np.bincount([block for dropped in draws for block in dropped], minlength=12) / len(draws)
-    assert len(shares) == 12
-    assert np.all(np.abs(shares - 0.15) < 0.04)  # five standard deviations
-    assert draw_dropped(Recipe(), 3, 12) == frozenset()
-
-
-@pytest.mark.parametrize("backbone", ["vilt-mini", "meter-mini"])
-def test_a_dropped_block_gets_no_gradient_and_is_back_afterwards(backbone: str) -> None:
-    mini = EMBEDDED[backbone]
-    model = PretrainingModel(mini.load(BackboneOptions(weights="random")), len(caption_words()))
-    blocks = list(model.backbone.blocks)
-    batch = next(iter(CaptionedScenes(TINY, model.backbone.processor)))
-    loss, _ = model.losses(batch, dropped={2, 9})
-    loss.backward()
-    assert list(model.backbone.blocks) == blocks
-    untouched = {i for i, block in enumerate(blocks) if all(p.grad is None for p in block.parameters())}
-    assert untouched == {2, 9}
 
 
 @pytest.mark.parametrize("backbone", ["vilt-mini"])
