@@ -80,7 +80,9 @@ def cpu_model() -> str:
 def command_line(arguments: list[str]) -> str:
     """The command, quoted for a shell; the home directory is `~`, the user's name in a path `USER`."""
     program, *rest = arguments or ["harness"]
-    return shlex.join([Path(program).name, *map(_without_user, rest)])
+    name = Path(program).name
+    started = ["python", "-m", "harness"] if name == "__main__.py" else [name]
+    return shlex.join([*started, *map(_without_user, rest)])
 
 
 def _without_user(argument: str) -> str:

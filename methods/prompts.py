@@ -124,7 +124,7 @@ class ShallowPrompt(Method[PromptOptions]):
     summary: ClassVar[str] = "trained tokens in each stream, from the first block on"
     source: ClassVar[str] = "Jia et al., ECCV 2022"
     Options: ClassVar[type[Any]] = PromptOptions
-    learning_rate_scale: ClassVar[float] = 25.0
+    learning_rate_scale: ClassVar[float] = 15.0
 
     def adapt(self, backbone: Backbone, generator: torch.Generator) -> None:
         """Hang the prompts between `encode` and the first block."""

@@ -29,7 +29,7 @@ from methods.das import DAS, DASOptions
 
 IMAGE, TEXT = (384, 576), 40
 TOKENS = IMAGE[0] * IMAGE[1] // 32**2 + 1 + TEXT
-MIN_ITERATIONS, MIN_SECONDS = 15, 10.0
+MIN_ITERATIONS, MIN_SECONDS = 25, 10.0
 
 
 @dataclass(frozen=True)

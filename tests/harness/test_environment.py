@@ -46,6 +46,7 @@ def test_paths_that_only_begin_like_the_home_directory_stay(monkeypatch: pytest.
     monkeypatch.delenv("LOGNAME", raising=False)
     monkeypatch.setattr(Path, "home", lambda: Path("/home/h"))
     assert environment.command_line(["x", "/home/hx/data", "/home/h"]) == "x /home/hx/data '~'"
+    assert environment.command_line(["/x/harness/__main__.py", "run"]) == "python -m harness run"
 
 
 def git(folder: Path, *arguments: str) -> None:
