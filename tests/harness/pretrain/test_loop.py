@@ -15,8 +15,10 @@ from harness.backbones.base import BackboneOptions
 from harness.backbones.vilt_loading import load_vilt_mini
 from harness.errors import UserError
 from harness.pretrain.embedded import EMBEDDED
-from harness.pretrain.loop import pretrain, pretrain_in_stages
+from harness.pretrain.loop import evaluate, pretrain, pretrain_in_stages
+from harness.pretrain.model import PretrainingModel
 from harness.pretrain.recipe import Recipe
+from tasks.mini.captions import caption_words
 
 BUILD = partial(load_vilt_mini, BackboneOptions(weights="random"))
 TINY = Recipe(steps=4, batch_size=8, processes=1)
@@ -80,3 +82,17 @@ def test_the_shipped_weights_come_from_the_shipped_recipe(backbone: str) -> None
     assert Recipe(**last["recipe"]) == EMBEDDED[backbone].stages[-1]
     assert last["held_out"] == report["held_out"]
     assert np.isfinite(list(report["held_out"].values())).all()
+
+
+@pytest.mark.parametrize("backbone", ["vilt-mini"])
+def test_the_shipped_matching_head_tells_true_captions_from_changed_ones(backbone: str) -> None:
+    mini = EMBEDDED[backbone]
+    shipped = mini.load(BackboneOptions())
+    model = PretrainingModel(shipped, len(caption_words()))
+    with torch.no_grad():
+        model.itm_score.weight.copy_(shipped.pretrained_heads["itm_score.fc.weight"])
+        model.itm_score.bias.copy_(shipped.pretrained_heads["itm_score.fc.bias"])
+    recorded = json.loads((mini.folder / "pretraining.json").read_text())["held_out"]["match_accuracy"]
+    found = evaluate(model, mini.stages[-1], batches=8)["match_accuracy"]  # of the 32 recorded ones
+    assert found == pytest.approx(recorded, abs=8)  # four standard deviations for 256 of 1,024 pairs
+    assert found > 70
