@@ -75,7 +75,7 @@ def test_a_stage_goes_on_from_the_one_before(tmp_path: Path, backbone: str, name
     assert set(made.pretrained_heads) == {"itm_score.fc.weight", "itm_score.fc.bias"}
 
 
-@pytest.mark.parametrize("backbone", ["vilt-mini"])
+@pytest.mark.parametrize("backbone", list(EMBEDDED))
 def test_the_shipped_weights_come_from_the_shipped_recipe(backbone: str) -> None:
     report = json.loads((EMBEDDED[backbone].folder / "pretraining.json").read_text())
     last = report["stages"][-1]
