@@ -35,8 +35,8 @@ class DASOptions:
     reward: `standardized` (mean 0, deviation 1 within the sampled sets) or `exponential` (exp(−loss)); by
         default what the variant uses.
     search_epochs: epochs of the search; gates stay at 0 in the first `warmup_epochs` of them.
-    period: training steps between two updates of the gates; by default 10, but small training sets get about
-        60 updates an epoch (`sound` only): with 20 the gates still depend on which sets were drawn.
+    period: training steps between two updates of the gates; by default 10, but small training sets get at
+        least 60 updates an epoch, or one a step (`sound` only): with 20 the gates depend on which sets were drawn.
     sets: distinct sets of skipped blocks compared in an update.
     bottleneck: of the parallel adapters (one a sublayer of each block kept: two in ViLT, three in METER); by
         default width / 8 (96 at 768).

@@ -29,13 +29,13 @@ def profile(
 
     Where DAS is still to choose its blocks, every number of blocks per stream is shown.
     """
-    import shlex
     import sys
 
     import torch
     from rich.console import Console
 
     from harness.cli.run import read_specs
+    from harness.environment import command_line
     from harness.errors import UserError
     from harness.profile import make_setting, profile_setting
     from harness.profile_tables import NOTES, print_profile, to_csv, to_markdown
@@ -57,7 +57,7 @@ def profile(
         print_profile(found, console)
     for note in NOTES:
         console.print(note, style="dim")
-    command = f"harness {shlex.join(sys.argv[1:])}"
+    command = command_line(sys.argv)
     for file in files:
         text = to_csv(profiles) if file.suffix == ".csv" else to_markdown(profiles, command)
         file.parent.mkdir(parents=True, exist_ok=True)
