@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from harness.backbones.base import Backbone, Block, Streams
+from harness.backbones.base import Backbone, Block, Streams, run_block
 from harness.errors import UserError, did_you_mean
 from methods.base import Inserted, Method, SearchLab, freeze
 from methods.bottleneck import BottleneckAdapter
@@ -90,6 +90,16 @@ class SkippedBlock(Inserted):
         """`(B, T, D)` → `(B, T, D)`; masks and the other stream are not read."""
         return self.shortcut(hidden)  # type: ignore[no-any-return]
 
+    def first(
+        self,
+        hidden: Tensor,
+        mask: Tensor | None = None,
+        context: Tensor | None = None,
+        context_mask: Tensor | None = None,
+    ) -> Tensor:
+        """`(B, T, D)` → `(B, 1, D)`."""
+        return self.shortcut(hidden[:, :1])  # type: ignore[no-any-return]
+
 
 class ClassificationToken(Inserted):
     """A trained token `(1, 1, D)` in the place of a stream's first, for `Backbone.prompt`."""
@@ -126,8 +136,20 @@ class GatedBlock(nn.Module):
         context_mask: Tensor | None = None,
     ) -> Tensor:
         """`(B, T, D)` → `(B, T, D)`."""
-        chosen = self.shortcut if self.skip else self.block
-        return chosen(hidden, mask, context, context_mask)  # type: ignore[no-any-return]
+        return run_block(self._chosen(), hidden, mask, context, context_mask)
+
+    def first(
+        self,
+        hidden: Tensor,
+        mask: Tensor | None = None,
+        context: Tensor | None = None,
+        context_mask: Tensor | None = None,
+    ) -> Tensor:
+        """`(B, T, D)` → `(B, 1, D)`."""
+        return run_block(self._chosen(), hidden, mask, context, context_mask, first_only=True)
+
+    def _chosen(self) -> nn.Module:
+        return self.shortcut if self.skip else self.block
 
 
 class DAS(Method[DASOptions]):

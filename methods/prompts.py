@@ -93,6 +93,18 @@ class PromptedBlock(Block):
         prompted = self.block(self.prompt(hidden), mask, context, context_mask)
         return torch.cat([prompted[:, :1], prompted[:, 1 + len(self.prompt.tokens) :]], dim=1)
 
+    def first(
+        self,
+        hidden: Tensor,
+        mask: Tensor | None = None,
+        context: Tensor | None = None,
+        context_mask: Tensor | None = None,
+    ) -> Tensor:
+        """`(B, T, D)` → `(B, 1, D)`: the prompt stands behind the first token."""
+        if mask is not None:
+            mask = self.prompt.widen(mask)
+        return self.block.first(self.prompt(hidden), mask, context, context_mask)
+
     @property
     def sublayers(self) -> tuple[str, ...]:  # type: ignore[override]
         """Those of the block inside."""

@@ -127,6 +127,16 @@ class Block(nn.Module, ABC):
         `context` is the other stream's hidden states, for blocks with cross-attention.
         """
 
+    def first(
+        self,
+        hidden: Tensor,
+        mask: Tensor | None = None,
+        context: Tensor | None = None,
+        context_mask: Tensor | None = None,
+    ) -> Tensor:
+        """The first token of what `forward` returns, `(B, 1, D)`; a block need not compute the others for it."""
+        return self(hidden, mask, context, context_mask)[:, :1]  # type: ignore[no-any-return]
+
     @abstractmethod
     def projections(self) -> dict[str, nn.Linear]:
         """The block's linear maps by role: `attention.query`, `attention.key`, `attention.value`,
@@ -136,6 +146,25 @@ class Block(nn.Module, ABC):
     @abstractmethod
     def set_projection(self, role: str, module: nn.Module) -> None:
         """Put `module` (a map `(…, in) → (…, out)`) in the place of the projection `role`."""
+
+
+def run_block(
+    block: nn.Module,
+    hidden: Tensor,
+    mask: Tensor | None = None,
+    context: Tensor | None = None,
+    context_mask: Tensor | None = None,
+    first_only: bool = False,
+) -> Tensor:
+    """`(B, T, D)` → `(B, T, D)`, or the first token of it `(B, 1, D)`, the short way if the block has one.
+
+    Whatever stands in a block's place may lack `Block.first`; it is then run whole.
+    """
+    short = getattr(block, "first", None) if first_only else None
+    if short is not None:
+        return short(hidden, mask, context, context_mask)  # type: ignore[no-any-return]
+    result: Tensor = block(hidden, mask, context, context_mask)
+    return result[:, :1] if first_only else result
 
 
 class Processor(Protocol):
@@ -178,6 +207,10 @@ class Backbone(nn.Module, ABC):
     """Called on the streams between `encode` and the first block (shallow prompts). It changes each stream by
     itself: where pairs are scored, streams come with different numbers of rows."""
     initializer_range: float
+    shortens: bool = True
+    """Whether in training the last blocks may compute the pooled token alone. Gradients are the same; in
+    evaluation, where cost is measured, every token is computed, as published. A method whose modules do not
+    work on one token alone sets it to False."""
     encoder: Callable[[Backbone, Inputs], Streams] | None = None
     """Takes the place of `encode` in `forward` while it is set (`harness.encoding`); None: nothing does."""
 

@@ -19,7 +19,7 @@ from transformers.configuration_utils import PretrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.bridgetower.modeling_bridgetower import BridgeTowerBertCrossLayer, BridgeTowerPooler
 
-from harness.backbones.base import Backbone, Block, Inputs, Processor, Stream, Streams
+from harness.backbones.base import Backbone, Block, Inputs, Processor, Stream, Streams, run_block
 from harness.backbones.digest import digest_state
 from harness.backbones.masks import additive_mask
 from harness.backbones.meter_pairs import forward_pairs
@@ -182,15 +182,36 @@ class MeterBlock(Block):
         Raises:
             ValueError: there is no context.
         """
+        return self._run(hidden, mask, context, context_mask, first_only=False)
+
+    def first(
+        self,
+        hidden: Tensor,
+        mask: Tensor | None = None,
+        context: Tensor | None = None,
+        context_mask: Tensor | None = None,
+    ) -> Tensor:
+        """`(B, T, D)` → `(B, 1, D)`: of the other tokens only keys and values are computed."""
+        return self._run(hidden, mask, context, context_mask, first_only=True)
+
+    def _run(
+        self,
+        hidden: Tensor,
+        mask: Tensor | None,
+        context: Tensor | None,
+        context_mask: Tensor | None,
+        first_only: bool,
+    ) -> Tensor:
         if context is None:
             raise ValueError(f"{self.name} attends to the other stream: context is missing")
-        own = self.attend_to_itself(hidden, mask)
+        own = self.attend_to_itself(hidden, mask, first_only)
         return self.attend_across(own, self.query(own), *self.keys_and_values(context), context_mask)
 
-    def attend_to_itself(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
-        """The first sublayer, `(B, T, D)` → `(B, T, D)`: it reads its own stream only."""
-        attended = self._attend(self.attention, hidden, hidden, mask)
-        return self._close("self_attention", self.attention.output, attended, hidden)
+    def attend_to_itself(self, hidden: Tensor, mask: Tensor | None, first_only: bool = False) -> Tensor:
+        """The first sublayer, `(B, T, D)` → `(B, T, D)` or its first token: it reads its own stream only."""
+        asking = hidden[:, :1] if first_only else hidden
+        attended = self._attend(self.attention, asking, hidden, mask)
+        return self._close("self_attention", self.attention.output, attended, asking)
 
     def query(self, own: Tensor) -> Tensor:
         """What the second sublayer asks, by head: `(B, T, D)` → `(B, heads, T, D / heads)`."""
@@ -378,7 +399,7 @@ class MeterBackbone(Backbone):
 
     def fuse(self, streams: Streams) -> Tensor:
         """The pooled first tokens of both streams after all blocks, text first: `(B, 2 D)`."""
-        return self.pool(self.run_blocks(streams))
+        return self.pool(self.run_blocks(streams, first_only=self.training and self.shortens))
 
     def forward_pairs(self, inputs: Inputs) -> Tensor:
         """As `forward` on `inputs.paired()`; both encoders run once for each text and image."""
@@ -386,9 +407,9 @@ class MeterBackbone(Backbone):
             return self(inputs)  # type: ignore[no-any-return]
         return forward_pairs(self, inputs)
 
-    def run_blocks(self, streams: Streams) -> Streams:
+    def run_blocks(self, streams: Streams, first_only: bool = False) -> Streams:
         """Hidden states after the last depth; both layers of a depth read the states before it."""
-        return self.run_depths(self.enter(streams))
+        return self.run_depths(self.enter(streams), first_only=first_only)
 
     def enter(self, streams: Streams) -> Streams:
         """What the first depth reads: with prompts, if there are any, and token types."""
@@ -396,17 +417,21 @@ class MeterBackbone(Backbone):
             streams = self.prompt(streams)
         return {name: self._add_token_type(streams[name]) for name in STREAMS}
 
-    def run_depths(self, streams: Streams, first: int = 0) -> Streams:
-        """Hidden states after the last depth, of states that have come as far as depth `first`."""
+    def run_depths(self, streams: Streams, first: int = 0, first_only: bool = False) -> Streams:
+        """Hidden states after the last depth, of states that have come as far as depth `first`.
+
+        first_only: of each stream's first token only.
+        """
         text, image = (streams[name] for name in STREAMS)
         masks = [additive_mask(stream.mask, stream.hidden) for stream in (text, image)]
         states = text.hidden, image.hidden
         depths = len(self.blocks) // 2
         for depth in range(first, depths):
             text_block, image_block = self.blocks[depth], self.blocks[depths + depth]
+            short = first_only and depth == depths - 1
             states = (
-                text_block(states[0], masks[0], states[1], masks[1]),
-                image_block(states[1], masks[1], states[0], masks[0]),
+                run_block(text_block, states[0], masks[0], states[1], masks[1], first_only=short),
+                run_block(image_block, states[1], masks[1], states[0], masks[0], first_only=short),
             )
         return {"text": Stream(states[0], text.mask), "image": Stream(states[1], image.mask)}
 

@@ -21,7 +21,7 @@ from transformers.models.vilt.modeling_vilt import (
     ViltOutput,
 )
 
-from harness.backbones.base import Backbone, Block, Inputs, Processor, Stream, Streams
+from harness.backbones.base import Backbone, Block, Inputs, Processor, Stream, Streams, run_block
 from harness.backbones.digest import digest_state
 from harness.backbones.masks import additive_mask
 from harness.backbones.pairs import distinct_rows
@@ -58,20 +58,36 @@ class ViltBlock(Block):
         context_mask: Tensor | None = None,
     ) -> Tensor:
         """`(B, T, D)` → `(B, T, D)`; there is no other stream, so `context` is not read."""
-        attended = self._attend(self.layernorm_before(hidden), mask)
+        normed = self.layernorm_before(hidden)
+        return self._finish(hidden, self._attend(normed, normed, mask))
+
+    def first(
+        self,
+        hidden: Tensor,
+        mask: Tensor | None = None,
+        context: Tensor | None = None,
+        context_mask: Tensor | None = None,
+    ) -> Tensor:
+        """`(B, T, D)` → `(B, 1, D)`: of the other tokens only keys and values are computed."""
+        normed = self.layernorm_before(hidden)
+        return self._finish(hidden[:, :1], self._attend(normed[:, :1], normed, mask))
+
+    def _attend(self, asking: Tensor, read: Tensor, mask: Tensor | None) -> Tensor:
+        """Attention of `asking` `(B, T, D)` to `read` `(B, S, D)`."""
+        maps = self.attention.attention
+        query = self._by_head(maps.query(asking))
+        key, value = self._by_head(maps.key(read)), self._by_head(maps.value(read))
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        return self.attention.output.dense(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+    def _by_head(self, states: Tensor) -> Tensor:
+        return states.view(*states.shape[:2], self.heads, -1).transpose(1, 2)
+
+    def _finish(self, hidden: Tensor, attended: Tensor) -> Tensor:
+        """The block after its attention, token by token."""
         hidden = self._add("attention", attended, hidden)
         expanded = self.intermediate(self.layernorm_after(hidden))
         return self._add("mlp", self.output.dense(expanded), hidden)
-
-    def _attend(self, normed: Tensor, mask: Tensor | None) -> Tensor:
-        maps = self.attention.attention
-        batch, tokens, _ = normed.shape
-        query, key, value = (
-            projection(normed).view(batch, tokens, self.heads, -1).transpose(1, 2)
-            for projection in (maps.query, maps.key, maps.value)
-        )
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        return self.attention.output.dense(mixed.transpose(1, 2).reshape(batch, tokens, -1))  # type: ignore[no-any-return]
 
     def _add(self, sublayer: str, result: Tensor, residual: Tensor) -> Tensor:
         if sublayer in self.sequential:
@@ -227,17 +243,18 @@ class ViltBackbone(Backbone):
 
     def fuse(self, streams: Streams) -> Tensor:
         """The pooled text class token `(B, D)` after all blocks."""
-        return self.pool(self.run_blocks(streams))
+        return self.pool(self.run_blocks(streams, first_only=self.training and self.shortens))
 
-    def run_blocks(self, streams: Streams) -> Streams:
-        """Hidden states after the last block, before the final norm."""
+    def run_blocks(self, streams: Streams, first_only: bool = False) -> Streams:
+        """Hidden states after the last block, before the final norm; of the first token only, if so wished."""
         if self.prompt is not None:
             streams = self.prompt(streams)
         stream = streams["joint"]
         mask = additive_mask(stream.mask, stream.hidden)
         hidden = stream.hidden
-        for block in self.blocks:
-            hidden = block(hidden, mask)
+        last = len(self.blocks) - 1
+        for index, block in enumerate(self.blocks):
+            hidden = run_block(block, hidden, mask, first_only=first_only and index == last)
         return {"joint": Stream(hidden, stream.mask)}
 
     def pool(self, streams: Streams) -> Tensor:

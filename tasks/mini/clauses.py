@@ -6,11 +6,11 @@ holds nor fails, and so is never said.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
-
+from tasks.mini.sentences import Sentence
 from tasks.mini.world import (
     CLEAR_MARGIN,
     COLORS,
@@ -20,7 +20,6 @@ from tasks.mini.world import (
     SIZES,
     Scene,
     Thing,
-    pick,
     plural,
     relation_holds,
 )
@@ -76,25 +75,19 @@ class Noun:
 
 
 @dataclass(frozen=True)
-class Clause:
+class Clause(Sentence):
     """One statement about a scene. At most one of `holds` and `fails` is true."""
 
+    @abstractmethod
     def holds(self, scene: Scene) -> bool:
-        raise NotImplementedError
+        """Whether it is true beyond dispute."""
 
     def fails(self, scene: Scene) -> bool:
         return not self.holds(scene)
 
-    def wordings(self) -> list[str]:
-        """Every way to say it."""
-        raise NotImplementedError
-
-    def text(self, rng: np.random.Generator) -> str:
-        return pick(self.wordings(), rng).replace("a orange", "an orange")
-
+    @abstractmethod
     def variants(self) -> list[Variant]:
         """The statements that differ from this one in a single content word."""
-        raise NotImplementedError
 
 
 class Variant(NamedTuple):

@@ -1,4 +1,4 @@
-"""What the sentences of the embedded NLVR2 and SNLI-VE share: several wordings of one thing that is said."""
+"""What all sentences of the embedded world share: several wordings of one thing that is said."""
 
 from __future__ import annotations
 

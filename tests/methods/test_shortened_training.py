@@ -1,0 +1,156 @@
+"""In training the last blocks compute the pooled token alone; nothing else may change by that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from harness.backbones.base import Backbone, BackboneOptions, Inputs
+from harness.backbones.meter import MeterBackbone
+from harness.backbones.vilt_loading import load_vilt_mini
+from methods.adapter import SequentialAdapter
+from methods.adapters_library import AdaptersMethod
+from methods.base import Method
+from methods.bitfit import BitFit
+from methods.das import DAS, DASOptions, GatedBlock
+from methods.full import Full
+from methods.lora import LoRA
+from methods.parallel import ParallelAdapter
+from methods.prompts import DeepPrompt, PromptOptions, ShallowPrompt
+
+Maker = Callable[..., MeterBackbone]
+
+METHODS: dict[str, Callable[[tuple[str, ...]], Method[Any]]] = {
+    "full": lambda last: Full(),
+    "bitfit": lambda last: BitFit(),
+    "lora": lambda last: LoRA(),
+    "adapter": lambda last: SequentialAdapter(),
+    "parallel": lambda last: ParallelAdapter(),
+    "shallow_prompt": lambda last: ShallowPrompt(PromptOptions(tokens=3)),
+    "deep_prompt": lambda last: DeepPrompt(PromptOptions(tokens=3)),
+    "das": lambda last: DAS(DASOptions(blocks=("0",) if len(last) == 1 else ("text.0",))),
+    "das, last blocks skipped": lambda last: DAS(DASOptions(blocks=last)),
+    "par_bn": lambda last: AdaptersMethod("par_bn"),
+    "seq_bn": lambda last: AdaptersMethod("seq_bn", {"reduction_factor": 8}),
+}
+every_method = pytest.mark.parametrize("make", METHODS.values(), ids=METHODS.keys())
+
+
+def vilt() -> Backbone:
+    backbone = load_vilt_mini(BackboneOptions(weights="random"))
+    generator = torch.Generator().manual_seed(3)
+    for name, parameter in backbone.named_parameters():
+        if name.endswith("bias"):
+            nn.init.normal_(parameter, std=0.2, generator=generator)
+    return backbone
+
+
+def inputs_with_padding(backbone: Backbone, image_size: int) -> Inputs:
+    inputs = backbone.example_inputs(2, 6, (image_size, image_size), torch.Generator().manual_seed(1))
+    mask = torch.ones_like(inputs.input_ids, dtype=torch.bool)
+    mask[1, 4:] = False
+    return Inputs(inputs.input_ids, mask, inputs.pixels)
+
+
+def features_and_gradients(backbone: Backbone, inputs: Inputs) -> tuple[Tensor, dict[str, Tensor]]:
+    backbone.zero_grad()
+    backbone.train()
+    for module in backbone.modules():  # drawn for as many tokens as there are
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0
+    features = backbone(inputs)
+    features.square().sum().backward()
+    gradients = {n: p.grad.clone() for n, p in backbone.named_parameters() if p.grad is not None}
+    return features.detach(), gradients
+
+
+def assert_same_either_way(backbone: Backbone, inputs: Inputs) -> None:
+    shortens = backbone.shortens
+    features, gradients = features_and_gradients(backbone, inputs)
+    backbone.shortens = False
+    whole_features, whole_gradients = features_and_gradients(backbone, inputs)
+    backbone.shortens = shortens
+    torch.testing.assert_close(features, whole_features, atol=1e-5, rtol=1e-5)
+    assert gradients.keys() == whole_gradients.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, whole_gradients[name], atol=1e-5, rtol=1e-4, msg=name)
+
+
+def adapted(backbone: Backbone, method: Method[Any]) -> Backbone:
+    method.adapt(backbone, torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in method.method_parameters(backbone):
+            parameter.add_(torch.empty_like(parameter).normal_(std=0.1, generator=generator))
+    for parameter in backbone.common_parameters():
+        parameter.requires_grad_(True)
+    return backbone
+
+
+@every_method
+def test_vilt_trains_the_same(make: Callable[[tuple[str, ...]], Method[Any]]) -> None:
+    backbone = adapted(vilt(), make(("11",)))
+    assert_same_either_way(backbone, inputs_with_padding(backbone, 64))
+
+
+@every_method
+def test_meter_trains_the_same(make: Callable[[tuple[str, ...]], Method[Any]], make_meter: Maker) -> None:
+    backbone = adapted(make_meter(), make(("text.1", "image.1")))
+    assert_same_either_way(backbone, inputs_with_padding(backbone, 32))
+
+
+def widths_seen(backbone: Backbone, inputs: Inputs) -> list[int]:
+    """How many tokens the feed-forward of each block has read, in the order of the blocks."""
+    seen: list[int] = []
+    handles = [
+        block.intermediate.register_forward_pre_hook(lambda module, given: seen.append(given[0].shape[1]))
+        for block in backbone.blocks
+    ]
+    backbone(inputs)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+def test_only_training_is_shortened() -> None:
+    backbone = vilt()
+    inputs = inputs_with_padding(backbone, 64)
+    tokens = 6 + 1 + (64 // backbone.processor.granularity) ** 2
+    assert widths_seen(backbone.train(), inputs) == [tokens] * 11 + [1]
+    assert widths_seen(backbone.eval(), inputs) == [tokens] * 12
+
+
+def test_both_streams_of_meter_are_shortened(make_meter: Maker) -> None:
+    backbone = make_meter()
+    inputs = inputs_with_padding(backbone, 32)
+    assert widths_seen(backbone.train(), inputs) == [6, 5, 1, 1]
+    assert widths_seen(backbone.eval(), inputs) == [6, 5, 6, 5]
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_gated_block_is_shortened_either_way(skip: bool) -> None:
+    backbone = vilt()
+    das = DAS(DASOptions(blocks=("11",)))
+    shortcut = das._shortcut(backbone, 11, torch.Generator().manual_seed(0))
+    backbone.blocks[11] = GatedBlock(backbone.blocks[11], shortcut)
+    backbone.blocks[11].skip = skip
+    assert backbone.blocks[11].first(torch.randn(2, 5, backbone.width)).shape == (2, 1, backbone.width)
+    assert_same_either_way(backbone, inputs_with_padding(backbone, 64))
+
+
+def test_what_knows_no_short_way_is_run_whole() -> None:
+    """A module put in a block's place by somebody else: its result is cut."""
+
+    class Foreign(nn.Module):
+        def forward(self, hidden: Tensor, *_: object) -> Tensor:
+            return hidden.flip(1)
+
+    backbone = vilt()
+    backbone.blocks[11] = Foreign()
+    assert_same_either_way(backbone, inputs_with_padding(backbone, 64))
