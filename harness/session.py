@@ -19,6 +19,7 @@ from harness.allocator import keep_freed_memory
 from harness.errors import UserError
 from harness.estimate import estimate_seconds
 from harness.evidence import with_intervals
+from harness.interrupts import Interrupts
 from harness.plan import Cell, Request, Workplace, build_cells, open_workplaces
 from harness.pool import default_jobs, run_side_by_side
 from harness.record import Record, disk_errors, write_atomically
@@ -73,10 +74,11 @@ def execute(
     _print_plan(console, cells, workplaces, kept, seconds, store, jobs)
     if dry_run:
         return 0
-    reporter = TerminalReporter(console, cells, seconds)
+    interrupts = Interrupts()
+    reporter = TerminalReporter(console, cells, seconds, interrupts)
     interrupted = False
     try:
-        with reporter:
+        with interrupts, reporter:
             told: Reporter = reporter
             if loggers:
                 told = TrackingReporter(reporter, loggers, store.root / "logs", reporter.note)
@@ -85,6 +87,7 @@ def execute(
             else:
                 run_side_by_side(request, cells, store, told, jobs, timeout or math.inf)
             measure_side_by_side(cells, store, reporter.note, measure_again)
+            interrupts.check()
     except KeyboardInterrupt:
         interrupted = True
     records = [store.record(cell.id) for cell in cells if store.finished(cell.id)]
@@ -154,10 +157,13 @@ def _print_plan(
 
 
 class TerminalReporter:
-    """Progress bars on a terminal, one line a stage elsewhere."""
+    """Progress bars on a terminal, one line a stage elsewhere. What it is told goes on only without Ctrl-C."""
 
-    def __init__(self, console: Console, cells: Sequence[Cell], seconds: dict[str, float]) -> None:
+    def __init__(
+        self, console: Console, cells: Sequence[Cell], seconds: dict[str, float], interrupts: Interrupts
+    ) -> None:
         self.console = console
+        self.interrupts = interrupts
         self.cells = list(cells)
         self.started = time.monotonic()
         self.bars = Progress(
@@ -183,6 +189,7 @@ class TerminalReporter:
 
     def begin(self, cell: Cell) -> None:
         """A cell begins."""
+        self.interrupts.check()
 
     def end(self, cell: Cell, record: Record | None, note: str) -> None:
         """A cell has ended."""
@@ -204,6 +211,7 @@ class TerminalReporter:
 
     def stage(self, cell: Cell, name: str, total: int) -> None:
         """A stage of a cell begins."""
+        self.interrupts.check()
         self._drop_stage(cell)
         self.current[cell.id] = self.bars.add_task(f"{_name(cell)}: {name}", total=total)
         if not self.console.is_terminal:
@@ -211,14 +219,17 @@ class TerminalReporter:
 
     def advance(self, cell: Cell, count: int) -> None:
         """Examples are done."""
+        self.interrupts.check()
         if cell.id in self.current:
             self.bars.advance(self.current[cell.id], count)
 
     def epoch(self, cell: Cell, figures: Mapping[str, float]) -> None:
         """An epoch is over; its figures are in the learning curve."""
+        self.interrupts.check()
 
     def note(self, text: str) -> None:
         """Something that belongs to no cell."""
+        self.interrupts.check()
         self.console.print(f"{self._clock()} {text}", markup=False, soft_wrap=True)
 
     def _drop_stage(self, cell: Cell) -> None:

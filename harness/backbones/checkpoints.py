@@ -104,7 +104,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             f"({str(error).splitlines()[0]})."
         ) from error
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as a checkpoint ({str(error).splitlines()[0]}).") from error
+        raise UserError(
+            f"{path}: cannot be read as a checkpoint ({str(error).splitlines()[0]}). If it was cut short while it "
+            "was downloaded or copied, fetch it again."
+        ) from error
     state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path}: no state_dict of tensors in it.")

@@ -35,6 +35,7 @@ def reproduce(
     from rich.table import Table
     from rich.text import Text
 
+    from harness.interrupts import Interrupts
     from harness.reproduction import compare, differences, find_record, open_cell, run_again
     from harness.session import WIDTH_ELSEWHERE, TerminalReporter, prepare_process
 
@@ -46,7 +47,11 @@ def reproduce(
     cell = open_cell(found, data_root, weights, tokenizer)
     for line in differences(found, cell):
         console.print(f"not as recorded: {line}", style="yellow", markup=False, soft_wrap=True)
-    with tempfile.TemporaryDirectory() as scratch, TerminalReporter(console, [cell], {}) as reporter:
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        Interrupts() as interrupts,
+        TerminalReporter(console, [cell], {}, interrupts) as reporter,
+    ):
         again = run_again(found, cell, folder, output or Path(scratch), reporter)
         report = compare(folder, found, again)
     grid = Table("figure", "recorded", "again", "", box=None, pad_edge=False, header_style="dim")
