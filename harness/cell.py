@@ -132,6 +132,7 @@ def adapted_model(cell: Cell, method: Method[Any]) -> TaskModel:
     workplace = cell.workplace
     backbone = workplace.fresh_backbone()
     method.adapt(backbone, generator(cell.seed, "initialisation of the method"))
+    backbone.shortens = method.tokenwise
     head = workplace.task.build_head(backbone, generator(cell.seed, "initialisation of the head"))
     for parameter in [*backbone.common_parameters(), *head.parameters()]:
         parameter.requires_grad_(True)
@@ -230,6 +231,7 @@ def _search(
         return found
     workplace = cell.workplace
     backbone = workplace.fresh_backbone()
+    backbone.shortens = method.tokenwise
     head = workplace.task.build_head(backbone, generator(cell.seed, "initialisation of the head"))
     kept, held = cut(
         workplace.data.splits["train"], method.search_holdout, derived_seed(cell.seed, "search split")

@@ -43,6 +43,7 @@ class SequentialAdapter(Method[SequentialAdapterOptions]):
     source: ClassVar[str] = "Houlsby et al., ICML 2019"
     Options: ClassVar[type[Any]] = SequentialAdapterOptions
     learning_rate_scale: ClassVar[float] = 5.0
+    tokenwise: ClassVar[bool] = True
 
     def adapt(self, backbone: Backbone, generator: torch.Generator) -> None:
         """Fill every sequential slot. Weights of deviation 0.01 start it near identity (section 2.1)."""

@@ -122,7 +122,6 @@ class AdaptersMethod(Method[NoOptions]):
                     f"{self.name}: the adapters library refuses these settings ({error})."
                 ) from error
             model.set_active_adapters(ADAPTER)
-        backbone.shortens = False  # a parallel adapter's result has as many tokens as the block's input
         # As a partial, not a closure, a copy of the backbone runs its own blocks.
         backbone.fuse = partial(_fuse_in_context, backbone)  # type: ignore[method-assign]
 

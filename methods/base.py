@@ -80,6 +80,10 @@ class Method(ABC, Generic[OptionsT]):
     """A frozen dataclass whose fields have defaults; written inline as `name[field=value]`."""
     learning_rate_scale: ClassVar[float] = 1.0
     """Default learning rate as a multiple of the backbone's own."""
+    tokenwise: ClassVar[bool] = False
+    """Whether all it inserts gives a token the same result with and without the others at hand, or takes part
+    in `Block.first`. Training is then faster: the last blocks compute the pooled token alone. Not so of a
+    convolution over patches, say."""
     searches: ClassVar[bool] = False
     """Whether `search` runs before training."""
     search_holdout: ClassVar[float] = 0.2

@@ -160,6 +160,7 @@ class DAS(Method[DASOptions]):
     source: ClassVar[str] = "Wu et al., NeurIPS 2023"
     Options: ClassVar[type[Any]] = DASOptions
     learning_rate_scale: ClassVar[float] = 5.0
+    tokenwise: ClassVar[bool] = True
 
     def __init__(self, options: DASOptions | None = None) -> None:
         super().__init__(options)

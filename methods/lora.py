@@ -115,6 +115,7 @@ class LoRA(Method[LoRAOptions]):
     source: ClassVar[str] = "Hu et al., ICLR 2022"
     Options: ClassVar[type[Any]] = LoRAOptions
     learning_rate_scale: ClassVar[float] = 10.0
+    tokenwise: ClassVar[bool] = True
 
     def adapt(self, backbone: Backbone, generator: torch.Generator) -> None:
         """Wrap the target projections.

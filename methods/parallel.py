@@ -47,6 +47,7 @@ class ParallelAdapter(Method[ParallelAdapterOptions]):
     source: ClassVar[str] = "He et al., ICLR 2022"
     Options: ClassVar[type[Any]] = ParallelAdapterOptions
     learning_rate_scale: ClassVar[float] = 4.0
+    tokenwise: ClassVar[bool] = True
 
     def adapt(self, backbone: Backbone, generator: torch.Generator) -> None:
         """Fill the parallel slots."""

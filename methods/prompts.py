@@ -137,6 +137,7 @@ class ShallowPrompt(Method[PromptOptions]):
     source: ClassVar[str] = "Jia et al., ECCV 2022"
     Options: ClassVar[type[Any]] = PromptOptions
     learning_rate_scale: ClassVar[float] = 15.0
+    tokenwise: ClassVar[bool] = True
 
     def adapt(self, backbone: Backbone, generator: torch.Generator) -> None:
         """Hang the prompts between `encode` and the first block."""
@@ -155,6 +156,7 @@ class DeepPrompt(Method[PromptOptions]):
     source: ClassVar[str] = "Jia et al., ECCV 2022"
     Options: ClassVar[type[Any]] = PromptOptions
     learning_rate_scale: ClassVar[float] = 1.5
+    tokenwise: ClassVar[bool] = True
 
     def adapt(self, backbone: Backbone, generator: torch.Generator) -> None:
         """Wrap every block."""

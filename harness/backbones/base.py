@@ -207,10 +207,9 @@ class Backbone(nn.Module, ABC):
     """Called on the streams between `encode` and the first block (shallow prompts). It changes each stream by
     itself: where pairs are scored, streams come with different numbers of rows."""
     initializer_range: float
-    shortens: bool = True
-    """Whether in training the last blocks may compute the pooled token alone. Gradients are the same; in
-    evaluation, where cost is measured, every token is computed, as published. A method whose modules do not
-    work on one token alone sets it to False."""
+    shortens: bool = False
+    """Whether in training the last blocks compute the pooled token alone, with the same gradients. In
+    evaluation, where cost is measured, every token is computed, as published. See `Method.tokenwise`."""
     encoder: Callable[[Backbone, Inputs], Streams] | None = None
     """Takes the place of `encode` in `forward` while it is set (`harness.encoding`); None: nothing does."""
 

@@ -34,8 +34,6 @@ METHODS: dict[str, Callable[[tuple[str, ...]], Method[Any]]] = {
     "deep_prompt": lambda last: DeepPrompt(PromptOptions(tokens=3)),
     "das": lambda last: DAS(DASOptions(blocks=("0",) if len(last) == 1 else ("text.0",))),
     "das, last blocks skipped": lambda last: DAS(DASOptions(blocks=last)),
-    "par_bn": lambda last: AdaptersMethod("par_bn"),
-    "seq_bn": lambda last: AdaptersMethod("seq_bn", {"reduction_factor": 8}),
 }
 every_method = pytest.mark.parametrize("make", METHODS.values(), ids=METHODS.keys())
 
@@ -71,11 +69,10 @@ def features_and_gradients(backbone: Backbone, inputs: Inputs) -> tuple[Tensor, 
 
 
 def assert_same_either_way(backbone: Backbone, inputs: Inputs) -> None:
-    shortens = backbone.shortens
+    backbone.shortens = True
     features, gradients = features_and_gradients(backbone, inputs)
     backbone.shortens = False
     whole_features, whole_gradients = features_and_gradients(backbone, inputs)
-    backbone.shortens = shortens
     torch.testing.assert_close(features, whole_features, atol=1e-5, rtol=1e-5)
     assert gradients.keys() == whole_gradients.keys()
     for name, gradient in gradients.items():
@@ -83,6 +80,7 @@ def assert_same_either_way(backbone: Backbone, inputs: Inputs) -> None:
 
 
 def adapted(backbone: Backbone, method: Method[Any]) -> Backbone:
+    assert method.tokenwise
     method.adapt(backbone, torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
@@ -122,12 +120,15 @@ def test_only_training_is_shortened() -> None:
     backbone = vilt()
     inputs = inputs_with_padding(backbone, 64)
     tokens = 6 + 1 + (64 // backbone.processor.granularity) ** 2
+    assert widths_seen(backbone.train(), inputs) == [tokens] * 12
+    backbone.shortens = True
     assert widths_seen(backbone.train(), inputs) == [tokens] * 11 + [1]
     assert widths_seen(backbone.eval(), inputs) == [tokens] * 12
 
 
 def test_both_streams_of_meter_are_shortened(make_meter: Maker) -> None:
     backbone = make_meter()
+    backbone.shortens = True
     inputs = inputs_with_padding(backbone, 32)
     assert widths_seen(backbone.train(), inputs) == [6, 5, 1, 1]
     assert widths_seen(backbone.eval(), inputs) == [6, 5, 6, 5]
@@ -154,3 +155,8 @@ def test_what_knows_no_short_way_is_run_whole() -> None:
     backbone = vilt()
     backbone.blocks[11] = Foreign()
     assert_same_either_way(backbone, inputs_with_padding(backbone, 64))
+
+
+def test_a_method_that_says_nothing_of_it_is_trained_whole() -> None:
+    assert not AdaptersMethod("par_bn").tokenwise
+    assert not Method.tokenwise
