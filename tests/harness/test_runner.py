@@ -11,12 +11,14 @@ import pytest
 from test_pool import Notes
 
 from harness import plan, runner
+from harness.cell import adapted_model
 from harness.errors import UserError
 from harness.plan import Cell, Request, build_cells, open_workplaces
 from harness.record import RECORD
 from harness.runner import TRACEBACK, run_cells
 from harness.spec import parse_specs
 from harness.store import Store
+from methods.classifier import Classifier
 from tasks.mini.vqa import Sizes, ensure_vqa
 
 
@@ -45,6 +47,14 @@ def test_a_cell_another_run_holds_is_left_out(cell: Cell, tmp_path: Path) -> Non
     ((_, note),) = notes.ended
     assert note.startswith("left out: ")
     assert note.endswith("is running this cell.")
+
+
+@pytest.mark.parametrize("tokenwise", [False, True])
+def test_training_is_shortened_if_the_method_says_it_may(
+    cell: Cell, tokenwise: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Classifier, "tokenwise", tokenwise)
+    assert adapted_model(cell, cell.method()).backbone.shortens is tokenwise
 
 
 def test_changed_code_is_another_cell(
