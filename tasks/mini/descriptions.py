@@ -1,7 +1,8 @@
 """Descriptions of a scene for retrieval: the clauses of captions in words that no pre-training caption has.
 
 Every description joins two or three clauses by words that captions do not use, so none of them can have been
-read in pre-training.
+read in pre-training. Two of three names of a colour, and of most shapes, are in no caption either: what they mean
+has to be learned from the task.
 """
 
 from __future__ import annotations
@@ -18,7 +19,22 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
     "small": ("small", "tiny", "little"),
     "large": ("large", "big", "huge"),
     "thing": ("thing", "object", "figure"),
+    "red": ("red", "blood", "wine"),
+    "green": ("green", "grass", "forest"),
+    "blue": ("blue", "sky", "navy"),
+    "yellow": ("yellow", "golden", "honey"),
+    "purple": ("purple", "violet", "royal"),
+    "orange": ("orange", "copper", "fire"),
+    "white": ("white", "snow", "milk"),
+    "brown": ("brown", "wooden", "coffee"),
 }
+_SHAPE_NAMES: Mapping[str, tuple[str, ...]] = {
+    "circle": ("circle", "disc", "wheel"),
+    "square": ("square", "card", "block"),
+    "triangle": ("triangle", "roof", "hill"),
+    "cross": ("cross", "crossing"),
+}
+"""Of one thing; the embedded vocabulary has not all of their plurals."""
 _RELATIONS: Mapping[str, tuple[str, ...]] = {
     "left of": ("left of", "to the left of"),
     "right of": ("right of", "to the right of"),
@@ -59,9 +75,9 @@ def _say(clause: Clause, rng: np.random.Generator) -> str:
         case Exists(noun):
             return pick(("{0}", "you see {0}", "someone drew {0}"), rng).format(_a(noun, rng))
         case Count(noun, number):
-            things = _name(noun, rng) if number == 1 else plural(_name(noun, rng))
+            things = _name(noun, rng) if number == 1 else plural(_name(noun, rng, _NAMES))
             return pick(("just {1} {0}", "{1} {0} in all", "the number of {2} is {1}"), rng).format(
-                things, NUMBERS[number], plural(_name(noun, rng))
+                things, NUMBERS[number], plural(_name(noun, rng, _NAMES))
             )
         case Related(first, second, relation):
             if rng.random() < 0.5:
@@ -83,6 +99,8 @@ def _a(noun: Noun, rng: np.random.Generator) -> str:
     return f"an {name}" if name.startswith("o") else f"a {name}"  # orange, object
 
 
-def _name(noun: Noun, rng: np.random.Generator) -> str:
+def _name(
+    noun: Noun, rng: np.random.Generator, names: Mapping[str, tuple[str, ...]] = {**_NAMES, **_SHAPE_NAMES}
+) -> str:
     """The noun with synonyms of its words."""
-    return " ".join(pick(_NAMES.get(word, (word,)), rng) for word in noun.text.split())
+    return " ".join(pick(names.get(word, (word,)), rng) for word in noun.text.split())

@@ -21,7 +21,7 @@ from tasks.mini.render import TEXTURED, render
 from tasks.mini.scenes import Things, new_scene, sample_theme
 from tasks.mini.world import Scene
 
-VERSION = 1
+VERSION = 2
 """To be raised with every change that changes a file."""
 
 DESCRIPTIONS = 5
@@ -35,9 +35,9 @@ _GROUP = 5  # pictures of a theme
 class Sizes:
     """Number of pictures of each split."""
 
-    train_images: int = 120
-    val_images: int = 30
-    test_images: int = 100
+    train_images: int = 160
+    val_images: int = 20
+    test_images: int = 60
 
     def __post_init__(self) -> None:
         check_sizes(self)

@@ -21,13 +21,26 @@ def test_descriptions_hold_and_can_be_no_caption_of_pretraining() -> None:
 
 def test_sentences() -> None:
     rng = np.random.default_rng(0)
-    circle, square = Noun("orange", "circle"), Noun("blue", "square")
-    related, located = Related(circle, square, "above"), Located(square, "top", None)
+    star, heart = Noun(shape="star"), Noun(shape="heart")
+    related, located = Related(star, heart, "above"), Located(heart, "top", None)
     counted, said = Count(Noun(shape="cross"), 2), Predicate(Noun(shape="heart"), "size", "large")
     texts = {describe((related, located), rng) for _ in range(400)}
-    assert "an orange circle over a blue square , also a blue square near the top" in texts
-    assert "an orange circle with a blue square under it while a blue square at the top" in texts
+    assert "a star over a heart , also a heart near the top" in texts
+    assert "a star with a heart under it while a heart at the top" in texts
     texts = {describe((counted, said), rng) for _ in range(600)}
     assert "two crosses in all plus huge is what the heart is" in texts
     texts = {describe((Exists(Noun()), counted), rng) for _ in range(600)}
     assert "you see an object and besides the number of crosses is two" in texts
+
+
+def test_names_of_colours_and_shapes() -> None:
+    rng = np.random.default_rng(0)
+    circle = Noun("orange", "circle")
+    texts = {describe((Exists(circle), Exists(circle)), rng).split()[1] for _ in range(200)}
+    assert {"orange", "copper", "fire"} <= texts
+    counted = Count(circle, 2), Exists(circle)
+    texts = {describe(counted, rng) for _ in range(12000)}
+    assert "just two copper circles , a fire disc" in texts
+    words = {word for text in texts for word in text.split()}
+    assert {"disc", "wheel", "circle", "circles"} <= words
+    assert not {"discs", "wheels"} & words
