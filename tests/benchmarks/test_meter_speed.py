@@ -169,6 +169,7 @@ class Classifying:
 def test_training_on_kept_encodings(capsys: pytest.CaptureFixture[str]) -> None:
     backbone, size = build(), 4
     SequentialAdapter().adapt(backbone, torch.Generator().manual_seed(0))
+    backbone.shortens = SequentialAdapter.tokenwise  # as in a run
     for parameter in backbone.common_parameters():
         parameter.requires_grad_(True)
     task: Any = Classifying()
