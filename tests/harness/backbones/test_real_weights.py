@@ -84,15 +84,15 @@ def model_of(method: Method[Any], options: BackboneOptions) -> TaskModel:
     return TaskModel(task, backbone, head).eval()
 
 
-@pytest.mark.parametrize("text", METHODS)
-def test_it_is_adapted_trained_saved_and_read_again(
-    text: str, original: BackboneOptions, tmp_path: Path
-) -> None:
+def assert_it_comes_through(text: str, options: BackboneOptions, learning_rate: float, folder: Path) -> None:
+    """Adapted by the method, trained for four steps, saved, read into a fresh model, and merged."""
     method = of_method(text)
-    model = model_of(method, original)
-    inputs = model.backbone.example_inputs(2, 5, (SIDE, SIDE), torch.Generator().manual_seed(1))
+    model = model_of(method, options)
+    assert options.image_size is not None
+    size = options.image_size, options.image_size
+    inputs = model.backbone.example_inputs(2, 5, size, torch.Generator().manual_seed(1))
     batch, targets = Batch((inputs,), None, ("0", "1")), torch.tensor([2, 4])
-    optimizer = build_optimizer(model, Training(), 1e-3, 1e-2)
+    optimizer = build_optimizer(model, Training(), learning_rate, 1e-2)
     losses = []
     for _ in range(4):
         loss = F.cross_entropy(model(batch), targets)
@@ -103,15 +103,38 @@ def test_it_is_adapted_trained_saved_and_read_again(
     assert losses[-1] < losses[0]
     with torch.no_grad():
         trained = model(batch)
-    save_file(tuned_state(model), tmp_path / "tuned.safetensors")
+    save_file(tuned_state(model), folder / "tuned.safetensors")
+    del model, optimizer
 
     again = of_method(text)
-    read = model_of(again, original)
-    load_tuned_state(read, load_file(tmp_path / "tuned.safetensors"))
+    read = model_of(again, options)
+    load_tuned_state(read, load_file(folder / "tuned.safetensors"))
     with torch.no_grad():
         assert torch.equal(read(batch), trained)
         again.finalize(read.backbone)
-        torch.testing.assert_close(read(batch), trained, atol=1e-5, rtol=0)
+        torch.testing.assert_close(read(batch), trained, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("text", METHODS)
+def test_it_is_adapted_trained_saved_and_read_again(
+    text: str, original: BackboneOptions, tmp_path: Path
+) -> None:
+    assert_it_comes_through(text, original, 1e-3, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def full_size_original(tmp_path_factory: pytest.TempPathFactory) -> BackboneOptions:
+    """A checkpoint of 1.4 GB in the original's format, with the sizes of the published one."""
+    path = tmp_path_factory.mktemp("weights") / "meter.ckpt"
+    return replace(save_lightning(path, random_original(MeterConfig())), image_size=288)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", BUILT_IN["methods"])
+def test_at_full_size_too(name: str, full_size_original: BackboneOptions, tmp_path: Path) -> None:
+    text = "das[blocks=text.2+text.4+image.1+image.3]" if name == "das" else name
+    assert_it_comes_through(text, full_size_original, 1e-5, tmp_path)
 
 
 @pytest.mark.parametrize("size", [224, 288, 384, 576])
