@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision
 from torch import Tensor, nn
 
 from harness.backbones.digest import digest_state
@@ -88,13 +89,30 @@ class Outcome:
     skipped_examples: Mapping[str, int]
 
 
+class Autocasting(MixedPrecision):
+    """Mixed precision that leaves the inputs as they are: autocast converts what an operator wants converted.
+
+    Fabric's own would convert every float in a batch, and refuses frozen dataclasses.
+    """
+
+    def convert_input(self, data: Any) -> Any:
+        """`data` itself."""
+        return data
+
+
 def make_fabric(workplace: Workplace) -> Fabric:
     """Fabric on one device, with the precision that was asked for."""
-    return Fabric(
-        accelerator=workplace.request.accelerator,
+    request = workplace.request
+    plain = Fabric(
+        accelerator=request.accelerator,
         devices=1,
-        precision=workplace.request.precision,  # type: ignore[arg-type]
+        precision=request.precision,  # type: ignore[arg-type]
     )
+    chosen = plain.strategy.precision
+    if not isinstance(chosen, MixedPrecision):
+        return plain
+    autocasting = Autocasting(chosen.precision, plain.device.type, chosen.scaler)
+    return Fabric(accelerator=request.accelerator, devices=1, plugins=[autocasting])
 
 
 def loader(

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import errno
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from test_pool import Notes
 
 from harness import plan, runner
-from harness.cell import adapted_model
+from harness.cell import adapted_model, make_fabric
 from harness.errors import UserError
 from harness.plan import Cell, Request, build_cells, open_workplaces
 from harness.record import RECORD
@@ -55,6 +57,16 @@ def test_training_is_shortened_if_the_method_says_it_may(
 ) -> None:
     monkeypatch.setattr(Classifier, "tokenwise", tokenwise)
     assert adapted_model(cell, cell.method()).backbone.shortens is tokenwise
+
+
+@pytest.mark.parametrize("method", ["classifier", "das[search_epochs=2,period=1]"])
+def test_a_cell_runs_in_mixed_precision(method: str, request_of_one: Request, tmp_path: Path) -> None:
+    asked = replace(request_of_one, methods=tuple(parse_specs(method)), precision="bf16-mixed")
+    (mixed,) = build_cells(asked, open_workplaces(asked))
+    (record,) = run_cells([mixed], Store(tmp_path), Notes())
+    assert record.status == "finished", record.error
+    with make_fabric(mixed.workplace).autocast():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype is torch.bfloat16
 
 
 def test_changed_code_is_another_cell(

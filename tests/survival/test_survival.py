@@ -38,7 +38,10 @@ def test_a_run_survives_fifty_kills(tmp_path: Path) -> None:
 def test_ctrl_c_ends_with_the_table_of_what_is_there_and_the_same_command_goes_on(tmp_path: Path) -> None:
     results = tmp_path / "results"
     arguments = command(make_data(tmp_path / "data"), results, seeds=1, epochs=2)
+    # Where the tests run in the background, Ctrl-C is ignored, and a process started here would ignore it too.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, before)
     while process.poll() is None and not list(results.glob("cells/*/record.json")):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
