@@ -34,9 +34,15 @@ PAIRS = 4
 _THEME = 5, 4  # colours and shapes of a set
 _ROUNDS = 2  # a round is one sentence and one that is false where it is true
 # Of kinds of statements: mostly such as take both pictures alike, for which side is meant is hard to learn.
-_WEIGHTS: dict[str, float] = {
-    **{"both": 5.0, "some": 5.0, "left": 2.0, "right": 2.0},
-    **{"one": 0.5, "neither": 0.5, "Total": 0.2, "Compared": 0.2},
+_WEIGHTS = {
+    "both": 5.0,
+    "some": 5.0,
+    "left": 2.0,
+    "right": 2.0,
+    "one": 0.5,
+    "neither": 0.5,
+    "Total": 0.2,
+    "Compared": 0.2,
 }
 _CANDIDATES = 400  # statements drawn for a set, of which `2 * _ROUNDS` are taken
 

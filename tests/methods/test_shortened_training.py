@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from test_every_method import mini
+from test_methods_on_meter import randomize
 from torch import Tensor, nn
 
-from harness.backbones.base import Backbone, BackboneOptions, Inputs
+from harness.backbones.base import Backbone, Inputs
 from harness.backbones.meter import MeterBackbone
-from harness.backbones.vilt_loading import load_vilt_mini
 from methods.adapter import SequentialAdapter
 from methods.adapters_library import AdaptersMethod
 from methods.base import Method
@@ -36,15 +37,6 @@ METHODS: dict[str, Callable[[tuple[str, ...]], Method[Any]]] = {
     "das, last blocks skipped": lambda last: DAS(DASOptions(blocks=last)),
 }
 every_method = pytest.mark.parametrize("make", METHODS.values(), ids=METHODS.keys())
-
-
-def vilt() -> Backbone:
-    backbone = load_vilt_mini(BackboneOptions(weights="random"))
-    generator = torch.Generator().manual_seed(3)
-    for name, parameter in backbone.named_parameters():
-        if name.endswith("bias"):
-            nn.init.normal_(parameter, std=0.2, generator=generator)
-    return backbone
 
 
 def inputs_with_padding(backbone: Backbone, image_size: int) -> Inputs:
@@ -82,10 +74,7 @@ def assert_same_either_way(backbone: Backbone, inputs: Inputs) -> None:
 def adapted(backbone: Backbone, method: Method[Any]) -> Backbone:
     assert method.tokenwise
     method.adapt(backbone, torch.Generator().manual_seed(0))
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for parameter in method.method_parameters(backbone):
-            parameter.add_(torch.empty_like(parameter).normal_(std=0.1, generator=generator))
+    randomize(method, backbone)
     for parameter in backbone.common_parameters():
         parameter.requires_grad_(True)
     return backbone
@@ -93,7 +82,7 @@ def adapted(backbone: Backbone, method: Method[Any]) -> Backbone:
 
 @every_method
 def test_vilt_trains_the_same(make: Callable[[tuple[str, ...]], Method[Any]]) -> None:
-    backbone = adapted(vilt(), make(("11",)))
+    backbone = adapted(mini(), make(("11",)))
     assert_same_either_way(backbone, inputs_with_padding(backbone, 64))
 
 
@@ -117,7 +106,7 @@ def widths_seen(backbone: Backbone, inputs: Inputs) -> list[int]:
 
 
 def test_only_training_is_shortened() -> None:
-    backbone = vilt()
+    backbone = mini()
     inputs = inputs_with_padding(backbone, 64)
     tokens = 6 + 1 + (64 // backbone.processor.granularity) ** 2
     assert widths_seen(backbone.train(), inputs) == [tokens] * 12
@@ -136,7 +125,7 @@ def test_both_streams_of_meter_are_shortened(make_meter: Maker) -> None:
 
 @pytest.mark.parametrize("skip", [False, True])
 def test_a_gated_block_is_shortened_either_way(skip: bool) -> None:
-    backbone = vilt()
+    backbone = mini()
     das = DAS(DASOptions(blocks=("11",)))
     shortcut = das._shortcut(backbone, 11, torch.Generator().manual_seed(0))
     backbone.blocks[11] = GatedBlock(backbone.blocks[11], shortcut)
@@ -152,7 +141,7 @@ def test_what_knows_no_short_way_is_run_whole() -> None:
         def forward(self, hidden: Tensor, *_: object) -> Tensor:
             return hidden.flip(1)
 
-    backbone = vilt()
+    backbone = mini()
     backbone.blocks[11] = Foreign()
     assert_same_either_way(backbone, inputs_with_padding(backbone, 64))
 
