@@ -15,7 +15,7 @@ from tasks.mini.captions import true_clauses
 from tasks.mini.clauses import NUMBERS, Clause, Count, Exists, Listing, Located, Noun, Predicate, Related
 from tasks.mini.world import Scene, pick, plural
 
-_NAMES: Mapping[str, tuple[str, ...]] = {
+SYNONYMS: Mapping[str, tuple[str, ...]] = {
     "small": ("small", "tiny", "little"),
     "large": ("large", "big", "huge"),
     "thing": ("thing", "object", "figure"),
@@ -28,7 +28,8 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
     "white": ("white", "snow", "milk"),
     "brown": ("brown", "wooden", "coffee"),
 }
-_SHAPE_NAMES: Mapping[str, tuple[str, ...]] = {
+"""Caption word to words for the same; captions have the first alone."""
+SHAPE_SYNONYMS: Mapping[str, tuple[str, ...]] = {
     "circle": ("circle", "disc", "wheel"),
     "square": ("square", "card", "block"),
     "triangle": ("triangle", "roof", "hill"),
@@ -75,9 +76,9 @@ def _say(clause: Clause, rng: np.random.Generator) -> str:
         case Exists(noun):
             return pick(("{0}", "you see {0}", "someone drew {0}"), rng).format(_a(noun, rng))
         case Count(noun, number):
-            things = _name(noun, rng) if number == 1 else plural(_name(noun, rng, _NAMES))
+            things = _name(noun, rng) if number == 1 else plural(_name(noun, rng, SYNONYMS))
             return pick(("just {1} {0}", "{1} {0} in all", "the number of {2} is {1}"), rng).format(
-                things, NUMBERS[number], plural(_name(noun, rng, _NAMES))
+                things, NUMBERS[number], plural(_name(noun, rng, SYNONYMS))
             )
         case Related(first, second, relation):
             if rng.random() < 0.5:
@@ -86,7 +87,7 @@ def _say(clause: Clause, rng: np.random.Generator) -> str:
         case Located(noun):
             return f"{_a(noun, rng)} {pick(_PLACES.get(clause.place, (clause.place,)), rng)}"
         case Predicate(noun, attribute, value):
-            value = pick(_NAMES.get(value, (value,)), rng)
+            value = pick(SYNONYMS.get(value, (value,)), rng)
             said = f"a {value}" if attribute == "shape" else value
             return f"{said} is what the {_name(noun, rng)} is"
         case Listing(nouns):
@@ -100,7 +101,9 @@ def _a(noun: Noun, rng: np.random.Generator) -> str:
 
 
 def _name(
-    noun: Noun, rng: np.random.Generator, names: Mapping[str, tuple[str, ...]] = {**_NAMES, **_SHAPE_NAMES}
+    noun: Noun,
+    rng: np.random.Generator,
+    names: Mapping[str, tuple[str, ...]] = {**SYNONYMS, **SHAPE_SYNONYMS},
 ) -> str:
     """The noun with synonyms of its words."""
     return " ".join(pick(names.get(word, (word,)), rng) for word in noun.text.split())
