@@ -3,8 +3,8 @@
 As there, a set of eight pictures makes four pairs, and every sentence of the set is said of all four, true of
 two and false of two. Here each pair also has as many true sentences as false ones (see `tasks.mini.balance`).
 And of the four pairs of a sentence such as "both pictures have a red circle", one has a red circle only on the
-left and one only on the right, so that one picture does not tell. Accuracies on these files are accuracies on
-`mini`, never on NLVR2.
+left and one only on the right, so that one picture does not tell. Shapes have names that no caption of pre-training
+has, so that a frozen model does not know them. Accuracies on these files are accuracies on `mini`, never on NLVR2.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from tasks.mini.folder import Generation, check_sizes, write_json_lines
 from tasks.mini.pairs import QUANTIFIED, TOTALS, Compared, PairStatement, Quantified, Total
 from tasks.mini.render import TEXTURED, render
 from tasks.mini.scenes import Theme, Things, new_scene, sample_theme
-from tasks.mini.world import RELATIONS, SIZES, Scene, pick
+from tasks.mini.world import RELATIONS, SIZES, Scene, pick, plural
 
-VERSION = 2
+VERSION = 3
 """To be raised with every change that changes a file."""
 
 PAIRS = 4
@@ -44,6 +44,15 @@ _WEIGHTS = {
     "Total": 0.2,
     "Compared": 0.2,
 }
+_NAMES = {
+    "circle": "stone",
+    "square": "block",
+    "triangle": "hill",
+    "star": "flower",
+    "cross": "mark",
+    "heart": "letter",
+}
+_RENAMED = {**_NAMES, **{plural(shape): plural(name) for shape, name in _NAMES.items()}}
 _CANDIDATES = 400  # statements drawn for a set, of which `2 * _ROUNDS` are taken
 
 Pair = tuple[Scene, Scene]
@@ -105,7 +114,7 @@ def _write_set(
             picture.save(folder / f"{split}-{number}-{index}-img{side}.png")
     lines = []
     for sentence, (statement, pattern) in enumerate(statements):
-        text = statement.text(rng)
+        text = renamed(statement.text(rng))
         lines += [
             {
                 "identifier": f"{split}-{number}-{index}-{sentence}",
@@ -138,6 +147,11 @@ def sample_set(
         if statements is not None:
             taken |= seen
             return pairs, statements
+
+
+def renamed(text: str) -> str:
+    """A sentence with this task's names of shapes."""
+    return " ".join(_RENAMED.get(word, word) for word in text.split())
 
 
 def _pattern(statement: PairStatement, pairs: Sequence[Pair]) -> Pattern | None:
@@ -180,12 +194,8 @@ def _clause(theme: Theme, rng: np.random.Generator) -> Clause:
 
 def _noun(theme: Theme, rng: np.random.Generator) -> Noun:
     color, shape, size = pick(theme.colors, rng), pick(theme.shapes, rng), pick(tuple(SIZES), rng)
-    nouns = (
-        *(Noun(color, shape),) * 4,
-        Noun(shape=shape, size=size),
-        Noun(color=color, size=size),
-    )
-    return pick((*nouns, Noun(shape=shape), Noun(color=color)), rng)
+    nouns = (Noun(shape=shape), Noun(shape=shape, size=size), Noun(color=color, size=size))
+    return pick((*nouns, *(Noun(color, shape),) * 5), rng)
 
 
 def _counted(theme: Theme, rng: np.random.Generator) -> Noun:

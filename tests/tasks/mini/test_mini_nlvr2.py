@@ -12,10 +12,12 @@ from PIL import Image
 
 from harness.errors import UserError
 from tasks.base import Data
+from tasks.mini.captions import caption_words
 from tasks.mini.folder import FINISHED
-from tasks.mini.nlvr2 import PAIRS, Sizes, _statement, ensure_nlvr2, sample_set, write_nlvr2
+from tasks.mini.nlvr2 import PAIRS, Sizes, _statement, ensure_nlvr2, renamed, sample_set, write_nlvr2
 from tasks.mini.pairs import Quantified
 from tasks.mini.scenes import OWNERS, beyond_pretraining, owner_of, sample_theme
+from tasks.mini.world import SHAPES, plural
 from tasks.nlvr2 import NLVR2
 from tasks.nlvr2_files import consistency_group
 
@@ -120,4 +122,14 @@ def test_labels_are_true_of_the_scenes_which_are_the_tasks_own() -> None:
 def test_every_word_is_in_the_embedded_vocabulary() -> None:
     rng = np.random.default_rng(0)
     drawn = [_statement(sample_theme(3, 3, rng), rng) for _ in range(4000)]
-    assert not unknown_words(text for statement in drawn for text in statement.wordings())
+    texts = {renamed(text) for statement in drawn for text in statement.wordings()}
+    assert not unknown_words(texts)
+    words = {word for text in texts for word in text.split()}
+    assert not words & {*SHAPES, *map(plural, SHAPES)}
+    assert {"stone", "stones", "letters"} <= words - set(caption_words())
+
+
+def test_no_name_of_a_shape_is_read_in_pretraining() -> None:
+    names = {renamed(shape) for shape in SHAPES}
+    assert len(names) == len(SHAPES)
+    assert not names & set(caption_words())

@@ -1,0 +1,91 @@
+"""Ranking 200 images × 1,000 captions with vilt-mini: the harness's evaluation against the plain way.
+
+    pytest -o addopts= tests/benchmarks/test_retrieval_speed.py -s
+
+The plain way takes the captions as they stand in the file, pads each to the longest there is, and embeds both
+sides of every pair anew. It ranks a few of the images, between the evaluation's own batches, so that both see
+the machine as busy as it is.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness.backbones.base import Inputs
+from harness.cell import adapted_model, loader
+from harness.plan import Request, build_cells, open_workplaces
+from harness.session import prepare_process
+from harness.spec import parse_specs
+from tasks.base import Batch
+from tasks.loading import Loader, pad_text, stack_images
+from tasks.mini.retrieval import Sizes, ensure_retrieval
+from tasks.retrieval_batches import score_matrix
+
+IMAGES, PLAIN_IMAGES = 200, 10
+CAPTIONS_AT_ONCE = 500
+
+
+@pytest.mark.timeout(3600)
+def test_ranking_the_embedded_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prepare_process()
+    root = ensure_retrieval(tmp_path, sizes=Sizes(train_images=5, val_images=5, test_images=IMAGES))
+    request = Request(
+        methods=tuple(parse_specs("classifier")),
+        tasks=tuple(parse_specs("retrieval")),
+        backbone="vilt-mini",
+        data_root=root,
+        accelerator="cpu",
+    )
+    (cell,) = build_cells(request, open_workplaces(request))
+    model = adapted_model(cell, cell.method()).requires_grad_(False)
+    batches = loader(cell.workplace, "test")
+    assert isinstance(batches, Loader)
+    processor, images = batches.cache.processor, batches.cache
+    pictures = {example.group: str(example.images[0]) for example in batches.examples}
+    tokens = processor.tokenize([example.text for example in batches.examples])
+    longest = max(map(len, tokens))
+    plain: dict[str, torch.Tensor] = {}
+    seconds = 0.0
+
+    def rank_plainly(group: str) -> None:
+        pixels, sizes = stack_images([images.get(pictures[group])], processor)  # type: ignore[list-item]
+        scores = []
+        with torch.inference_mode():
+            for start in range(0, len(tokens), CAPTIONS_AT_ONCE):
+                rows = tokens[start : start + CAPTIONS_AT_ONCE]
+                ids, mask = pad_text(
+                    [*rows, [0] * longest], processor.pad_id
+                )  # the last makes them all as long
+                one = Inputs(ids[:-1], None if mask is None else mask[:-1], pixels, sizes)
+                scores.append(model.head(model.backbone(one.paired())).flatten())
+        plain[group] = torch.cat(scores)
+
+    def evaluated(batch: Batch) -> torch.Tensor:
+        nonlocal seconds
+        began = time.perf_counter()
+        for group in batch.ids:
+            if group not in plain and len(plain) < PLAIN_IMAGES:
+                rank_plainly(group)
+        seconds += time.perf_counter() - began
+        with torch.inference_mode():
+            return model(batch)  # type: ignore[no-any-return]
+
+    model.eval()
+    started = time.perf_counter()
+    matrix, _, firsts = score_matrix(evaluated, batches.examples, images, cell.workplace.task.options.pairs)
+    evaluation = time.perf_counter() - started - seconds
+    assert matrix.shape == (IMAGES, 5 * IMAGES)
+    row_of = {example.group: row for row, example in enumerate(firsts)}
+    for group, scores in plain.items():
+        torch.testing.assert_close(torch.from_numpy(matrix[row_of[group]]), scores, atol=1e-4, rtol=0)
+    pairs = matrix.size
+    ours, theirs = pairs / evaluation, len(tokens) * len(plain) / seconds
+    with capsys.disabled():
+        print(f"\nvilt-mini, {IMAGES} images × {len(tokens)} captions, {torch.get_num_threads()} thread(s)")
+        print(f"evaluation {evaluation:8.1f} s {ours:10.0f} pairs/s")
+        print(f"plain way  {pairs / theirs:8.1f} s {theirs:10.0f} pairs/s, from {len(plain)} images")
+        print(f"× {ours / theirs:.2f}")
