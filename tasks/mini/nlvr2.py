@@ -62,9 +62,9 @@ Pair = tuple[Scene, Scene]
 class Sizes:
     """Number of sets of each split; a set is 8 pictures and 16 examples."""
 
-    train_sets: int = 320
-    dev_sets: int = 40
-    test_sets: int = 60
+    train_sets: int = 420
+    dev_sets: int = 60
+    test_sets: int = 120
 
     def __post_init__(self) -> None:
         check_sizes(self)
