@@ -20,7 +20,7 @@ from PIL import Image
 from tasks.mini.balance import Pattern, choose_balanced, is_even
 from tasks.mini.clauses import Clause, Exists, Located, Noun, Related
 from tasks.mini.folder import Generation, check_sizes, write_json_lines
-from tasks.mini.pairs import QUANTIFIED, TOTALS, Compared, PairStatement, Quantified, Total
+from tasks.mini.pairs import TOTALS, Compared, PairStatement, Quantified, Total
 from tasks.mini.render import TEXTURED, render
 from tasks.mini.scenes import Theme, Things, new_scene, sample_theme
 from tasks.mini.world import RELATIONS, SIZES, Scene, pick, plural
@@ -31,16 +31,17 @@ VERSION = 3
 PAIRS = 4
 """Pairs of pictures that a set makes, and so examples a sentence."""
 
-_THEME = 5, 4  # colours and shapes of a set
+_THEME = 4, 3  # colours and shapes of a set
 _ROUNDS = 2  # a round is one sentence and one that is false where it is true
-# Of kinds of statements: mostly such as take both pictures alike, for which side is meant is hard to learn.
+# Of kinds of statements, in drawing and in choosing: mostly such as take both pictures alike, for which side is
+# meant is hard to learn. Few that say "both" fit.
 _WEIGHTS = {
-    "both": 5.0,
+    "both": 20.0,
     "some": 5.0,
-    "left": 2.0,
-    "right": 2.0,
-    "one": 0.5,
-    "neither": 0.5,
+    "neither": 2.0,
+    "one": 2.0,
+    "left": 0.5,
+    "right": 0.5,
     "Total": 0.2,
     "Compared": 0.2,
 }
@@ -53,7 +54,7 @@ _NAMES = {
     "heart": "letter",
 }
 _RENAMED = {**_NAMES, **{plural(shape): plural(name) for shape, name in _NAMES.items()}}
-_CANDIDATES = 400  # statements drawn for a set, of which `2 * _ROUNDS` are taken
+_CANDIDATES = 1000  # statements drawn for a set, of which `2 * _ROUNDS` are taken
 
 Pair = tuple[Scene, Scene]
 
@@ -62,8 +63,8 @@ Pair = tuple[Scene, Scene]
 class Sizes:
     """Number of sets of each split; a set is 8 pictures and 16 examples."""
 
-    train_sets: int = 420
-    dev_sets: int = 60
+    train_sets: int = 360
+    dev_sets: int = 50
     test_sets: int = 120
 
     def __post_init__(self) -> None:
@@ -172,12 +173,14 @@ def _pattern(statement: PairStatement, pairs: Sequence[Pair]) -> Pattern | None:
 
 
 def _statement(theme: Theme, rng: np.random.Generator) -> PairStatement:
-    draw = rng.random()
-    if draw < 0.03:
-        return Total(_counted(theme, rng), pick(tuple(TOTALS), rng))
-    if draw < 0.06:
-        return Compared(_counted(theme, rng), pick(("more left", "more right", "equal"), rng))
-    return Quantified(pick(tuple(QUANTIFIED), rng), _clause(theme, rng))
+    kinds, weights = tuple(_WEIGHTS), np.array(tuple(_WEIGHTS.values()))
+    match kinds[int(rng.choice(len(kinds), p=weights / weights.sum()))]:
+        case "Total":
+            return Total(_counted(theme, rng), pick(tuple(TOTALS), rng))
+        case "Compared":
+            return Compared(_counted(theme, rng), pick(("more left", "more right", "equal"), rng))
+        case quantifier:
+            return Quantified(quantifier, _clause(theme, rng))
 
 
 def _clause(theme: Theme, rng: np.random.Generator) -> Clause:
@@ -194,8 +197,8 @@ def _clause(theme: Theme, rng: np.random.Generator) -> Clause:
 
 def _noun(theme: Theme, rng: np.random.Generator) -> Noun:
     color, shape, size = pick(theme.colors, rng), pick(theme.shapes, rng), pick(tuple(SIZES), rng)
-    nouns = (Noun(shape=shape), Noun(shape=shape, size=size), Noun(color=color, size=size))
-    return pick((*nouns, *(Noun(color, shape),) * 5), rng)
+    shapes = (Noun(shape=shape),) * 2 + (Noun(shape=shape, size=size),) * 3
+    return pick((*shapes, *(Noun(color, shape),) * 4, Noun(color=color, size=size)), rng)
 
 
 def _counted(theme: Theme, rng: np.random.Generator) -> Noun:
