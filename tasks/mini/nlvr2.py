@@ -31,15 +31,14 @@ VERSION = 3
 PAIRS = 4
 """Pairs of pictures that a set makes, and so examples a sentence."""
 
-_THEME = 4, 3  # colours and shapes of a set
+_THEME = 5, 4  # colours and shapes of a set
 _ROUNDS = 2  # a round is one sentence and one that is false where it is true
-# Of kinds of statements, in drawing and in choosing: mostly such as take both pictures alike, for which side is
-# meant is hard to learn. Few that say "both" fit.
+# Of kinds of statements, in drawing and in choosing; few that say "both" fit.
 _WEIGHTS = {
-    "both": 20.0,
     "some": 5.0,
-    "neither": 2.0,
-    "one": 2.0,
+    "neither": 5.0,
+    "both": 15.0,
+    "one": 1.0,
     "left": 0.5,
     "right": 0.5,
     "Total": 0.2,
@@ -197,8 +196,8 @@ def _clause(theme: Theme, rng: np.random.Generator) -> Clause:
 
 def _noun(theme: Theme, rng: np.random.Generator) -> Noun:
     color, shape, size = pick(theme.colors, rng), pick(theme.shapes, rng), pick(tuple(SIZES), rng)
-    shapes = (Noun(shape=shape),) * 2 + (Noun(shape=shape, size=size),) * 3
-    return pick((*shapes, *(Noun(color, shape),) * 4, Noun(color=color, size=size)), rng)
+    sized = Noun(shape=shape, size=size), Noun(color=color, size=size)
+    return pick((*(Noun(color, shape),) * 4, *sized, Noun(shape=shape), Noun(color=color)), rng)
 
 
 def _counted(theme: Theme, rng: np.random.Generator) -> Noun:
