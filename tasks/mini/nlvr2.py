@@ -33,17 +33,18 @@ PAIRS = 4
 
 _THEME = 5, 4  # colours and shapes of a set
 _ROUNDS = 2  # a round is one sentence and one that is false where it is true
-# Of kinds of statements, in drawing and in choosing; few that say "both" fit.
+# Of kinds of statements that fit, for which is taken; few that say "both" fit.
 _WEIGHTS = {
-    "some": 5.0,
-    "neither": 5.0,
     "both": 15.0,
+    "some": 8.0,
+    "neither": 1.0,
     "one": 1.0,
-    "left": 0.5,
-    "right": 0.5,
-    "Total": 0.2,
-    "Compared": 0.2,
+    "left": 0.3,
+    "right": 0.3,
+    "Total": 0.1,
+    "Compared": 0.1,
 }
+_DRAWN = ("both", "some", "neither", "one") * 40 + ("left", "right") * 5 + ("Total", "Compared")
 _NAMES = {
     "circle": "stone",
     "square": "block",
@@ -172,8 +173,7 @@ def _pattern(statement: PairStatement, pairs: Sequence[Pair]) -> Pattern | None:
 
 
 def _statement(theme: Theme, rng: np.random.Generator) -> PairStatement:
-    kinds, weights = tuple(_WEIGHTS), np.array(tuple(_WEIGHTS.values()))
-    match kinds[int(rng.choice(len(kinds), p=weights / weights.sum()))]:
+    match pick(_DRAWN, rng):
         case "Total":
             return Total(_counted(theme, rng), pick(tuple(TOTALS), rng))
         case "Compared":
