@@ -21,7 +21,7 @@ from tasks.mini.balance import Pattern, choose_balanced, is_even
 from tasks.mini.clauses import Clause, Exists, Located, Noun, Related
 from tasks.mini.folder import Generation, check_sizes, write_json_lines
 from tasks.mini.pairs import TOTALS, Compared, PairStatement, Quantified, Total
-from tasks.mini.render import TEXTURED, render
+from tasks.mini.render import PLAIN, render
 from tasks.mini.scenes import Theme, Things, new_scene, sample_theme
 from tasks.mini.world import RELATIONS, SIZES, Scene, pick, plural
 
@@ -111,7 +111,7 @@ def _write_set(
     folder.mkdir(parents=True, exist_ok=True)
     for index, pair in enumerate(pairs):
         for side, scene in enumerate(pair):
-            picture = Image.fromarray(render(scene, TEXTURED, rng))
+            picture = Image.fromarray(render(scene, PLAIN, rng))
             picture.save(folder / f"{split}-{number}-{index}-img{side}.png")
     lines = []
     for sentence, (statement, pattern) in enumerate(statements):
