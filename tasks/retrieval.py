@@ -69,7 +69,7 @@ class Retrieval(Task[RetrievalOptions]):
     Options: ClassVar[type[Any]] = RetrievalOptions
     recipe: ClassVar[Recipe] = Recipe(epochs=10, batch_size=256)
     # An example is 16 passes, so that 4 of them fill a batch and 800 an epoch.
-    embedded_recipe: ClassVar[Recipe] = Recipe(epochs=3, batch_size=4)
+    embedded_recipe: ClassVar[Recipe] = Recipe(epochs=2, batch_size=4)
 
     def load(self, root: Path) -> Data:
         """Read Karpathy's file. Images are opened later.
