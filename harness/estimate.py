@@ -21,18 +21,35 @@ SAMPLE = 256
 
 
 def estimate_seconds(cell: Cell, store: Store) -> float:
-    """Seconds of training and search, from an earlier record of the method here, else from its FLOPs."""
+    """Seconds of search, training and evaluation, from an earlier record of the method here, else from FLOPs."""
     workplace = cell.workplace
     method = cell.method()
     search_epochs = getattr(method.options, "search_epochs", 0) if method.searches else 0
     examples = len(workplace.data.splits["train"]) * (workplace.training.epochs + search_epochs)
+    passes = PASSES * examples * passes_of_an_example(workplace) + evaluation_passes(workplace)
     for record in reversed(store.records()):
         same = record.cell.method.name == method.name and record.cell.task.name == workplace.task.name
         on_it = record.cell.backbone.name == workplace.backbone_name
         precision = record.protocol.get("precision") == workplace.request.precision
         if same and on_it and precision and record.training is not None:
-            return examples / record.training.examples_per_second
-    return examples * PASSES * _forward_flops(id(workplace), workplace) / (EFFICIENCY * flops_rate())
+            rate = record.training.examples_per_second * PASSES * passes_of_an_example(workplace)
+            return passes / rate
+    return passes * _forward_flops(id(workplace), workplace) / (EFFICIENCY * flops_rate())
+
+
+def passes_of_an_example(workplace: Workplace) -> int:
+    """Texts that a training example is put through the backbone with: retrieval's has negatives."""
+    return 1 + int(getattr(workplace.task.options, "negatives", 0))
+
+
+def evaluation_passes(workplace: Workplace) -> int:
+    """Forward passes to evaluate validation data after each epoch, and both splits at the end."""
+    total = 0
+    for split, times in (("val", workplace.training.epochs + 1), ("test", 1)):
+        examples = workplace.data.splits[split]
+        ranked = len({example.group for example in examples}) if workplace.task.evaluates_splits else 1
+        total += times * len(examples) * ranked
+    return total
 
 
 _FLOPS: dict[int, int] = {}

@@ -3,8 +3,8 @@
     pytest -o addopts= tests/benchmarks/test_retrieval_speed.py -s
 
 The plain way takes the captions as they stand in the file, pads each to the longest there is, and embeds both
-sides of every pair anew. It ranks a few of the images, between the evaluation's own batches, so that both see
-the machine as busy as it is.
+sides of every pair anew, in float32. It ranks a few of the images, between the evaluation's own batches, so that both
+see the machine as busy as it is.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from harness.backbones.base import Inputs
-from harness.cell import adapted_model, loader
+from harness.cell import adapted_model, loader, make_fabric
 from harness.plan import Request, build_cells, open_workplaces
 from harness.session import prepare_process
 from harness.spec import parse_specs
@@ -30,7 +30,10 @@ CAPTIONS_AT_ONCE = 500
 
 
 @pytest.mark.timeout(3600)
-def test_ranking_the_embedded_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("precision", "tolerance"), [("32-true", 1e-4), ("bf16-mixed", 0.2)])
+def test_ranking_the_embedded_pictures(
+    precision: str, tolerance: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     prepare_process()
     root = ensure_retrieval(tmp_path, sizes=Sizes(train_images=5, val_images=5, test_images=IMAGES))
     request = Request(
@@ -39,8 +42,10 @@ def test_ranking_the_embedded_pictures(tmp_path: Path, capsys: pytest.CaptureFix
         backbone="vilt-mini",
         data_root=root,
         accelerator="cpu",
+        precision=precision,
     )
     (cell,) = build_cells(request, open_workplaces(request))
+    fabric = make_fabric(cell.workplace)
     model = adapted_model(cell, cell.method()).requires_grad_(False)
     batches = loader(cell.workplace, "test")
     assert isinstance(batches, Loader)
@@ -71,8 +76,8 @@ def test_ranking_the_embedded_pictures(tmp_path: Path, capsys: pytest.CaptureFix
             if group not in plain and len(plain) < PLAIN_IMAGES:
                 rank_plainly(group)
         seconds += time.perf_counter() - began
-        with torch.inference_mode():
-            return model(batch)  # type: ignore[no-any-return]
+        with torch.inference_mode(), fabric.autocast():
+            return model(batch).float()  # type: ignore[no-any-return]
 
     model.eval()
     started = time.perf_counter()
@@ -81,11 +86,13 @@ def test_ranking_the_embedded_pictures(tmp_path: Path, capsys: pytest.CaptureFix
     assert matrix.shape == (IMAGES, 5 * IMAGES)
     row_of = {example.group: row for row, example in enumerate(firsts)}
     for group, scores in plain.items():
-        torch.testing.assert_close(torch.from_numpy(matrix[row_of[group]]), scores, atol=1e-4, rtol=0)
+        torch.testing.assert_close(torch.from_numpy(matrix[row_of[group]]), scores, atol=tolerance, rtol=0)
     pairs = matrix.size
     ours, theirs = pairs / evaluation, len(tokens) * len(plain) / seconds
     with capsys.disabled():
-        print(f"\nvilt-mini, {IMAGES} images × {len(tokens)} captions, {torch.get_num_threads()} thread(s)")
+        print(
+            f"\nvilt-mini, {IMAGES} images × {len(tokens)} captions, {precision}, {torch.get_num_threads()} thread(s)"
+        )
         print(f"evaluation {evaluation:8.1f} s {ours:10.0f} pairs/s")
         print(f"plain way  {pairs / theirs:8.1f} s {theirs:10.0f} pairs/s, from {len(plain)} images")
         print(f"× {ours / theirs:.2f}")
