@@ -27,6 +27,7 @@ from tasks.retrieval_batches import score_matrix
 
 IMAGES, PLAIN_IMAGES = 200, 10
 CAPTIONS_AT_ONCE = 500
+PAIRS = 128  # fits the caches better than the default of 512
 
 
 @pytest.mark.timeout(3600)
@@ -38,7 +39,7 @@ def test_ranking_the_embedded_pictures(
     root = ensure_retrieval(tmp_path, sizes=Sizes(train_images=5, val_images=5, test_images=IMAGES))
     request = Request(
         methods=tuple(parse_specs("classifier")),
-        tasks=tuple(parse_specs("retrieval")),
+        tasks=tuple(parse_specs(f"retrieval[pairs={PAIRS}]")),
         backbone="vilt-mini",
         data_root=root,
         accelerator="cpu",
