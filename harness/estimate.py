@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from functools import cache
 
 import torch
 
 from harness.measure.flops import count_forward
 from harness.plan import Cell, Workplace
+from harness.record import Record
 from harness.seeds import generator
-from harness.store import Store
 
 EFFICIENCY = 0.5
 """Share of the rate of plain matrix products that a training step reaches."""
@@ -20,14 +21,14 @@ SAMPLE = 256
 """Training texts whose mean length is taken for all."""
 
 
-def estimate_seconds(cell: Cell, store: Store) -> float:
-    """Seconds of search, training and evaluation, from an earlier record of the method here, else from FLOPs."""
+def estimate_seconds(cell: Cell, records: Sequence[Record]) -> float:
+    """Seconds of search, training and evaluation, from the last of `records` that is alike, else from FLOPs."""
     workplace = cell.workplace
     method = cell.method()
     search_epochs = getattr(method.options, "search_epochs", 0) if method.searches else 0
     examples = len(workplace.data.splits["train"]) * (workplace.training.epochs + search_epochs)
     passes = PASSES * examples * passes_of_an_example(workplace) + evaluation_passes(workplace)
-    for record in reversed(store.records()):
+    for record in reversed(records):
         same = record.cell.method.name == method.name and record.cell.task.name == workplace.task.name
         on_it = record.cell.backbone.name == workplace.backbone_name
         precision = record.protocol.get("precision") == workplace.request.precision

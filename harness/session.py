@@ -66,11 +66,13 @@ def execute(
         cells = build_cells(request, workplaces)
         cells = list({cell.id: cell for cell in cells}.values())
         kept = {cell.id for cell in cells if store.finished(cell.id)}
-        seconds = {cell.id: 0.0 if cell.id in kept else estimate_seconds(cell, store) for cell in cells}
+        to_run = [cell for cell in cells if cell.id not in kept]
+        earlier = store.records() if to_run else []
+        seconds = dict.fromkeys(kept, 0.0) | {cell.id: estimate_seconds(cell, earlier) for cell in to_run}
     if in_process:
         jobs = 1
     elif jobs is None:
-        jobs = default_jobs(request, [cell for cell in cells if cell.id not in kept])
+        jobs = default_jobs(request, to_run)
     _print_plan(console, cells, workplaces, kept, seconds, store, jobs)
     if dry_run:
         return 0

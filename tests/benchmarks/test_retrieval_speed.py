@@ -53,7 +53,7 @@ def test_ranking_the_embedded_pictures(
     processor, images = batches.cache.processor, batches.cache
     pictures = {example.group: str(example.images[0]) for example in batches.examples}
     tokens = processor.tokenize([example.text for example in batches.examples])
-    longest = max(map(len, tokens))
+    ids, mask = pad_text(tokens, processor.pad_id)
     plain: dict[str, torch.Tensor] = {}
     seconds = 0.0
 
@@ -62,11 +62,8 @@ def test_ranking_the_embedded_pictures(
         scores = []
         with torch.inference_mode():
             for start in range(0, len(tokens), CAPTIONS_AT_ONCE):
-                rows = tokens[start : start + CAPTIONS_AT_ONCE]
-                ids, mask = pad_text(
-                    [*rows, [0] * longest], processor.pad_id
-                )  # the last makes them all as long
-                one = Inputs(ids[:-1], None if mask is None else mask[:-1], pixels, sizes)
+                rows = slice(start, start + CAPTIONS_AT_ONCE)
+                one = Inputs(ids[rows], None if mask is None else mask[rows], pixels, sizes)
                 scores.append(model.head(model.backbone(one.paired())).flatten())
         plain[group] = torch.cat(scores)
 

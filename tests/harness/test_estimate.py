@@ -9,7 +9,6 @@ import pytest
 from harness.estimate import PASSES, estimate_seconds, evaluation_passes, passes_of_an_example
 from harness.plan import Cell, Request, build_cells, open_workplaces
 from harness.spec import parse_specs
-from harness.store import Store
 from tasks.mini.retrieval import Sizes, ensure_retrieval
 from tasks.mini.vqa import Sizes as VQASizes
 from tasks.mini.vqa import ensure_vqa
@@ -30,25 +29,21 @@ def cell_of(task: str, root: Path, method: str = "full") -> Cell:
 
 def test_retrieval_trains_on_negatives_and_is_evaluated_on_all_pairs(tmp_path: Path) -> None:
     root = ensure_retrieval(tmp_path, sizes=Sizes(10, 2, 3))
-    store = Store(tmp_path / "results")
     many, few = cell_of("retrieval", root), cell_of("retrieval[negatives=3]", root)
     assert (passes_of_an_example(many.workplace), passes_of_an_example(few.workplace)) == (16, 4)
     evaluated = 3 * (2 * 10) + 3 * 15  # two epochs and the report on validation data, then the test split
     assert evaluation_passes(many.workplace) == evaluated
     ratio = (PASSES * 2 * 50 * 16 + evaluated) / (PASSES * 2 * 50 * 4 + evaluated)
-    assert estimate_seconds(many, store) / estimate_seconds(few, store) == pytest.approx(ratio)
+    assert estimate_seconds(many, []) / estimate_seconds(few, []) == pytest.approx(ratio)
 
 
 def test_a_search_takes_its_epochs_too(tmp_path: Path) -> None:
     root = ensure_vqa(tmp_path, sizes=VQASizes(20, 2, 4, 2, 5, 2))
-    store = Store(tmp_path / "results")
     plain = cell_of("vqa", root)
     assert passes_of_an_example(plain.workplace) == 1
     splits = plain.workplace.data.splits
     assert evaluation_passes(plain.workplace) == 3 * len(splits["val"]) + len(splits["test"])
-    longer = estimate_seconds(cell_of("vqa", root, "das"), store) - estimate_seconds(plain, store)
+    longer = estimate_seconds(cell_of("vqa", root, "das"), []) - estimate_seconds(plain, [])
     train = PASSES * 2 * len(splits["train"])
     passes = train + evaluation_passes(plain.workplace)
-    assert longer / estimate_seconds(plain, store) == pytest.approx(
-        PASSES * 3 * len(splits["train"]) / passes
-    )
+    assert longer / estimate_seconds(plain, []) == pytest.approx(PASSES * 3 * len(splits["train"]) / passes)
