@@ -429,12 +429,18 @@ def _report(
     return predictions, metrics
 
 
-def deployed_model(cell: Cell, tuned: Mapping[str, Tensor], decision: Mapping[str, Any] | None) -> TaskModel:
-    """The finalised model of a finished cell, built again from its tuned weights and decision."""
+def deployed_model(
+    cell: Cell, tuned: Mapping[str, Tensor] | None, decision: Mapping[str, Any] | None
+) -> TaskModel:
+    """The finalised model of a finished cell, built again from its tuned weights and decision.
+
+    Without tuned weights it has those that training starts from: the same shapes and cost, other outputs.
+    """
     method = cell.method()
     if decision is not None:
         method.decide(dict(decision))
     model = adapted_model(cell, method)
-    load_tuned_state(model, dict(tuned))
+    if tuned is not None:
+        load_tuned_state(model, dict(tuned))
     method.finalize(model.backbone)
     return model.requires_grad_(False).eval()

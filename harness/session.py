@@ -105,8 +105,11 @@ def execute(
 
 
 def show_tables(records: Sequence[Record], store: Store, console: Console) -> None:
-    """Print the tables of `records` and save them in every format beside the records."""
-    tables = [with_intervals(each, store) for each in build_tables(records)]
+    """Print the tables of `records` and save them in every format beside the records.
+
+    A task that was run twice with other options gets a table each.
+    """
+    tables = [with_intervals(each, store) for each in build_tables(records, all_protocols=True)]
     console.print()
     for table in tables:
         print_table(table, console)

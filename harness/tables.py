@@ -280,7 +280,8 @@ def _row(records: Sequence[Record], tasks: Sequence[TaskColumn], latency: _Laten
         finished.append(len(scores))
     if len(tasks) > 1:
         row["average"] = _mean([row[task.key] for task in tasks], strict=True)
-    row["seeds"] = min(finished)
+    # A task that is still to be run shows as a gap of its own.
+    row["seeds"] = min((count for count in finished if count), default=0)
     row["macs"] = over_tasks(lambda r: _of(r.compute, "macs_total"))
     row["untouched_macs"] = over_tasks(lambda r: _of(r.full_compute, "macs_total"))
 
@@ -347,8 +348,8 @@ def _notes(
                 "it does not compare with published figures."
             )
         majority = sorted({r.majority_accuracy for r in of_task if r.majority_accuracy is not None})
-        always = f"; always giving the most frequent answer scores {majority[0]:.2f}" if majority else ""
-        notes.append(f"{task.name}: {task.primary_metric} in percent on the {split} split{always}.")
+        trivial = f"; the most frequent answer, or chance, scores {majority[0]:.2f}" if majority else ""
+        notes.append(f"{task.name}: {task.primary_metric} in percent on the {split} split{trivial}.")
     counts = sorted(
         {int(row["seeds"]) for row in rows if isinstance(row["seeds"], (int, float)) and row["seeds"]}
     )

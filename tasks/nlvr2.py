@@ -40,7 +40,7 @@ class NLVR2(Classification[NLVR2Options]):
     version: ClassVar[int] = 1
     Options: ClassVar[type[Any]] = NLVR2Options
     recipe: ClassVar[Recipe] = Recipe(epochs=10, batch_size=128)
-    embedded_recipe: ClassVar[Recipe] = Recipe(epochs=4, batch_size=16)
+    embedded_recipe: ClassVar[Recipe] = Recipe(epochs=2, batch_size=16)
     classes: ClassVar[tuple[str, ...]] = LABELS
     images_per_example: ClassVar[int] = 2
 

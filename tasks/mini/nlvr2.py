@@ -3,8 +3,9 @@
 As there, a set of eight pictures makes four pairs, and every sentence of the set is said of all four, true of
 two and false of two. Here each pair also has as many true sentences as false ones (see `tasks.mini.balance`).
 And of the four pairs of a sentence such as "both pictures have a red circle", one has a red circle only on the
-left and one only on the right, so that one picture does not tell. Shapes have names that no caption of pre-training
-has, so that a frozen model does not know them. Accuracies on these files are accuracies on `mini`, never on NLVR2.
+left and one only on the right, so that one picture does not tell. What a thing is like stands behind its name, in
+words that no caption of pre-training has ("a circle painted red" for "a red circle"), so that what a frozen model
+knows of captions helps it little. Accuracies on these files are accuracies on `mini`, never on NLVR2.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from tasks.mini.folder import Generation, check_sizes, write_json_lines
 from tasks.mini.pairs import TOTALS, Compared, PairStatement, Quantified, Total
 from tasks.mini.render import PLAIN, render
 from tasks.mini.scenes import Theme, Things, new_scene, sample_theme
-from tasks.mini.world import RELATIONS, SIZES, Scene, pick, plural
+from tasks.mini.world import COLORS, RELATIONS, SIZES, Scene, pick
 
-VERSION = 3
+VERSION = 4
 """To be raised with every change that changes a file."""
 
 PAIRS = 4
@@ -45,15 +46,8 @@ _WEIGHTS = {
     "Compared": 0.1,
 }
 _DRAWN = ("both", "some", "neither", "one") * 40 + ("left", "right") * 5 + ("Total", "Compared")
-_NAMES = {
-    "circle": "stone",
-    "square": "block",
-    "triangle": "hill",
-    "star": "flower",
-    "cross": "mark",
-    "heart": "letter",
-}
-_RENAMED = {**_NAMES, **{plural(shape): plural(name) for shape, name in _NAMES.items()}}
+_COLORED = ("{0} painted {1}", "{0} of {1} color", "{0} colored {1}")
+_SIZED = ("{0} of {1} size", "{0} that looks {1}", "{0} that appears {1}")
 _CANDIDATES = 1000  # statements drawn for a set, of which `2 * _ROUNDS` are taken
 
 Pair = tuple[Scene, Scene]
@@ -63,7 +57,7 @@ Pair = tuple[Scene, Scene]
 class Sizes:
     """Number of sets of each split; a set is 8 pictures and 16 examples."""
 
-    train_sets: int = 360
+    train_sets: int = 500
     dev_sets: int = 50
     test_sets: int = 120
 
@@ -115,7 +109,7 @@ def _write_set(
             picture.save(folder / f"{split}-{number}-{index}-img{side}.png")
     lines = []
     for sentence, (statement, pattern) in enumerate(statements):
-        text = renamed(statement.text(rng))
+        text = reworded(statement.text(rng), rng)
         lines += [
             {
                 "identifier": f"{split}-{number}-{index}-{sentence}",
@@ -150,9 +144,24 @@ def sample_set(
             return pairs, statements
 
 
-def renamed(text: str) -> str:
-    """A sentence with this task's names of shapes."""
-    return " ".join(_RENAMED.get(word, word) for word in text.split())
+def reworded(text: str, rng: np.random.Generator) -> str:
+    """A statement with colours and sizes behind what has them: "a small red circle" becomes, for one,
+    "a circle of red color that looks small".
+    """
+    said: list[str] = []
+    adjectives: list[str] = []
+    for word in text.split():
+        if word in COLORS or word in SIZES:
+            adjectives.append(word)
+            continue
+        phrase = word.replace("thing", "object")
+        while adjectives:
+            adjective = adjectives.pop()
+            phrase = pick(_COLORED if adjective in COLORS else _SIZED, rng).format(phrase, adjective)
+        if said and said[-1] in ("a", "an"):
+            said[-1] = "an" if phrase[0] == "o" else "a"
+        said.append(phrase)
+    return " ".join(said)
 
 
 def _pattern(statement: PairStatement, pairs: Sequence[Pair]) -> Pattern | None:

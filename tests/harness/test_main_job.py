@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -20,13 +21,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-def run(results: Path, methods: str, *more: str) -> str:
+def run(results: Path, methods: str, *more: str, tasks: str = TASK) -> str:
     arguments = [
         "run",
         "--methods",
         methods,
         "--tasks",
-        TASK,
+        tasks,
         "--epochs",
         "1",
         "--results",
@@ -66,6 +67,20 @@ def test_methods_are_searched_trained_measured_and_kept(
 
     shown = CliRunner().invoke(app, ["evaluate", das.cell.id[:8], "--results", str(tmp_path / "a")])
     assert f"accuracy\t{das.primary:.4f}" in shown.output, shown.output
+
+
+def test_a_task_run_twice_with_other_options_gets_a_table_each(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HARNESS_CACHE", str(cache))
+    blanked = TASK.replace("]", ",blank=image]")
+    output = run(tmp_path, "classifier", tasks=f"{TASK},{blanked}")
+    titles = (tmp_path / "tables" / "latest.md").read_text(encoding="utf-8").count("### vqa (mini)")
+    assert (output.count("vqa (mini) on vilt-mini"), titles) == (2, 2)
+
+
+def test_the_version_is_told() -> None:
+    assert CliRunner().invoke(app, ["--version"]).output == f"petl-harness {version('petl-harness')}\n"
 
 
 def test_a_wrong_name_is_one_line(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_a_small_table_is_as_worked_by_hand() -> None:
     # fmt: on
     notes = "\n".join(rest[4:])
     assert "mini benchmark, not VQA2.0" in notes
-    assert "always giving the most frequent answer scores 31.25" in notes
+    assert "the most frequent answer, or chance, scores 31.25" in notes
     assert "± is the sample standard deviation over seeds (1 to 3 of them)." in notes
     assert "† multiply-accumulates, as papers of this field count; 64×64 pixels, 16 tokens, batch 1." in notes
     assert r"failed: lora[r=8], vqa, seed 0, latency: operator unknown" in notes
@@ -216,6 +216,7 @@ def test_several_tasks_have_a_column_each_and_an_average() -> None:
     table = only(records)
     assert table.title == "VQA2.0, NLVR2 on vilt-mini"
     assert [row(table, name)["average"] for name in ("full", "lora", "das")] == [75.0, 73.5, None]
+    assert [row(table, name)["seeds"] for name in ("full", "lora", "das")] == [1, 1, 1]  # das: of what it has
     assert row(table, "lora")["delta_vs_full"] == -1.5
     assert row(table, "full")["macs"] == 90e6
     assert row(table, "das")["macs"] is None
