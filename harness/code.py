@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 PACKAGES = ("methods", "tasks", "harness")
-FIT = ("harness.fit", "harness.search")
+FIT = ("harness.fit", "harness.search", "tasks.loading")
 """Modules that every result depends on beside its method, task and backbone."""
 
 

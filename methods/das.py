@@ -136,7 +136,7 @@ class GatedBlock(nn.Module):
         context_mask: Tensor | None = None,
     ) -> Tensor:
         """`(B, T, D)` → `(B, T, D)`."""
-        return run_block(self._chosen(), hidden, mask, context, context_mask)
+        return self._chosen()(hidden, mask, context, context_mask)  # type: ignore[no-any-return]
 
     def first(
         self,

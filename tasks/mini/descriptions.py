@@ -15,7 +15,7 @@ from tasks.mini.captions import true_clauses
 from tasks.mini.clauses import NUMBERS, Clause, Count, Exists, Listing, Located, Noun, Predicate, Related
 from tasks.mini.world import Scene, pick, plural
 
-SYNONYMS: Mapping[str, tuple[str, ...]] = {
+_SYNONYMS: Mapping[str, tuple[str, ...]] = {
     "small": ("small", "tiny", "little"),
     "large": ("large", "big", "huge"),
     "thing": ("thing", "object", "figure"),
@@ -29,7 +29,7 @@ SYNONYMS: Mapping[str, tuple[str, ...]] = {
     "brown": ("brown", "wooden", "coffee"),
 }
 """Caption word to words for the same; captions have the first alone."""
-SHAPE_SYNONYMS: Mapping[str, tuple[str, ...]] = {
+_SHAPE_SYNONYMS: Mapping[str, tuple[str, ...]] = {
     "circle": ("circle", "disc", "wheel"),
     "square": ("square", "card", "block"),
     "triangle": ("triangle", "roof", "hill"),
@@ -76,9 +76,9 @@ def _say(clause: Clause, rng: np.random.Generator) -> str:
         case Exists(noun):
             return pick(("{0}", "you see {0}", "someone drew {0}"), rng).format(_a(noun, rng))
         case Count(noun, number):
-            things = _name(noun, rng) if number == 1 else plural(_name(noun, rng, SYNONYMS))
+            things = _name(noun, rng) if number == 1 else plural(_name(noun, rng, _SYNONYMS))
             return pick(("just {1} {0}", "{1} {0} in all", "the number of {2} is {1}"), rng).format(
-                things, NUMBERS[number], plural(_name(noun, rng, SYNONYMS))
+                things, NUMBERS[number], plural(_name(noun, rng, _SYNONYMS))
             )
         case Related(first, second, relation):
             if rng.random() < 0.5:
@@ -87,7 +87,7 @@ def _say(clause: Clause, rng: np.random.Generator) -> str:
         case Located(noun):
             return f"{_a(noun, rng)} {pick(_PLACES.get(clause.place, (clause.place,)), rng)}"
         case Predicate(noun, attribute, value):
-            value = pick(SYNONYMS.get(value, (value,)), rng)
+            value = pick(_SYNONYMS.get(value, (value,)), rng)
             said = f"a {value}" if attribute == "shape" else value
             return f"{said} is what the {_name(noun, rng)} is"
         case Listing(nouns):
@@ -103,7 +103,7 @@ def _a(noun: Noun, rng: np.random.Generator) -> str:
 def _name(
     noun: Noun,
     rng: np.random.Generator,
-    names: Mapping[str, tuple[str, ...]] = {**SYNONYMS, **SHAPE_SYNONYMS},
+    names: Mapping[str, tuple[str, ...]] = {**_SYNONYMS, **_SHAPE_SYNONYMS},
 ) -> str:
     """The noun with synonyms of its words."""
     return " ".join(pick(names.get(word, (word,)), rng) for word in noun.text.split())

@@ -122,8 +122,7 @@ def _background(style: Style, rng: np.random.Generator) -> _Floats:
         relief += np.float32(slope * math.cos(angle)) * columns + np.float32(slope * math.sin(angle)) * rows
     if style.texture:
         nodes = rng.normal(0.0, style.texture, (_TEXTURE_GRID, _TEXTURE_GRID)).astype(np.float32)
-        stretch = _stretch()
-        relief += stretch @ nodes @ stretch.T
+        relief += _stretched(nodes)
     return background + relief
 
 
@@ -187,12 +186,29 @@ def _coordinates() -> tuple[_Floats, _Floats]:
     return line[:, None], line[None, :]
 
 
+def _stretched(nodes: _Floats) -> _Floats:
+    """The texture's nodes linearly interpolated to pixels, `(64, 64)`."""
+    low, low_share, high_share = _between_nodes()
+    rows = _blend(nodes[low], low_share[:, None], nodes[low + 1], high_share[:, None])
+    return _blend(rows[:, low], low_share, rows[:, low + 1], high_share)
+
+
+def _blend(low: _Floats, low_share: _Floats, high: _Floats, high_share: _Floats) -> _Floats:
+    """`low · low_share + high · high_share`, as a fused multiply-add rounds it.
+
+    Not by a matrix product: BLAS rounds by the processor it finds, and pictures would be each machine's own.
+    """
+    return (high.astype(np.float64) * high_share + low * low_share).astype(np.float32)
+
+
 @cache
-def _stretch() -> _Floats:
-    """Linear interpolation from the texture's nodes to pixels, `(64, nodes)`."""
+def _between_nodes() -> tuple[NDArray[np.int64], _Floats, _Floats]:
+    """Of each pixel along a side: the texture's node before it, and the shares of that and of the next, `(64,)`."""
     position = np.linspace(0.0, _TEXTURE_GRID - 1, IMAGE_SIZE)
-    nodes = np.arange(_TEXTURE_GRID)
-    return np.clip(1.0 - np.abs(position[:, None] - nodes[None, :]), 0.0, 1.0).astype(np.float32)
+    low = np.minimum(position.astype(np.int64), _TEXTURE_GRID - 2)
+    shares = (1.0 - np.abs(position - node) for node in (low, low + 1))
+    low_share, high_share = (share.astype(np.float32) for share in shares)
+    return low, low_share, high_share
 
 
 @cache

@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -57,3 +60,28 @@ def test_clutter_and_gradient_change_an_empty_picture() -> None:
     assert len(np.unique(render(empty, FLAT, np.random.default_rng(0)))) == 1
     for style in (replace(FLAT, clutter=4), replace(FLAT, gradient=50.0), replace(FLAT, texture=10.0)):
         assert any(len(np.unique(render(empty, style, np.random.default_rng(s)))) > 5 for s in range(4))
+
+
+BACKGROUNDS = """
+import hashlib
+import numpy as np
+from tasks.mini.render import TEXTURED, _background
+rng = np.random.default_rng(0)
+print(hashlib.sha256(b"".join(_background(TEXTURED, rng).tobytes() for _ in range(50))).hexdigest())
+"""
+
+
+def test_pictures_are_the_same_whatever_kernels_blas_chooses() -> None:
+    """numpy's matrix products round differently with the kernels of an old processor than with this one's."""
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", BACKGROUNDS],
+            env={**os.environ, **kernels},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for kernels in ({}, {"OPENBLAS_CORETYPE": "Nehalem"})
+    ]
+    assert len(said[0]) > 64
+    assert said[0] == said[1]
