@@ -208,8 +208,9 @@ class Backbone(nn.Module, ABC):
     itself: where pairs are scored, streams come with different numbers of rows."""
     initializer_range: float
     shortens: bool = False
-    """Whether in training the last blocks compute the pooled token alone, with the same gradients. In
-    evaluation, where cost is measured, every token is computed, as published. See `Method.tokenwise`."""
+    """Whether in training, and where an image is ranked with many texts, the last blocks compute the pooled token
+    alone, with the same result. Where cost is measured every token is computed, as published. See
+    `Method.tokenwise`."""
     encoder: Callable[[Backbone, Inputs], Streams] | None = None
     """Takes the place of `encode` in `forward` while it is set (`harness.encoding`); None: nothing does."""
 

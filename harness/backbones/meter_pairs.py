@@ -2,7 +2,8 @@
 
 With T texts for each of B images, both encoders run on the distinct texts and on the B images, and so do the
 parts of the first depth that do not read the other stream: self-attention, the queries of cross-attention,
-and the keys and values that each stream gives the other. The rest of the fusion is the pairs' own.
+and the keys and values that each stream gives the other. The rest of the fusion is the pairs' own; its last depth
+computes the pooled tokens alone, as in training.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ def forward_pairs(backbone: MeterBackbone, inputs: Inputs) -> Tensor:
     # What replaces `fuse` (the adapters library) has to see all of it; dropout is drawn for each pair.
     if "fuse" in vars(backbone) or backbone.training:
         return backbone.fuse(rows.spread(streams))
-    return backbone.pool(backbone.run_depths(first_depth(backbone, backbone.enter(streams), rows), first=1))
+    states = first_depth(backbone, backbone.enter(streams), rows)
+    return backbone.pool(backbone.run_depths(states, first=1, first_only=backbone.shortens))
 
 
 def first_depth(backbone: MeterBackbone, streams: Streams, rows: Rows) -> Streams:

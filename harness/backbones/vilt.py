@@ -168,7 +168,9 @@ class ViltBackbone(Backbone):
         return {"joint": Stream(torch.cat([text, image], dim=1), mask)}
 
     def forward_pairs(self, inputs: Inputs) -> Tensor:
-        """As `forward` on `inputs.paired()`; in evaluation each text and image is embedded once."""
+        """As `forward` on `inputs.paired()`; in evaluation each text and image is embedded once, and the last
+        block computes the pooled token alone, as in training.
+        """
         if self.training or inputs.texts_per_image == 1:
             return super().forward_pairs(inputs)
         distinct, rows = distinct_rows(inputs)
@@ -177,7 +179,8 @@ class ViltBackbone(Backbone):
         image = rows.of("image", embedded)
         patch_mask = None if patch_mask is None else rows.of("image", patch_mask)
         mask = _join_masks(inputs.text_mask, patch_mask, text, image)
-        return self.fuse({"joint": Stream(torch.cat([text, image], dim=1), mask)})
+        streams = {"joint": Stream(torch.cat([text, image], dim=1), mask)}
+        return self.pool(self.run_blocks(streams, first_only=True)) if self.shortens else self.fuse(streams)
 
     def _embed_text(self, input_ids: Tensor) -> Tensor:
         """Text tokens with positions and token type: `(B, L, D)`."""

@@ -1,8 +1,9 @@
-"""In training the last blocks compute the pooled token alone; nothing else may change by that."""
+"""In training and ranking the last blocks compute the pooled token alone; nothing else may change by that."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -92,20 +93,48 @@ def test_meter_trains_the_same(make: Callable[[tuple[str, ...]], Method[Any]], m
     assert_same_either_way(backbone, inputs_with_padding(backbone, 32))
 
 
-def widths_seen(backbone: Backbone, inputs: Inputs) -> list[int]:
-    """How many tokens the feed-forward of each block has read, in the order of the blocks."""
+def pairs_with_padding(backbone: Backbone, image_size: int) -> Inputs:
+    """Two images with two texts each."""
+    inputs = inputs_with_padding(backbone, image_size)
+    return replace(inputs, input_ids=inputs.input_ids.repeat(2, 1), text_mask=inputs.text_mask.repeat(2, 1))  # type: ignore[union-attr]
+
+
+def assert_ranks_the_same_either_way(backbone: Backbone, inputs: Inputs) -> None:
+    backbone.eval()
+    with torch.inference_mode():
+        whole = backbone(inputs.paired())
+        backbone.shortens = True
+        torch.testing.assert_close(backbone.forward_pairs(inputs), whole, atol=1e-5, rtol=1e-5)
+
+
+@every_method
+def test_vilt_ranks_the_same(make: Callable[[tuple[str, ...]], Method[Any]]) -> None:
+    backbone = adapted(mini(), make(("11",)))
+    assert_ranks_the_same_either_way(backbone, pairs_with_padding(backbone, 64))
+
+
+@every_method
+def test_meter_ranks_the_same(make: Callable[[tuple[str, ...]], Method[Any]], make_meter: Maker) -> None:
+    backbone = adapted(make_meter(), make(("text.1", "image.1")))
+    assert_ranks_the_same_either_way(backbone, pairs_with_padding(backbone, 32))
+
+
+def widths_seen(
+    backbone: Backbone, inputs: Inputs, run: Callable[[Inputs], object] | None = None
+) -> list[int]:
+    """How many tokens the feed-forward of each block reads in `run` (default: the forward pass), by block."""
     seen: list[int] = []
     handles = [
         block.intermediate.register_forward_pre_hook(lambda module, given: seen.append(given[0].shape[1]))
         for block in backbone.blocks
     ]
-    backbone(inputs)
+    (run or backbone)(inputs)
     for handle in handles:
         handle.remove()
     return seen
 
 
-def test_only_training_is_shortened() -> None:
+def test_training_and_ranking_are_shortened_and_no_other_evaluation() -> None:
     backbone = mini()
     inputs = inputs_with_padding(backbone, 64)
     tokens = 6 + 1 + (64 // backbone.processor.granularity) ** 2
@@ -113,6 +142,9 @@ def test_only_training_is_shortened() -> None:
     backbone.shortens = True
     assert widths_seen(backbone.train(), inputs) == [tokens] * 11 + [1]
     assert widths_seen(backbone.eval(), inputs) == [tokens] * 12
+    assert widths_seen(backbone, inputs, backbone.forward_pairs) == [tokens] * 12  # as cost is measured
+    pairs = pairs_with_padding(backbone, 64)
+    assert widths_seen(backbone, pairs, backbone.forward_pairs) == [tokens] * 11 + [1]
 
 
 def test_both_streams_of_meter_are_shortened(make_meter: Maker) -> None:
@@ -121,6 +153,8 @@ def test_both_streams_of_meter_are_shortened(make_meter: Maker) -> None:
     inputs = inputs_with_padding(backbone, 32)
     assert widths_seen(backbone.train(), inputs) == [6, 5, 1, 1]
     assert widths_seen(backbone.eval(), inputs) == [6, 5, 6, 5]
+    pairs = pairs_with_padding(backbone, 32)
+    assert widths_seen(backbone, pairs, backbone.forward_pairs) == [6, 5, 1, 1]
 
 
 @pytest.mark.parametrize("skip", [False, True])
