@@ -140,10 +140,11 @@ def _by_protocol(records: Sequence[Record]) -> Iterable[tuple[str, list[Record]]
 
 
 def _by_task(records: Iterable[Record]) -> dict[str, list[Record]]:
-    groups: dict[str, list[Record]] = {}
+    """Records by task: the built-in tasks in the papers' order, others behind as they come."""
+    groups: dict[str, list[Record]] = {name: [] for name in BUILT_IN["tasks"]}
     for record in records:
         groups.setdefault(record.cell.task.name, []).append(record)
-    return groups
+    return {name: group for name, group in groups.items() if group}
 
 
 def _shorten(text: str) -> str:
