@@ -131,12 +131,27 @@ def _by_protocol(records: Sequence[Record]) -> Iterable[tuple[str, list[Record]]
     """Groups that compare, each with what tells it from the others of its task."""
     for of_task in _by_task(records).values():
         varying = _varying(of_task)
-        groups: dict[str, list[Record]] = {}
+        groups: dict[tuple[str | None, ...], list[Record]] = {}
         for record in of_task:
             protocol = protocol_of(record)
-            words = (f"{field} {_shorten(protocol.get(field, 'not stated'))}" for field in varying)
-            groups.setdefault(", ".join(words), []).append(record)
-        yield from groups.items()
+            groups.setdefault(tuple(protocol.get(field) for field in varying), []).append(record)
+        for values, group in groups.items():
+            parts = [
+                _distinction(field, value, alternatives)
+                for field, value, alternatives in zip(varying, values, zip(*groups, strict=True), strict=True)
+            ]
+            yield ", ".join(dict.fromkeys(parts)), group
+
+
+def _distinction(field: str, value: str | None, alternatives: Sequence[str | None]) -> str:
+    """What a table's title says of a field of the protocol: of options only those that differ."""
+    plain: list[Any] = [None if text is None else json.loads(text) for text in alternatives]
+    own = None if value is None else json.loads(value)
+    if not isinstance(own, dict) or not all(isinstance(each, dict) for each in plain):
+        return f"{field} {_shorten(value or 'not stated')}"
+    keys = dict.fromkeys(key for each in plain for key in each)
+    different = [key for key in keys if len({json.dumps(each.get(key)) for each in plain}) > 1]
+    return ", ".join(f"{key} {_shorten(str(own.get(key, 'not stated')))}" for key in different)
 
 
 def _by_task(records: Iterable[Record]) -> dict[str, list[Record]]:
