@@ -144,13 +144,15 @@ def _by_protocol(records: Sequence[Record]) -> Iterable[tuple[str, list[Record]]
 
 
 def _distinction(field: str, value: str | None, alternatives: Sequence[str | None]) -> str:
-    """What a table's title says of a field of the protocol: of options only those that differ."""
-    plain: list[Any] = [None if text is None else json.loads(text) for text in alternatives]
-    own = None if value is None else json.loads(value)
-    if not isinstance(own, dict) or not all(isinstance(each, dict) for each in plain):
+    """What a table's title says of a field of the protocol: of options only those that differ.
+
+    alternatives: the values of all groups, this one's too.
+    """
+    own, *every = (json.loads(text or "null") for text in (value, *alternatives))
+    if not all(isinstance(each, dict) for each in every):
         return f"{field} {_shorten(value or 'not stated')}"
-    keys = dict.fromkeys(key for each in plain for key in each)
-    different = [key for key in keys if len({json.dumps(each.get(key)) for each in plain}) > 1]
+    keys = dict.fromkeys(key for each in every for key in each)
+    different = [key for key in keys if len({json.dumps(each.get(key)) for each in every}) > 1]
     return ", ".join(f"{key} {_shorten(str(own.get(key, 'not stated')))}" for key in different)
 
 

@@ -17,9 +17,9 @@ from harness.cell import adapted_model, make_fabric
 from harness.errors import UserError
 from harness.plan import Cell, Request, build_cells, open_workplaces
 from harness.record import RECORD
-from harness.runner import TRACEBACK, run_cells
+from harness.runner import TRACEBACK, measure_side_by_side, run_cells
 from harness.spec import parse_specs
-from harness.store import Store
+from harness.store import WEIGHTS, Store
 from methods.classifier import Classifier
 from tasks.mini.vqa import Sizes, ensure_vqa
 
@@ -49,6 +49,16 @@ def test_a_cell_another_run_holds_is_left_out(cell: Cell, tmp_path: Path) -> Non
     ((_, note),) = notes.ended
     assert note.startswith("left out: ")
     assert note.endswith("is running this cell.")
+
+
+def test_a_cell_whose_weights_are_not_there_is_timed(cell: Cell, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    run_cells([cell], store, Notes())
+    assert store.record(cell.id).latency == ()
+    (store.folder(cell.id) / WEIGHTS).unlink()
+    (record,) = measure_side_by_side([cell], store)
+    assert [latency.batch_size for latency in record.latency] == [1, runner.SMALL_BATCH[0]]  # type: ignore[union-attr]
+    assert store.record(cell.id) == record
 
 
 @pytest.mark.parametrize("tokenwise", [False, True])
