@@ -42,7 +42,7 @@ class Column:
         numbers = [value for value in self.values if isinstance(value, (int, float))]
         if self.best is None or not numbers:
             return set()
-        read = [text.split(" ")[0] for text in self.texts]
+        read = [re.split("[ ±]", text)[0] for text in self.texts]
         best = read[list(self.values).index(max(numbers) if self.best == "max" else min(numbers))]
         rows = {row for row, text in enumerate(read) if text == best}
         return rows if len(rows) < len(numbers) else set()
@@ -125,19 +125,27 @@ def print_table(table: Table, console: Console) -> None:
     console.print(grid)
     for note in table.notes:
         console.print(Text(note, "dim"))
-    if left_out := [column.header for column in wanted if column not in columns]:
+    shown = {column.header for column in columns}
+    if left_out := [column.header for column in wanted if column.header not in shown]:
         console.print(Text(f"No room in {console.width} characters for: {', '.join(left_out)}.", "dim"))
 
 
-_FIRST_TO_GO = ("Tuned file (MiB)", "95 % interval", "Training memory (MiB)")
+_SPACES = "spaces around ±"
+_FIRST_TO_GO = (
+    *("Tuned file", "95 % interval", "Training memory", _SPACES),
+    *("Average", "Δ full", "Latency", "FLOPs", "Updated"),
+)
 
 
 def _fitting(columns: list[Column], room: int) -> list[Column]:
-    """Without the columns that a narrow terminal has no room for; a table cut in words is no table."""
-    for header in _FIRST_TO_GO:
+    """Without what a narrow terminal has no room for; a table cut in words or numbers is no table."""
+    for first in _FIRST_TO_GO:
         if sum(column.width + 2 for column in columns) <= room:
             break
-        columns = [column for column in columns if column.header != header]
+        if first == _SPACES:
+            columns = [replace(c, texts=[text.replace(" ± ", "±") for text in c.texts]) for c in columns]
+        else:
+            columns = [column for column in columns if not column.header.startswith(first)]
     return columns
 
 

@@ -335,6 +335,22 @@ def test_the_terminals_table_keeps_to_a_hundred_columns() -> None:
     assert any("not VQA2.0" in line for line in lines)
 
 
+@pytest.mark.parametrize("width", [70, 80, 95, 110, 150])
+def test_a_narrow_terminal_leaves_out_columns_and_cuts_no_number(width: int) -> None:
+    records = [
+        make_record(method, seed, 59.0 + seed, cell__task__name=task)
+        for method in ("full", "shallow_prompt")
+        for task in ("vqa", "nlvr2", "snli_ve", "retrieval")
+        for seed in range(3)
+    ]
+    out = io.StringIO()
+    print_table(only(records), Console(file=out, width=width))
+    (line,) = (line for line in out.getvalue().splitlines() if line.startswith("shallow_prompt"))
+    assert "…" not in line
+    assert len(re.findall("60.00 ?± ?1.00", line)) == 4
+    assert ("No room" in out.getvalue()) == (width < 150)
+
+
 def test_the_picture_shows_what_the_terminal_shows() -> None:
     picture = render(only(small_results()), "svg")
     assert picture.startswith("<svg")
