@@ -130,22 +130,27 @@ def print_table(table: Table, console: Console) -> None:
         console.print(Text(f"No room in {console.width} characters for: {', '.join(left_out)}.", "dim"))
 
 
-_SPACES = "spaces around ±"
-_FIRST_TO_GO = (
-    *("Tuned file", "95 % interval", "Training memory", _SPACES),
-    *("Average", "Δ full", "Latency", "FLOPs", "Updated"),
+def _without(start: str) -> Callable[[list[Column]], list[Column]]:
+    return lambda columns: [column for column in columns if not column.header.startswith(start)]
+
+
+def _without_spaces(columns: list[Column]) -> list[Column]:
+    return [replace(each, texts=[text.replace(" ± ", "±") for text in each.texts]) for each in columns]
+
+
+_NARROWER = (
+    *(_without("Tuned file"), _without("95 % interval"), _without("Training memory"), _without_spaces),
+    *map(_without, ("Average", "Δ full", "Latency", "FLOPs", "Updated")),
 )
+"""What is done to the columns, one after the other, until they fit."""
 
 
 def _fitting(columns: list[Column], room: int) -> list[Column]:
     """Without what a narrow terminal has no room for; a table cut in words or numbers is no table."""
-    for first in _FIRST_TO_GO:
+    for narrower in _NARROWER:
         if sum(column.width + 2 for column in columns) <= room:
             break
-        if first == _SPACES:
-            columns = [replace(c, texts=[text.replace(" ± ", "±") for text in c.texts]) for c in columns]
-        else:
-            columns = [column for column in columns if not column.header.startswith(first)]
+        columns = narrower(columns)
     return columns
 
 
