@@ -42,6 +42,7 @@ from harness.record import write_atomically
 from harness.search import Lab, cut
 from harness.seeds import derived_seed, generator
 from methods.base import Method
+from methods.warm_start import WarmStart
 from tasks.augment import AUGMENTATIONS
 from tasks.base import Prediction
 from tasks.loading import Loader
@@ -49,6 +50,7 @@ from tasks.partial_scores import PartialScores
 
 CHECKPOINT = "state.pt"
 SEARCH_CHECKPOINT = "search.pt"
+SEARCHED = "searched.pt"
 DECISION = "search.json"
 
 
@@ -169,6 +171,10 @@ def run_cell(cell: Cell, scratch: Path, progress: Progress) -> Outcome:
     if search is not None:
         method.decide(search["decision"])
     model = adapted_model(cell, method)
+    if search is not None and isinstance(method, WarmStart):
+        start = method.warm_start(model.backbone, _load(scratch / SEARCHED))
+        if start:
+            load_tuned_state(model, start)
     parameters = count_parameters(model.backbone, model.head, method.method_modules(model.backbone))
     memory = None if fabric.device.type == "cuda" else _training_memory(cell, model)
     with cached_encoding(model.backbone, workplace.encodings) as encoder:
@@ -279,6 +285,8 @@ def _search(
         "reward_examples": len(held),
         "decision": decision,
     }
+    if isinstance(method, WarmStart):
+        _save(scratch / SEARCHED, tuned_state(TaskModel(workplace.task, backbone, head)))
     write_atomically(done, json.dumps(found).encode())
     checkpoint.unlink(missing_ok=True)
     return found
@@ -434,7 +442,7 @@ def deployed_model(
 ) -> TaskModel:
     """The finalised model of a finished cell, built again from its tuned weights and decision.
 
-    Without tuned weights it has those that training starts from: the same shapes and cost, other outputs.
+    Without tuned weights it has fresh ones: the same shapes and cost, other outputs.
     """
     method = cell.method()
     if decision is not None:

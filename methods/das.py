@@ -8,6 +8,7 @@ the hidden states past each of them, and the blocks that stay get parallel adapt
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 from math import comb, exp
@@ -30,14 +31,17 @@ class DASOptions:
         a single-stream one (the public ViLT scripts skip 1).
     blocks: skip exactly these, without a search (`joint.3+joint.7`, or just `3+7`).
     variant: `sound` rewards on fresh batches of a split kept apart from the one trained on, in evaluation
-        mode, with a reward that has no scale; `published` is the authors' code: one and the same batch, part
-        of the training data, dropout on, reward exp(−loss).
+        mode, with a reward that has no scale, and keeps what the search has trained; `published` is the
+        authors' code: one and the same batch, part of the training data, dropout on, reward exp(−loss),
+        retrained with fresh adapters and a fresh head.
     reward: `standardized` (mean 0, deviation 1 within the sampled sets) or `exponential` (exp(−loss)); by
         default what the variant uses.
     search_epochs: epochs of the search; gates stay at 0 in the first `warmup_epochs` of them.
     period: training steps between two updates of the gates; by default 10, but small training sets get at
         least 60 updates an epoch, or one a step (`sound` only): with 20 the gates depend on which sets were drawn.
     sets: distinct sets of skipped blocks compared in an update.
+    warm_start: the retraining begins with the adapters and the head as the search has trained them, instead of
+        fresh ones; by default what the variant does.
     bottleneck: of the parallel adapters (one a sublayer of each block kept: two in ViLT, three in METER); by
         default width / 8 (96 at 768).
     shortcut_bottleneck: of the adapter in a skipped block's place; by default width / 4 on one stream (192)
@@ -52,6 +56,7 @@ class DASOptions:
     warmup_epochs: int = 1
     period: int | None = None
     sets: int = 3
+    warm_start: bool | None = None
     bottleneck: int | None = None
     shortcut_bottleneck: int | None = None
 
@@ -153,7 +158,7 @@ class GatedBlock(nn.Module):
 
 
 class DAS(Method[DASOptions]):
-    """Search, then retrain from the pretrained weights with the chosen blocks gone."""
+    """Search, then train with the chosen blocks gone; the pretrained weights stay as they are in both."""
 
     name: ClassVar[str] = "das"
     summary: ClassVar[str] = "skips the blocks a bandit finds redundant; adapters beside the others"
@@ -192,6 +197,26 @@ class DAS(Method[DASOptions]):
                 backbone.blocks[index] = self._shortcut(backbone, index, generator)
             else:
                 self._add_parallel(backbone, index, generator)
+
+    @property
+    def warm_starts(self) -> bool:
+        """Whether training goes on with what the search has trained."""
+        asked = self.options.warm_start
+        return self.options.variant == "sound" if asked is None else asked
+
+    def warm_start(self, backbone: Backbone, searched: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Each block's part of its `GatedBlock`, under the block's own name; all else as it is."""
+        if not self.warm_starts:
+            return {}
+        paths = {id(module): f"backbone.{path}." for path, module in backbone.named_modules()}
+        places = tuple(paths[id(block)] for block in backbone.blocks)
+        start = {name: tensor for name, tensor in searched.items() if not name.startswith(places)}
+        for place, block in zip(places, backbone.blocks, strict=True):
+            within = place + ("shortcut." if isinstance(block, SkippedBlock) else "block.")
+            for name, tensor in searched.items():
+                if name.startswith(within):
+                    start[place + name.removeprefix(within)] = tensor
+        return start
 
     def _add_parallel(self, backbone: Backbone, index: int, generator: torch.Generator) -> None:
         block = cast(Block, backbone.blocks[index])
@@ -267,6 +292,7 @@ class DAS(Method[DASOptions]):
                 "sets": sets,
                 "search_epochs": self.options.search_epochs,
                 "warmup_epochs": self.options.warmup_epochs,
+                "warm_start": self.warm_starts,
             },
         }
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from math import ceil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from harness.cell import CHECKPOINT, DECISION, SEARCH_CHECKPOINT, Outcome, run_cell
+from harness import cell as cell_module
+from harness.cell import CHECKPOINT, DECISION, SEARCH_CHECKPOINT, SEARCHED, Outcome, run_cell
 from harness.errors import UserError
+from harness.fit import TaskModel, tuned_state
 from harness.plan import Cell, Request, build_cells, open_workplaces
 from harness.spec import parse_specs
 from tasks.mini.vqa import Sizes, ensure_vqa
@@ -132,6 +136,32 @@ def test_a_resumed_search_does_not_begin_at_its_beginning(
     with pytest.raises(StoppedError):
         run_cell(cells["das"], tmp_path, second)
     assert second.first == 2 * search["training_examples"]
+
+
+@pytest.mark.parametrize("interrupt", [False, True])
+def test_training_begins_with_what_the_search_has_trained(
+    cells: dict[str, Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupt: bool
+) -> None:
+    begun: list[dict[str, Tensor]] = []
+
+    def train(cell: Cell, model: TaskModel, *others: Any) -> Any:
+        begun.append(tuned_state(model))
+        raise StoppedError
+
+    monkeypatch.setattr(cell_module, "_train", train)
+    for _ in range(1 + interrupt):
+        with pytest.raises(StoppedError):
+            run_cell(cells["das"], tmp_path, Counting())
+    searched = torch.load(tmp_path / SEARCHED, weights_only=True)
+    skipped = {
+        name.split(".")[1] for name in json.loads((tmp_path / DECISION).read_text())["decision"]["skipped"]
+    }
+    assert begun[-1].keys() == begun[0].keys()
+    for name, tensor in begun[-1].items():
+        layer, _, rest = name.partition(".layer.")[2].partition(".")
+        part = "shortcut" if layer in skipped else "block"
+        source = name.replace(f".{layer}.{rest}", f".{layer}.{part}.{rest}") if layer else name
+        assert torch.equal(tensor, searched[source]), name
 
 
 def test_a_checkpoint_that_cannot_be_read_is_named(cells: dict[str, Cell], tmp_path: Path) -> None:

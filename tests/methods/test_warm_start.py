@@ -1,0 +1,98 @@
+"""What a search has trained is where training begins: the same function, under the adapted model's names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from harness.backbones.base import Backbone, BackboneOptions
+from harness.backbones.meter_loading import load_meter_mini
+from harness.backbones.vilt_loading import load_vilt_mini
+from methods.base import Memory
+from methods.das import DAS, DASOptions, skip_only
+from methods.warm_start import WarmStart
+
+LOADERS = {"vilt-mini": load_vilt_mini, "meter-mini": load_meter_mini}
+
+
+class Untrained:
+    """A lab that trains nothing: every set of blocks is as good as any other."""
+
+    steps_per_epoch = 2
+
+    def __init__(self, backbone: Backbone) -> None:
+        self.backbone = backbone
+        self.generator = seeded()
+
+    def train(self, epochs: int, before_step: Any, after_step: Any, memory: Memory | None = None) -> None:
+        for epoch in range(epochs):
+            for step in range(self.steps_per_epoch):
+                before_step(epoch, step)
+                after_step(epoch, step)
+
+    def held_out_batch(self, fresh: bool = True) -> None:
+        return None
+
+    def training_batch(self) -> None:
+        return None
+
+    def loss(self, batch: Any, training_mode: bool = False) -> float:
+        return 1.0
+
+
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(3)
+
+
+def trained(backbone: Backbone) -> dict[str, Tensor]:
+    return {f"backbone.{name}": p for name, p in backbone.named_parameters() if p.requires_grad}
+
+
+def pooled(backbone: Backbone) -> Tensor:
+    return backbone.eval()(backbone.example_inputs(2, 5, (64, 64), torch.Generator().manual_seed(1)))
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_training_begins_as_the_very_function_that_the_search_ended_with(name: str) -> None:
+    options = BackboneOptions(weights="random")
+    supernet = LOADERS[name](options)
+    method = DAS()
+    method.decide(method.search(Untrained(supernet)))
+    with torch.no_grad():
+        for parameter in trained(supernet).values():
+            parameter.add_(torch.empty_like(parameter).normal_(std=0.1, generator=seeded()))
+    skip_only(supernet, tuple(supernet.block_names.index(block) for block in method.chosen))
+
+    backbone = LOADERS[name](options)  # the same random weights
+    method.adapt(backbone, seeded())
+    fresh = pooled(backbone)
+    head = {"head.weight": torch.ones(1)}
+    start = method.warm_start(backbone, {**trained(supernet), **head})
+    assert start.keys() == {*trained(backbone), "head.weight"}
+    with torch.no_grad():
+        for parameter_name, parameter in trained(backbone).items():
+            parameter.copy_(start[parameter_name])
+    torch.testing.assert_close(pooled(backbone), pooled(supernet))
+    assert not torch.allclose(fresh, pooled(supernet))
+
+
+@pytest.mark.parametrize(
+    ("options", "warm"),
+    [
+        (DASOptions(), True),
+        (DASOptions(warm_start=False), False),
+        (DASOptions(variant="published"), False),
+        (DASOptions(variant="published", warm_start=True), True),
+    ],
+)
+def test_the_published_variant_begins_afresh(options: DASOptions, warm: bool) -> None:
+    method = DAS(options)
+    assert isinstance(method, WarmStart)
+    backbone = load_vilt_mini(BackboneOptions(weights="random"))
+    method.decide({"skipped": ["joint.3", "joint.7"]})
+    method.adapt(backbone, seeded())
+    searched = {"head.weight": torch.ones(1)}
+    assert method.warm_start(backbone, searched) == (searched if warm else {})
