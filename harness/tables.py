@@ -387,6 +387,9 @@ def _notes(
     )
     notes.append(f"† multiply-accumulates, as papers of this field count{size}.")
     notes.append("Updated: what the method trains, without head, poolers and token types (Common+head).")
+    warm = list(dict.fromkeys(record.cell.method.label for record in records if _starts_warm(record)))
+    if warm:
+        notes.append(f"Trained on from where the search left adapters and head: {', '.join(warm)}.")
     if len(_by_task(records)) > 1:
         notes.append("Costs are means over the tasks.")
     if mixed:
@@ -394,6 +397,12 @@ def _notes(
     if replaced:
         notes.append(f"{replaced} older results of the same cells are left out.")
     return (*notes, *_failures(records))
+
+
+def _starts_warm(record: Record) -> bool:
+    """Whether training began with what the search had trained, which other methods are not given."""
+    settings = None if record.search is None else record.search.decision.get("settings")
+    return isinstance(settings, dict) and settings.get("warm_start") is True
 
 
 def _failures(records: Sequence[Record]) -> list[str]:

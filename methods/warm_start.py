@@ -12,7 +12,10 @@ from harness.backbones.base import Backbone
 
 @runtime_checkable
 class WarmStart(Protocol):
-    """A method (`methods.base.Method`) whose training may begin with what its search has trained."""
+    """A method (`methods.base.Method`) whose training may begin with what its search has trained.
+
+    Where `settings.warm_start` in the search's decision is true, tables say so.
+    """
 
     def warm_start(self, backbone: Backbone, searched: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What training begins with instead of fresh weights: all that trains, by name, or nothing at all.

@@ -417,6 +417,23 @@ def test_a_folder_without_results_is_told(tmp_path: Path) -> None:
     assert "no results in there" in str(error)
 
 
+@pytest.mark.parametrize(
+    ("warm", "labels"), [({"das"}, "das"), ({"das", "das[skip=4]"}, "das, das[skip=4]"), (set(), "")]
+)
+def test_a_warm_start_is_told(warm: set[str], labels: str) -> None:
+    records = [
+        make_record(
+            label,
+            0,
+            59.0,
+            search={"seconds": 9.0, "share": 0.4, "decision": {"settings": {"warm_start": label in warm}}},
+        )
+        for label in ("das", "das[skip=4]")
+    ]
+    told = [note for note in only(records).notes if note.startswith("Trained on from where the search left")]
+    assert told == ([f"Trained on from where the search left adapters and head: {labels}."] if labels else [])
+
+
 def test_a_record_is_shown_for_people(results: Path) -> None:
     text = re.sub(r"\s+", " ", invoke(show, "das", "--results", results).stdout)
     for part in ("das.0.0a1b2c", "mini (embedded)", "test (reported) accuracy 59.00", "24,000 updated of"):
