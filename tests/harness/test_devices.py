@@ -47,9 +47,8 @@ class OneDevice(TorchDispatchMode):
         devices = {tensor.device.type for tensor in tensors if tensor.dim()}
         if len(devices) > 1:
             raise AssertionError(f"{func} over {' and '.join(sorted(devices))}")
-        if (
-            func is torch.ops.aten.unique_dim.default
-        ):  # hangs on values, which there are none: all rows differ
+        if func is torch.ops.aten.unique_dim.default:
+            # It asks for values, and there are none: let all rows differ.
             rows = torch.arange(len(args[0]), device=META)
             return args[0].clone(), rows, torch.ones_like(rows)
         return func(*args, **(kwargs or {}))
@@ -110,11 +109,16 @@ def test_every_method_stays_on_the_models_device(roots: dict[str, Path], backbon
         )
 
 
-def _train_pass(cell: Cell, model: TaskModel) -> None:
+def _step(cell: Cell, model: TaskModel) -> None:
+    """Forward and backward over a training batch."""
     batch = next(iter(loader(cell.workplace, "train", seed=0))).to(META)
     assert batch.targets is not None
     with OneDevice():
         cell.workplace.task.loss(model.train()(batch), batch.targets).backward()
+
+
+def _train_pass(cell: Cell, model: TaskModel) -> None:
+    _step(cell, model)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     assert trained
     assert all(parameter.grad is not None and parameter.grad.device == META for parameter in trained)
@@ -133,10 +137,7 @@ def _search_pass(cell: Cell, method: DAS) -> None:
             for parameter in self.backbone.common_parameters():
                 parameter.requires_grad_(True)
             model = TaskModel(cell.workplace.task, self.backbone, head).to(META)
-            batch = next(iter(loader(cell.workplace, "train", seed=0))).to(META)
-            assert batch.targets is not None
             skip_only(self.backbone, (0, len(self.backbone.blocks) - 1))
-            with OneDevice():
-                cell.workplace.task.loss(model.train()(batch), batch.targets).backward()
+            _step(cell, model)
 
     method.search(Lab())  # type: ignore[arg-type]

@@ -11,36 +11,24 @@ from torch import Tensor
 from harness.backbones.base import Backbone, BackboneOptions
 from harness.backbones.meter_loading import load_meter_mini
 from harness.backbones.vilt_loading import load_vilt_mini
-from methods.base import Memory
 from methods.das import DAS, DASOptions, skip_only
 from methods.warm_start import WarmStart
 
 LOADERS = {"vilt-mini": load_vilt_mini, "meter-mini": load_meter_mini}
+SKIPPED = {"vilt-mini": ["joint.1", "joint.10"], "meter-mini": ["text.1", "text.4", "image.0", "image.5"]}
 
 
 class Untrained:
-    """A lab that trains nothing: every set of blocks is as good as any other."""
+    """A lab that trains nothing: a search in it builds its super-network and that is all."""
 
-    steps_per_epoch = 2
+    steps_per_epoch = 1
 
     def __init__(self, backbone: Backbone) -> None:
         self.backbone = backbone
         self.generator = seeded()
 
-    def train(self, epochs: int, before_step: Any, after_step: Any, memory: Memory | None = None) -> None:
-        for epoch in range(epochs):
-            for step in range(self.steps_per_epoch):
-                before_step(epoch, step)
-                after_step(epoch, step)
-
-    def held_out_batch(self, fresh: bool = True) -> None:
-        return None
-
-    def training_batch(self) -> None:
-        return None
-
-    def loss(self, batch: Any, training_mode: bool = False) -> float:
-        return 1.0
+    def train(self, *_: Any) -> None:
+        pass
 
 
 def seeded() -> torch.Generator:
@@ -60,7 +48,8 @@ def test_training_begins_as_the_very_function_that_the_search_ended_with(name: s
     options = BackboneOptions(weights="random")
     supernet = LOADERS[name](options)
     method = DAS()
-    method.decide(method.search(Untrained(supernet)))
+    method.search(Untrained(supernet))  # type: ignore[arg-type]
+    method.decide({"skipped": SKIPPED[name]})
     with torch.no_grad():
         for parameter in trained(supernet).values():
             parameter.add_(torch.empty_like(parameter).normal_(std=0.1, generator=seeded()))
