@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -20,3 +21,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     if close:
         return f" Did you mean '{close[0]}'?"
     return f" Known: {', '.join(choices)}." if choices else ""
+
+
+def one_line(error: BaseException) -> str:
+    """Type and message of an exception as one line, for records and progress lines."""
+    return traceback.format_exception_only(error)[-1].strip().splitlines()[0]

@@ -9,7 +9,8 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, Literal
 
 from harness.errors import UserError, did_you_mean
-from harness.spec import Spec, build_options, guess_value
+from harness.options import build_options, guess_value
+from harness.specs import Spec
 
 if TYPE_CHECKING:
     from harness.backbones.base import Backbone, BackboneOptions
@@ -32,17 +33,17 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
         "das": "methods.das:DAS",
     },
     "tasks": {
-        "vqa": "tasks.vqa:VQA",
-        "nlvr2": "tasks.nlvr2:NLVR2",
-        "snli_ve": "tasks.snli_ve:SNLIVE",
-        "retrieval": "tasks.retrieval:Retrieval",
-        "nlvr": "tasks.nlvr:NLVR",
+        "vqa": "tasks.vqa.task:VQA",
+        "nlvr2": "tasks.nlvr2.task:NLVR2",
+        "snli_ve": "tasks.snli_ve.task:SNLIVE",
+        "retrieval": "tasks.retrieval.task:Retrieval",
+        "nlvr": "tasks.nlvr.task:NLVR",
     },
     "backbones": {
-        "vilt": "harness.backbones.vilt_loading:load_vilt",
-        "vilt-mini": "harness.backbones.vilt_loading:load_vilt_mini",
-        "meter": "harness.backbones.meter_loading:load_meter",
-        "meter-mini": "harness.backbones.meter_loading:load_meter_mini",
+        "vilt": "harness.backbones.vilt.loading:load_vilt",
+        "vilt-mini": "harness.backbones.vilt.loading:load_vilt_mini",
+        "meter": "harness.backbones.meter.loading:load_meter",
+        "meter-mini": "harness.backbones.meter.loading:load_meter_mini",
     },
 }
 """`module:attribute` by name, in the order of the tables."""

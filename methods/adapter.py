@@ -8,7 +8,8 @@ from typing import Any, ClassVar, cast
 
 import torch
 
-from harness.backbones.base import Backbone, Block
+from harness.backbones.base import Backbone
+from harness.backbones.block import Block
 from harness.errors import UserError
 from methods.base import Method, freeze
 from methods.bottleneck import Activation, BottleneckAdapter, bottleneck_size
@@ -43,7 +44,7 @@ class SequentialAdapter(Method[SequentialAdapterOptions]):
     source: ClassVar[str] = "Houlsby et al., ICML 2019"
     Options: ClassVar[type[Any]] = SequentialAdapterOptions
     learning_rate_scale: ClassVar[float] = 5.0
-    tokenwise: ClassVar[bool] = True
+    per_token: ClassVar[bool] = True
 
     def adapt(self, backbone: Backbone, generator: torch.Generator) -> None:
         """Fill every sequential slot. Weights of deviation 0.01 start it near identity (section 2.1)."""

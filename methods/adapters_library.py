@@ -19,7 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from harness.backbones.base import Backbone, Block, Streams
+from harness.backbones.base import Backbone
+from harness.backbones.block import Block
+from harness.backbones.inputs import Streams
 from harness.errors import UserError, did_you_mean
 from methods.base import Method, NoOptions, freeze
 

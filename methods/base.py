@@ -31,10 +31,10 @@ class Memory(Protocol):
         """Take back what `state` gave."""
 
 
-class SearchLab(Protocol):
+class SearchTrainer(Protocol):
     """What a method gets to search with: a model to train on a search split, and held-out batches.
 
-    The lab's data are cut from the training split only; its two parts are disjoint.
+    The trainer's data are cut from the training split only; its two parts are disjoint.
     """
 
     backbone: Backbone
@@ -54,7 +54,7 @@ class SearchLab(Protocol):
     ) -> None:
         """Train what requires gradient for `epochs`; the callbacks get (epoch, step), both from 0.
 
-        An interrupted search goes on at its last epoch if it has a `memory`: the lab keeps that together
+        An interrupted search goes on at its last epoch if it has a `memory`: the trainer keeps that together
         with the model, the optimiser and all random states, and restores it before the first step.
         """
 
@@ -80,7 +80,7 @@ class Method(ABC, Generic[OptionsT]):
     """A frozen dataclass whose fields have defaults; written inline as `name[field=value]`."""
     learning_rate_scale: ClassVar[float] = 1.0
     """Default learning rate as a multiple of the backbone's own."""
-    tokenwise: ClassVar[bool] = False
+    per_token: ClassVar[bool] = False
     """Whether all it inserts gives a token the same result with and without the others at hand, or takes part
     in `Block.first`. Training is then faster: the last blocks compute the pooled token alone. Not so of a
     convolution over patches, say."""
@@ -100,10 +100,10 @@ class Method(ABC, Generic[OptionsT]):
         `backbone.common_parameters()` are made trainable by the caller, alike for every method.
         """
 
-    def search(self, lab: SearchLab) -> dict[str, Any]:
+    def search(self, trainer: SearchTrainer) -> dict[str, Any]:
         """Decide something before training (DAS: which blocks to skip); JSON-able, stored in the record.
 
-        `lab.backbone` is freshly loaded and not adapted. Called only if `searches`.
+        `trainer.backbone` is freshly loaded and not adapted. Called only if `searches`.
         """
         raise TypeError(f"{self.name} has no search")
 

@@ -17,7 +17,7 @@ class BitFit(Method[NoOptions]):
     summary: ClassVar[str] = "the blocks' bias terms train, layer norms' included"
     source: ClassVar[str] = "Ben Zaken et al., ACL 2022"
     learning_rate_scale: ClassVar[float] = 10.0
-    tokenwise: ClassVar[bool] = True
+    per_token: ClassVar[bool] = True
 
     def adapt(self, backbone: Backbone, generator: torch.Generator) -> None:
         """Freeze all but the blocks' biases."""

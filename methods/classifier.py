@@ -17,7 +17,7 @@ class Classifier(Method[NoOptions]):
     summary: ClassVar[str] = "frozen backbone; only head, pooler and token types train"
     source: ClassVar[str] = "linear probing, Alain and Bengio 2016"
     learning_rate_scale: ClassVar[float] = 5.0
-    tokenwise: ClassVar[bool] = True
+    per_token: ClassVar[bool] = True
 
     def adapt(self, backbone: Backbone, generator: torch.Generator) -> None:
         """Freeze."""

@@ -17,9 +17,11 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from harness.backbones.base import Backbone, Block, Streams, run_block
+from harness.backbones.base import Backbone
+from harness.backbones.block import Block, run_block
+from harness.backbones.inputs import Streams
 from harness.errors import UserError, did_you_mean
-from methods.base import Inserted, Method, SearchLab, freeze
+from methods.base import Inserted, Method, SearchTrainer, freeze
 from methods.bottleneck import BottleneckAdapter
 
 
@@ -165,7 +167,7 @@ class DAS(Method[DASOptions]):
     source: ClassVar[str] = "Wu et al., NeurIPS 2023"
     Options: ClassVar[type[Any]] = DASOptions
     learning_rate_scale: ClassVar[float] = 5.0
-    tokenwise: ClassVar[bool] = True
+    per_token: ClassVar[bool] = True
 
     def __init__(self, options: DASOptions | None = None) -> None:
         super().__init__(options)
@@ -222,7 +224,7 @@ class DAS(Method[DASOptions]):
         block = cast(Block, backbone.blocks[index])
         for sublayer in block.sublayers:
             # Published for METER: beside attention inside the norm, beside the feed-forward behind it.
-            slots = block.behind if block.normalizes_last and sublayer == "mlp" else block.parallel
+            slots = block.post_norm if block.normalizes_last and sublayer == "mlp" else block.parallel
             slots[sublayer] = BottleneckAdapter(
                 backbone.width,
                 self.options.bottleneck or max(1, backbone.width // 8),
@@ -238,34 +240,34 @@ class DAS(Method[DASOptions]):
         adapter = BottleneckAdapter(backbone.width, bottleneck, generator, layer_norm=True, residual=True)
         return SkippedBlock(str(block.name), str(block.stream), adapter)
 
-    def search(self, lab: SearchLab) -> dict[str, Any]:
-        """Train the super-network on `lab`'s training part and let the gates learn.
+    def search(self, trainer: SearchTrainer) -> dict[str, Any]:
+        """Train the super-network on `trainer`'s training part and let the gates learn.
 
         Returns `skipped` (block names), `gates` (block name → final gate), `history` (one entry per update:
         epoch, step, the sets, their losses and rewards, the gates after it), and `settings` as resolved.
         """
-        backbone = lab.backbone
+        backbone = trainer.backbone
         freeze(backbone)
         add_classification_token(backbone)
         for index in range(len(backbone.blocks)):
-            shortcut = self._shortcut(backbone, index, lab.generator)
-            self._add_parallel(backbone, index, lab.generator)
+            shortcut = self._shortcut(backbone, index, trainer.generator)
+            self._add_parallel(backbone, index, trainer.generator)
             backbone.blocks[index] = GatedBlock(backbone.blocks[index], shortcut)
-        bandit = Bandit(len(backbone.blocks), number_to_skip(self.options, backbone), lab.generator)
-        period = self._period(lab.steps_per_epoch)
+        bandit = Bandit(len(backbone.blocks), number_to_skip(self.options, backbone), trainer.generator)
+        period = self._period(trainer.steps_per_epoch)
         sets = min(self.options.sets, comb(bandit.blocks, bandit.skip))
         reward = self.options.reward or ("standardized" if self.options.variant == "sound" else "exponential")
         names = backbone.block_names
         findings = Findings(bandit)
 
-        def before_step(epoch: int, step: int) -> None:  # noqa: ARG001 - the lab calls it so
+        def before_step(epoch: int, step: int) -> None:  # noqa: ARG001 - the trainer calls it so
             skip_only(backbone, bandit.draw())
 
         def after_step(epoch: int, step: int) -> None:
             if epoch < self.options.warmup_epochs or (step + 1) % period or sets < 2:
                 return
             drawn = bandit.draw_distinct(sets)
-            losses = self._losses(lab, drawn)
+            losses = self._losses(trainer, drawn)
             rewards = reward_of(losses, reward)
             bandit.update(drawn, rewards)
             findings.history.append(
@@ -279,7 +281,7 @@ class DAS(Method[DASOptions]):
                 }
             )
 
-        lab.train(self.options.search_epochs, before_step, after_step, findings)
+        trainer.train(self.options.search_epochs, before_step, after_step, findings)
         return {
             "skipped": [names[i] for i in bandit.best()],
             "gates": dict(zip(names, bandit.gates.tolist(), strict=True)),
@@ -301,14 +303,14 @@ class DAS(Method[DASOptions]):
             return self.options.period
         return 10 if self.options.variant == "published" else max(1, min(10, steps_per_epoch // 60))
 
-    def _losses(self, lab: SearchLab, drawn: list[tuple[int, ...]]) -> list[float]:
+    def _losses(self, trainer: SearchTrainer, drawn: list[tuple[int, ...]]) -> list[float]:
         """Each set's loss, all on the same batch."""
         published = self.options.variant == "published"
-        batch = lab.training_batch() if published else lab.held_out_batch()
+        batch = trainer.training_batch() if published else trainer.held_out_batch()
         losses = []
         for chosen in drawn:
-            skip_only(lab.backbone, chosen)
-            losses.append(lab.loss(batch, training_mode=published))
+            skip_only(trainer.backbone, chosen)
+            losses.append(trainer.loss(batch, training_mode=published))
         return losses
 
 
@@ -362,7 +364,7 @@ class Findings:
         self.history: list[dict[str, Any]] = []
 
     def state(self) -> dict[str, Any]:
-        """Gates and history; the bandit draws from the lab's generator, which the lab keeps."""
+        """Gates and history; the bandit draws from the trainer's generator, which the trainer keeps."""
         return {"gates": self.bandit.gates.clone(), "history": list(self.history)}
 
     def restore(self, state: dict[str, Any]) -> None:

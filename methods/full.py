@@ -17,7 +17,7 @@ class Full(Method[NoOptions]):
     summary: ClassVar[str] = "all parameters of the backbone train"
     source: ClassVar[str] = "Devlin et al., NAACL 2019"
     learning_rate_scale: ClassVar[float] = 1.0
-    tokenwise: ClassVar[bool] = True
+    per_token: ClassVar[bool] = True
 
     def adapt(self, backbone: Backbone, generator: torch.Generator) -> None:
         """Let everything train."""

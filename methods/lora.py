@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harness.backbones.base import Backbone, Block
+from harness.backbones.base import Backbone
+from harness.backbones.block import Block
 from harness.errors import UserError, did_you_mean
 from methods.base import Inserted, Method, freeze
 from methods.option_checks import at_least, fraction, positive
@@ -115,7 +116,7 @@ class LoRA(Method[LoRAOptions]):
     source: ClassVar[str] = "Hu et al., ICLR 2022"
     Options: ClassVar[type[Any]] = LoRAOptions
     learning_rate_scale: ClassVar[float] = 10.0
-    tokenwise: ClassVar[bool] = True
+    per_token: ClassVar[bool] = True
 
     def adapt(self, backbone: Backbone, generator: torch.Generator) -> None:
         """Wrap the target projections.

@@ -8,7 +8,8 @@ from typing import Any, ClassVar, cast
 
 import torch
 
-from harness.backbones.base import Backbone, Block
+from harness.backbones.base import Backbone
+from harness.backbones.block import Block
 from methods.base import Method, freeze
 from methods.bottleneck import Activation, BottleneckAdapter, bottleneck_size
 from methods.option_checks import at_least, positive
@@ -47,7 +48,7 @@ class ParallelAdapter(Method[ParallelAdapterOptions]):
     source: ClassVar[str] = "He et al., ICLR 2022"
     Options: ClassVar[type[Any]] = ParallelAdapterOptions
     learning_rate_scale: ClassVar[float] = 4.0
-    tokenwise: ClassVar[bool] = True
+    per_token: ClassVar[bool] = True
 
     def adapt(self, backbone: Backbone, generator: torch.Generator) -> None:
         """Fill the parallel slots."""

@@ -9,7 +9,9 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from harness.backbones.base import Backbone, Block, Streams
+from harness.backbones.base import Backbone
+from harness.backbones.block import Block
+from harness.backbones.inputs import Streams
 from methods.base import Inserted, Method, freeze
 from methods.option_checks import at_least
 
@@ -137,7 +139,7 @@ class ShallowPrompt(Method[PromptOptions]):
     source: ClassVar[str] = "Jia et al., ECCV 2022"
     Options: ClassVar[type[Any]] = PromptOptions
     learning_rate_scale: ClassVar[float] = 15.0
-    tokenwise: ClassVar[bool] = True
+    per_token: ClassVar[bool] = True
 
     def adapt(self, backbone: Backbone, generator: torch.Generator) -> None:
         """Hang the prompts between `encode` and the first block."""
@@ -156,7 +158,7 @@ class DeepPrompt(Method[PromptOptions]):
     source: ClassVar[str] = "Jia et al., ECCV 2022"
     Options: ClassVar[type[Any]] = PromptOptions
     learning_rate_scale: ClassVar[float] = 1.5
-    tokenwise: ClassVar[bool] = True
+    per_token: ClassVar[bool] = True
 
     def adapt(self, backbone: Backbone, generator: torch.Generator) -> None:
         """Wrap every block."""

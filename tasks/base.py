@@ -11,9 +11,10 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from harness.backbones.base import Backbone, Inputs
+from harness.backbones.base import Backbone
+from harness.backbones.inputs import Inputs
 from harness.errors import UserError
-from tasks.partial_scores import PartialScores
+from tasks.data.resumable_scores import PartialScores
 
 SplitName = Literal["train", "val", "test"]
 

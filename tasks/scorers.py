@@ -5,43 +5,27 @@ Nothing here needs torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness.errors import UserError
-from tasks import nlvr2_scoring, nlvr_scoring, retrieval_scoring, snli_ve_scoring, vqa_files, vqa_scoring
-from tasks.files import field, read_json, read_json_lines
-from tasks.nlvr2_files import parse_label, read_predictions
-from tasks.nlvr2_files import read_statements as read_nlvr2
-from tasks.nlvr_files import image_ids
-from tasks.nlvr_files import read_predictions as read_nlvr_predictions
-from tasks.nlvr_files import read_statements as read_nlvr
-from tasks.retrieval_files import read_captions
-from tasks.snli_ve_files import check_label, read_pairs
-
-Answers = dict[str, Any]
-"""Answers by example id."""
-
-
-@dataclass(frozen=True)
-class Scorer:
-    """What scoring a task's files takes.
-
-    read_truths: the official annotation file, as truths by example id.
-    read_submission: the official submission file, as answers by example id.
-    read_answer: the answer in one line of our own predictions, whose place is given for messages.
-    judge: id, answer and truth → a prediction as `score` takes it.
-    score: metrics in percent; `Task.score`.
-    The readers raise `UserError` naming the file and place at fault.
-    """
-
-    read_truths: Callable[[Path], Mapping[str, Any]]
-    read_submission: Callable[[Path], Answers]
-    read_answer: Callable[[Any, str], Any]
-    judge: Callable[[str, Any, Any], dict[str, Any]]
-    score: Callable[[Sequence[Mapping[str, Any]]], dict[str, float]]
+from tasks.data.files import field, read_json, read_json_lines
+from tasks.nlvr import scoring as nlvr_scoring
+from tasks.nlvr.files import image_ids
+from tasks.nlvr.files import read_predictions as read_nlvr_predictions
+from tasks.nlvr.files import read_statements as read_nlvr
+from tasks.nlvr2 import scoring as nlvr2_scoring
+from tasks.nlvr2.files import parse_label, read_predictions
+from tasks.nlvr2.files import read_statements as read_nlvr2
+from tasks.retrieval import scoring as retrieval_scoring
+from tasks.retrieval.files import read_captions
+from tasks.scorer import Answers, Scorer
+from tasks.snli_ve import scoring as snli_ve_scoring
+from tasks.snli_ve.files import check_label, read_pairs
+from tasks.vqa import files as vqa_files
+from tasks.vqa import scoring as vqa_scoring
 
 
 def _read_vqa_truths(path: Path) -> dict[str, vqa_files.Annotation]:

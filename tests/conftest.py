@@ -7,8 +7,9 @@ import torch
 
 from harness.backbones.base import BackboneOptions
 from harness.backbones.checkpoints import Checkpoint, fixed_generator
-from harness.backbones.meter import MeterBackbone, MeterConfig
-from harness.backbones.meter_loading import build_meter, load_meter
+from harness.backbones.meter.config import MeterConfig
+from harness.backbones.meter.loading import build_meter, load_meter
+from harness.backbones.meter.model import MeterBackbone
 
 
 def small_meter_config(**changes: int) -> MeterConfig:

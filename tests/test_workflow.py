@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 from typer.main import get_command
 
 from harness.cli import app
 from harness.cli.run import build_request
-
-ROOT = Path(__file__).parent.parent
+from tests.support.paths import ROOT
 
 
 def test_the_workflow_runs_commands_and_files_that_exist() -> None:

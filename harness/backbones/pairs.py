@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from harness.backbones.base import Inputs, Streams
+from harness.backbones.inputs import Inputs, Streams
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,11 @@ def check(
     Parameters, FLOPs and file sizes exactly; scores against the baseline's own interval; latency as a ratio to
     the untouched backbone in the same measurement.
     """
-    from harness.baseline import read_baseline, summarize, write_baseline
+    from harness.analysis.baseline import read_baseline, summarize, write_baseline
+    from harness.analysis.regression import check as check_cells
+    from harness.analysis.regression import describe, write_junit
     from harness.errors import UserError
-    from harness.regression import check as check_cells
-    from harness.regression import describe, write_junit
-    from harness.store import Store
+    from harness.records.store import Store
 
     store = Store(results)
     records = store.records()

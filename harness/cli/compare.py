@@ -10,7 +10,7 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from harness.evidence import Comparison
+    from harness.analysis.significance import Comparison
 
 
 def compare(
@@ -29,9 +29,9 @@ def compare(
     resamples: Annotated[int, typer.Option(min=100, help="Resamples of the bootstrap.")] = 10_000,
 ) -> None:
     """Test METHOD_A − METHOD_B on the same test examples and seeds; several pairs with Holm's correction."""
+    from harness.analysis.significance import compare as compare_pairs
     from harness.errors import UserError
-    from harness.evidence import compare as compare_pairs
-    from harness.store import Store
+    from harness.records.store import Store
 
     if len(methods) % 2:
         raise UserError(f"methods come in pairs, such as das full; '{methods[-1]}' has none to compare with.")
@@ -46,7 +46,7 @@ def print_comparisons(found: Sequence[Comparison], resamples: int) -> None:
     """A line for each comparison, then what was tested and how."""
     from tabulate import tabulate
 
-    from harness.evidence import TEST
+    from harness.analysis.significance import TEST
 
     several = len(found) > 1
     rows = [

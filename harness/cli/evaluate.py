@@ -24,7 +24,7 @@ def evaluate(
     ] = None,
 ) -> None:
     """Load a finished cell's tuned weights, predict, and print the metrics."""
-    from harness.evaluation import evaluate_cell
+    from harness.experiment.evaluate import evaluate_cell
 
     metrics = evaluate_cell(cell, results, split, data_root, weights, tokenizer, submission)
     for name, value in metrics.items():

@@ -27,8 +27,8 @@ def export(
     tokenizer: Annotated[str | None, typer.Option(help="The vocabulary, as given to `harness run`.")] = None,
 ) -> None:
     """Write a cell's tuned LoRA or adapter weights so that `adapters` or `peft` loads them on ViltModel."""
-    from harness.export import export_cell
-    from harness.session import prepare_process
+    from harness.experiment.export import export_cell
+    from harness.process import prepare_process
 
     prepare_process()
     export_cell(cell, results, output, format, data_root, weights, tokenizer)

@@ -11,8 +11,8 @@ def list_names() -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from harness.options import format_value
     from harness.registry import ADAPTERS_LIBRARY, names, resolve_method
-    from harness.spec import format_value
 
     console = Console(highlight=False)
     grid = Table("method", "what it does", "options", box=None, pad_edge=False, header_style="dim")

@@ -20,8 +20,8 @@ def plot(
     ] = False,
 ) -> None:
     """Draw accuracy against costs, learning curves and DAS's gates, as PNG and SVG."""
-    from harness.plots.figures import write_figures
-    from harness.store import Store
+    from harness.records.store import Store
+    from harness.report.plots.figures import write_figures
 
     for path in write_figures(Store(results), output or results / "plots", all_protocols):
         typer.echo(path)

@@ -23,10 +23,10 @@ def pretrain(
     from rich.console import Console
     from rich.progress import Progress
 
-    from harness.allocator import keep_freed_memory
     from harness.errors import UserError, did_you_mean
     from harness.pretrain.embedded import EMBEDDED
     from harness.pretrain.loop import pretrain_in_stages
+    from harness.process import keep_freed_memory
 
     if backbone not in EMBEDDED:
         raise UserError(f"there is no recipe for '{backbone}'.{did_you_mean(backbone, list(EMBEDDED))}")

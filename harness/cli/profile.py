@@ -35,11 +35,11 @@ def profile(
     from rich.console import Console
 
     from harness.cli.run import read_specs
-    from harness.environment import command_line
     from harness.errors import UserError
-    from harness.profile import make_setting, profile_setting
-    from harness.profile_tables import NOTES, print_profile, to_csv, to_markdown
-    from harness.record import write_atomically
+    from harness.files import write_atomically
+    from harness.measure.profile import make_setting, profile_setting
+    from harness.records.environment import command_line
+    from harness.report.profile_tables import NOTES, print_profile, to_csv, to_markdown
 
     files = output or []
     for file in files:

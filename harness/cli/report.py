@@ -24,9 +24,9 @@ def report(
     ] = False,
 ) -> None:
     """Write tables, figures and every cell with its predictions into one HTML page that needs no network."""
-    from harness.record import write_atomically
-    from harness.report.page import build_report
-    from harness.store import Store
+    from harness.files import write_atomically
+    from harness.records.store import Store
+    from harness.report.html.page import build_report
 
     path = output or results / "report.html"
     page = build_report(Store(results), data_root, all_protocols)

@@ -35,9 +35,9 @@ def reproduce(
     from rich.table import Table
     from rich.text import Text
 
-    from harness.interrupts import Interrupts
-    from harness.reproduction import compare, differences, find_record, open_cell, run_again
-    from harness.session import WIDTH_ELSEWHERE, TerminalReporter, prepare_process
+    from harness.cli.terminal import WIDTH_ELSEWHERE, TerminalReporter
+    from harness.experiment.reproduce import compare, differences, find_record, open_cell, run_again
+    from harness.process import Interrupts, prepare_process
 
     prepare_process()
     console = Console(highlight=False)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from harness.plan import Request
-    from harness.spec import Spec
+    from harness.config import Request
+    from harness.specs import Spec
 
 
 def run(
@@ -132,7 +132,7 @@ def run(
             "--in-process runs cells one after the other and cannot end one: leave out --jobs, --timeout."
         )
 
-    from harness.session import execute
+    from harness.cli.terminal import execute
 
     raise typer.Exit(
         execute(request, folder, dry_run, jobs, measure_again, timeout, in_process, _names(logger))
@@ -142,10 +142,9 @@ def run(
 def build_request(experiment: Path | None, given: dict[str, Any]) -> tuple[Request, Path]:
     """What the flags and the experiment file ask for, checked as far as names and numbers go."""
     from harness.backbones.base import BackboneOptions
+    from harness.config import Request, read_experiment
     from harness.errors import UserError
-    from harness.plan import Request
     from harness.registry import build_method, build_task, resolve_backbone
-    from harness.spec import read_experiment
 
     settings: dict[str, Any] = dict(read_experiment(experiment)) if experiment is not None else {}
     named = settings.get("backbone")
@@ -203,7 +202,7 @@ def _one_of(settings: dict[str, Any], key: str, allowed: tuple[str, ...]) -> Non
 def read_specs(text: str | None, kind: str) -> list[Spec] | None:
     """Specs of `--methods` or `--tasks`; `all` are the built-in ones, None stays None."""
     from harness.registry import BUILT_IN
-    from harness.spec import Spec, parse_specs
+    from harness.specs import Spec, parse_specs
 
     if text is None:
         return None

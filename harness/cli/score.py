@@ -20,7 +20,7 @@ def score(
     ] = False,
 ) -> None:
     """Score a predictions file on an official annotation file; metrics in percent."""
-    from harness.scoring import score_files
+    from harness.analysis.score_files import score_files
 
     scored = score_files(task, predictions, annotations, partial)
     for name, value in scored.metrics.items():

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from harness.report.describe import describe
 
-    from harness.record import Compute, Failure, Record
+if TYPE_CHECKING:
+    pass
 
 
 def show(
@@ -22,7 +22,7 @@ def show(
     from rich.table import Table
     from rich.text import Text
 
-    from harness.store import Store
+    from harness.records.store import Store
 
     store = Store(results)
     record = store.find(cell)
@@ -31,99 +31,3 @@ def show(
         grid.add_row(Text(key, "bold"), Text(value))
     grid.add_row(Text("files", "bold"), Text(str(store.folder(record.cell.id))))
     Console().print(grid)
-
-
-def describe(record: Record) -> Iterator[tuple[str, str]]:
-    """Lines of (what, value) in the order in which one asks for them."""
-    cell = record.cell
-    yield "cell", cell.id
-    yield "status", record.status if record.error is None else f"{record.status}: {record.error}"
-    yield "method", _with_options(cell.method.label, cell.method.options)
-    yield "task", _with_options(f"{cell.task.name} version {cell.task.version}", cell.task.options)
-    yield "data", "mini (embedded)" if record.data.benchmark == "mini" else record.data.benchmark
-    yield "backbone", f"{cell.backbone.name}, digest {cell.backbone.digest[:16]}"
-    yield "seed", str(cell.seed)
-    for split, metrics in record.metrics.items():
-        reported = " (reported)" if split == record.reported_split else ""
-        yield f"{split}{reported}", ", ".join(f"{name} {value:.2f}" for name, value in metrics.items())
-    if record.majority_accuracy is not None:
-        yield "majority answer", f"{record.majority_accuracy:.2f}"
-    if record.parameters is not None:
-        groups = vars(record.parameters.groups)
-        parts = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in groups.items() if count)
-        yield "parameters", f"{record.parameters.updated:,} updated of {record.parameters.total:,}: {parts}"
-    yield "compute", _compute(record.compute)
-    yield from _latency(record)
-    yield from _costs(record)
-    environment = record.environment
-    dirty = " with changes" if environment.dirty else ""
-    yield "command", environment.command
-    yield "code", ", ".join(f"{part} {digest}" for part, digest in cell.code.items()) or "not recorded"
-    yield "commit", "not a checkout" if environment.commit is None else f"{environment.commit}{dirty}"
-    yield "versions", ", ".join(f"{name} {value}" for name, value in environment.versions.items() if value)
-    hardware = {**environment.hardware, "threads": environment.threads, "trained on": environment.device}
-    yield "hardware", ", ".join(f"{name} {value}" for name, value in hardware.items() if value)
-    yield "finished", record.timestamps.finished.isoformat(timespec="seconds")
-    yield "protocol", ", ".join(f"{name} {value}" for name, value in record.protocol.items())
-
-
-def _with_options(name: str, options: object) -> str:
-    from harness.spec import format_value
-
-    pairs = options.items() if isinstance(options, dict) else ()
-    listed = ", ".join(f"{key}={format_value(value)}" for key, value in pairs)
-    return f"{name} ({listed})" if listed else name
-
-
-def _compute(compute: Compute | Failure | None) -> str:
-    from harness.record import Failure
-
-    if compute is None:
-        return "not measured"
-    if isinstance(compute, Failure):
-        return f"failed: {compute.error}"
-    parts = ", ".join(f"{name} {count / 1e9:.4g} G" for name, count in compute.macs.items())
-    height, width = compute.image_size
-    return (
-        f"{compute.macs_total / 1e9:.4g} GMACs = {compute.flops_total / 1e9:.4g} GFLOPs "
-        f"at {height}×{width} pixels, {compute.text_length} tokens: {parts}"
-    )
-
-
-def _latency(record: Record) -> Iterator[tuple[str, str]]:
-    from harness.record import Failure
-
-    if isinstance(record.latency, Failure):
-        yield "latency", f"failed: {record.latency.error}"
-        return
-    for each in record.latency:
-        yield (
-            f"latency, batch {each.batch_size}",
-            f"p50 {each.p50_ms:.2f} ms, p90 {each.p90_ms:.2f} ms (n {each.n}, {each.device}, "
-            f"{each.threads} threads, measured together: {each.group})",
-        )
-    if not record.latency:
-        yield "latency", "not measured"
-
-
-def _costs(record: Record) -> Iterator[tuple[str, str]]:
-    from harness.record import Failure
-
-    memory, training, search = record.memory, record.training, record.search
-    if isinstance(memory, Failure):
-        yield "memory", f"failed: {memory.error}"
-    elif memory is not None:
-        peaks = {"training": memory.peak_training_mib, "inference": memory.peak_inference_mib}
-        figures = ", ".join(f"{name} {value:.0f} MiB" for name, value in peaks.items() if value is not None)
-        yield "peak memory", f"{figures or 'not measured'} ({memory.how})"
-    if record.tuned_file_bytes is not None:
-        yield "tuned file", f"{record.tuned_file_bytes / 2**20:.2f} MiB"
-    if training is not None:
-        yield (
-            "training",
-            f"{training.seconds:.0f} s, {training.examples_per_second:.1f} examples/s, epoch "
-            f"{training.best_epoch} of {training.epochs} reported, learning rate {training.learning_rate:g}, "
-            f"{100 * training.data_wait_fraction:.0f} % of the time waiting for data",
-        )
-    if search is not None:
-        yield "search", f"{search.seconds:.0f} s ({100 * search.share:.0f} %): {search.decision}"

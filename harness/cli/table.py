@@ -27,11 +27,11 @@ def table(
     from rich.console import Console
 
     from harness.errors import UserError
-    from harness.evidence import with_intervals
-    from harness.record import write_atomically
-    from harness.rendering import Format, print_table, render_all
-    from harness.store import Store
-    from harness.tables import build_tables
+    from harness.files import write_atomically
+    from harness.records.store import Store
+    from harness.report.intervals import with_intervals
+    from harness.report.rendering import Format, print_table, render_all
+    from harness.report.tables import build_tables
 
     endings: dict[str, Format] = {
         ".md": "github",

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.backbones import meter_loading, vilt_loading
 from harness.backbones.base import BackboneOptions
+from harness.backbones.meter import loading as meter_loading
+from harness.backbones.vilt import loading as vilt_loading
 from harness.pretrain.model import Pretrainable
 from harness.pretrain.recipe import METER_STAGES, VILT_STAGES, Recipe
 

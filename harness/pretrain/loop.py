@@ -21,12 +21,12 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import nn
 
-from harness.allocator import keep_freed_memory
 from harness.backbones.base import BackboneOptions
 from harness.errors import UserError
 from harness.pretrain.model import Pretrainable, PretrainingModel
 from harness.pretrain.recipe import Recipe
 from harness.pretrain.scenes import CaptionedScenes
+from harness.process import keep_freed_memory
 from tasks.mini.captions import caption_words
 
 BuildBackbone = Callable[[], Pretrainable]

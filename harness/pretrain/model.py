@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harness.backbones.base import Inputs
-from harness.backbones.meter import MeterBackbone
-from harness.backbones.vilt import ViltBackbone
+from harness.backbones.inputs import Inputs
+from harness.backbones.meter.model import MeterBackbone
+from harness.backbones.vilt.model import ViltBackbone
 from harness.pretrain.scenes import IGNORED, Scenes
 from tasks.mini.world import COLORS, SHAPES, SIZES
 

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.backbones.base import Inputs, Processor
-from harness.backbones.meter_processor import MeterProcessor
-from harness.backbones.vilt_processor import ViltProcessor
+from harness.backbones.base import Processor
+from harness.backbones.inputs import Inputs
+from harness.backbones.meter.processor import MeterProcessor
+from harness.backbones.vilt.processor import ViltProcessor
 from harness.pretrain.recipe import STYLES, Recipe
 from tasks.mini.captions import caption, caption_words, falsify, join, true_clauses
 from tasks.mini.patches import patch_labels

@@ -1,1 +1,1 @@
-"""One HTML page of a results folder that needs no network."""
+"""Records to paper: tables, figures and the HTML page."""

@@ -24,22 +24,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.models.bridgetower.modeling_bridgetower import BridgeTowerBertCrossLayer
 
-from harness.backbones.base import BackboneOptions, Inputs
-from harness.backbones.meter import MeterBackbone
-from harness.backbones.meter_loading import load_meter
-from harness.backbones.meter_processor import MeterProcessor
-from harness.encoding import cached_encoding
-from harness.encoding_store import Budgets, EncodingStore
-from harness.fit import TaskModel, Training, build_optimizer
+from harness.backbones.base import BackboneOptions
+from harness.backbones.inputs import Inputs
+from harness.backbones.meter.loading import load_meter
+from harness.backbones.meter.model import MeterBackbone
+from harness.backbones.meter.processor import MeterProcessor
 from harness.measure.flops import count_macs
 from harness.measure.gemm import gemm_cycle, transformer_shapes
 from harness.measure.latency import LatencySample, latency_ratio, measure_latency
-from harness.session import prepare_process
+from harness.process import prepare_process
+from harness.training.encoder_cache import cached_encoding
+from harness.training.encoding_store import Budgets, EncodingStore
+from harness.training.model import TaskModel
+from harness.training.optim import Training, build_optimizer
 from methods.adapter import SequentialAdapter
 from methods.das import DAS, DASOptions
 from tasks.base import Batch, Example
-from tasks.images import ImageCache
-from tasks.retrieval_batches import score_matrix
+from tasks.data.images import ImageCache
+from tasks.retrieval.batches import score_matrix
 
 SIDE, TEXT = 384, 40
 IMAGE_TOKENS = (SIDE // 16) ** 2 + 1
@@ -169,7 +171,7 @@ class Classifying:
 def test_training_on_kept_encodings(capsys: pytest.CaptureFixture[str]) -> None:
     backbone, size = build(), 4
     SequentialAdapter().adapt(backbone, torch.Generator().manual_seed(0))
-    backbone.shortens = SequentialAdapter.tokenwise  # as in a run
+    backbone.pooled_token_only = SequentialAdapter.per_token  # as in a run
     for parameter in backbone.common_parameters():
         parameter.requires_grad_(True)
     task: Any = Classifying()
@@ -237,7 +239,7 @@ class Numbers(MeterProcessor):
 def test_ranking_captions(images: int, captions: int, capsys: pytest.CaptureFixture[str]) -> None:
     """All pairs by the evaluation; every tenth caption of each image by encoding both for each pair."""
     backbone = build()
-    backbone.shortens = True  # as in a run
+    backbone.pooled_token_only = True  # as in a run
     head = nn.Linear(backbone.feature_dim, 1)
     pictures = ImageCache(Numbers(None, SIDE, 16, TEXT))
     generator = torch.Generator().manual_seed(0)

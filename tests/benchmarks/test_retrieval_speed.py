@@ -15,15 +15,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.backbones.base import Inputs
-from harness.cell import adapted_model, loader, make_fabric
-from harness.plan import Request, build_cells, open_workplaces
-from harness.session import prepare_process
-from harness.spec import parse_specs
+from harness.backbones.inputs import Inputs
+from harness.config import Request
+from harness.experiment.cell import adapted_model, loader
+from harness.experiment.plan import build_cells, open_testbeds
+from harness.process import prepare_process
+from harness.specs import parse_specs
+from harness.training.fabric import make_fabric
 from tasks.base import Batch
-from tasks.loading import Loader, pad_text, stack_images
+from tasks.data.batches import pad_text, stack_images
+from tasks.data.loader import Loader
 from tasks.mini.retrieval import Sizes, ensure_retrieval
-from tasks.retrieval_batches import score_matrix
+from tasks.retrieval.batches import score_matrix
 
 IMAGES, PLAIN_IMAGES = 200, 10
 CAPTIONS_AT_ONCE = 500
@@ -45,10 +48,10 @@ def test_ranking_the_embedded_pictures(
         accelerator="cpu",
         precision=precision,
     )
-    (cell,) = build_cells(request, open_workplaces(request))
-    fabric = make_fabric(cell.workplace)
+    (cell,) = build_cells(request, open_testbeds(request))
+    fabric = make_fabric(cell.testbed)
     model = adapted_model(cell, cell.method()).requires_grad_(False)
-    batches = loader(cell.workplace, "test")
+    batches = loader(cell.testbed, "test")
     assert isinstance(batches, Loader)
     processor, images = batches.cache.processor, batches.cache
     pictures = {example.group: str(example.images[0]) for example in batches.examples}
@@ -79,7 +82,7 @@ def test_ranking_the_embedded_pictures(
 
     model.eval()
     started = time.perf_counter()
-    matrix, _, firsts = score_matrix(evaluated, batches.examples, images, cell.workplace.task.options.pairs)
+    matrix, _, firsts = score_matrix(evaluated, batches.examples, images, cell.testbed.task.options.pairs)
     evaluation = time.perf_counter() - started - seconds
     assert matrix.shape == (IMAGES, 5 * IMAGES)
     row_of = {example.group: row for row, example in enumerate(firsts)}

@@ -31,12 +31,15 @@ from transformers import Trainer, TrainingArguments, ViltForQuestionAnswering
 
 from harness import registry
 from harness.backbones.base import BackboneOptions
-from harness.cell import adapted_model, loader
-from harness.fit import State, TaskModel, build_optimizer, build_schedule, train_epoch
-from harness.plan import Cell, Request, build_cells, open_workplaces
-from harness.session import prepare_process
-from harness.spec import parse_specs
-from tasks.loading import pad_text
+from harness.config import Request
+from harness.experiment.cell import adapted_model, loader
+from harness.experiment.plan import Cell, build_cells, open_testbeds
+from harness.process import prepare_process
+from harness.specs import parse_specs
+from harness.training.loop import State, train_epoch
+from harness.training.model import TaskModel
+from harness.training.optim import build_optimizer, build_schedule
+from tasks.data.batches import pad_text
 from tasks.mini.vqa import Sizes, ensure_vqa
 
 RANK = 4
@@ -80,7 +83,7 @@ def cell_of(root: Path, backbone: str, weights: str | None, batch_size: int) -> 
         batch_size=batch_size,
         accelerator="cpu",
     )
-    (cell,) = build_cells(request, open_workplaces(request))
+    (cell,) = build_cells(request, open_testbeds(request))
     return cell
 
 
@@ -90,16 +93,16 @@ MINI_VOCABULARY = Path(registry.__file__).parent / "backbones" / "weights" / "vi
 def harness_loop(cell: Cell) -> Callable[[], int]:
     """One epoch by the harness's own function."""
     model = adapted_model(cell, cell.method())
-    training = cell.workplace.training
-    batches = loader(cell.workplace, "train", 0)
-    optimizer = build_optimizer(model, training, cell.learning_rate, cell.workplace.head_learning_rate)
+    training = cell.testbed.training
+    batches = loader(cell.testbed, "train", 0)
+    optimizer = build_optimizer(model, training, cell.learning_rate, cell.testbed.head_learning_rate)
     schedule = build_schedule(optimizer, training.epochs * len(batches), training.warmup)
     fabric = Fabric(accelerator="cpu", devices=1, precision="32-true")
     wrapped, wrapped_optimizer = fabric.setup(model, optimizer)
     state = State(wrapped, wrapped_optimizer, schedule)
 
     def epoch() -> int:
-        train_epoch(fabric, state, cell.workplace.task, batches)
+        train_epoch(fabric, state, cell.testbed.task, batches)
         return len(batches.examples)
 
     return epoch
@@ -108,9 +111,9 @@ def harness_loop(cell: Cell) -> Callable[[], int]:
 def bare_loop(cell: Cell) -> Callable[[], int]:
     """The same model on batches that were made before: forward, backward, step and nothing else."""
     model: TaskModel = adapted_model(cell, cell.method()).train()
-    task, training = cell.workplace.task, cell.workplace.training
-    optimizer = build_optimizer(model, training, cell.learning_rate, cell.workplace.head_learning_rate)
-    batches = list(loader(cell.workplace, "train", 0))
+    task, training = cell.testbed.task, cell.testbed.training
+    optimizer = build_optimizer(model, training, cell.learning_rate, cell.testbed.head_learning_rate)
+    batches = list(loader(cell.testbed, "train", 0))
 
     def epoch() -> int:
         for batch in batches:
@@ -128,7 +131,7 @@ class HuggingFaceModel(nn.Module):
 
     def __init__(self, cell: Cell, answers: int) -> None:
         super().__init__()
-        backbone: Any = cell.workplace.fresh_backbone()
+        backbone: Any = cell.testbed.fresh_backbone()
         config = backbone.config
         config.num_labels = answers
         model = ViltForQuestionAnswering(config)
@@ -146,11 +149,11 @@ class HuggingFaceModel(nn.Module):
 
 def trainer_loop(cell: Cell, folder: Path) -> Callable[[], int]:
     """One epoch by `Trainer.train`, called anew each round as an epoch of a run would be."""
-    workplace = cell.workplace
-    task, processor, images = workplace.task, workplace.pristine.processor, workplace.images
-    examples = list(workplace.data.splits["train"])
+    testbed = cell.testbed
+    task, processor, images = testbed.task, testbed.backbone.processor, testbed.images
+    examples = list(testbed.data.splits["train"])
     tokens = processor.tokenize([example.text for example in examples])
-    for _ in loader(workplace, "train"):
+    for _ in loader(testbed, "train"):
         pass  # decode all
 
     def collate(rows: list[int]) -> dict[str, Tensor]:
@@ -180,7 +183,7 @@ def trainer_loop(cell: Cell, folder: Path) -> Callable[[], int]:
     model = HuggingFaceModel(cell, some.shape[1])
     arguments = TrainingArguments(
         output_dir=str(folder),
-        per_device_train_batch_size=workplace.training.batch_size,
+        per_device_train_batch_size=testbed.training.batch_size,
         num_train_epochs=1,
         learning_rate=cell.learning_rate,
         use_cpu=True,
@@ -269,17 +272,17 @@ def test_losses_agree(tmp_path: Path) -> None:
     """Both sides compute the same thing: the first loss is the same but for the heads' drawing."""
     root = ensure_vqa(tmp_path, sizes=Sizes(40, 3, 4, 2, 4, 2))
     cell = cell_of(root, "vilt-mini", None, 16)
-    batch = next(iter(loader(cell.workplace, "train")))
+    batch = next(iter(loader(cell.testbed, "train")))
     assert batch.targets is not None
     theirs = HuggingFaceModel(cell, batch.targets.shape[1]).eval()
-    ours = cell.workplace.fresh_backbone().eval()
+    ours = cell.testbed.fresh_backbone().eval()
     inputs = batch.inputs[0]
     mask = torch.ones_like(inputs.input_ids) if inputs.text_mask is None else inputs.text_mask.long()
     with torch.inference_mode():
         logits = theirs(input_ids=inputs.input_ids, attention_mask=mask, pixel_values=inputs.pixels).logits
         head = theirs.model.get_base_model().classifier
         torch.testing.assert_close(head(ours(inputs)), logits, atol=1e-4, rtol=0)
-        expected = cell.workplace.task.loss(logits, batch.targets)
+        expected = cell.testbed.task.loss(logits, batch.targets)
         loss = F.binary_cross_entropy_with_logits(logits, batch.targets) * logits.shape[1]
     torch.testing.assert_close(loss, expected)
 

@@ -17,14 +17,14 @@ from lightning_fabric import Fabric
 from torch import nn
 from transformers import ViltModel
 
-from harness.backbones.base import Inputs
-from harness.backbones.vilt import ViltBackbone
-from harness.backbones.vilt_loading import full_size_config
-from harness.backbones.vilt_processor import ViltProcessor
+from harness.backbones.inputs import Inputs
+from harness.backbones.vilt.loading import full_size_config
+from harness.backbones.vilt.model import ViltBackbone
+from harness.backbones.vilt.processor import ViltProcessor
 from harness.measure.flops import count_macs
 from harness.measure.gemm import gemm_cycle, transformer_shapes
 from harness.measure.latency import LatencySample, latency_ratio, measure_latency
-from harness.session import prepare_process
+from harness.process import prepare_process
 from methods.das import DAS, DASOptions
 
 IMAGE, TEXT = (384, 576), 40

@@ -15,16 +15,19 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from harness import code, registry
-from harness.backbones.base import BackboneOptions, Inputs
+from harness import digests as code
+from harness import registry
+from harness.backbones.base import BackboneOptions
+from harness.backbones.inputs import Inputs
 from harness.cli import app
 from harness.errors import UserError
 from harness.measure.parameters import count_parameters
+from harness.records.store import Store
 from harness.registry import build_method, resolve_backbone
-from harness.spec import Spec
-from harness.store import Store
+from harness.specs import Spec
+from tests.support.paths import ROOT
 
-PAGE = (Path(__file__).parents[2] / "docs" / "extending.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 
 
 def blocks(language: str) -> list[str]:

@@ -2,12 +2,11 @@
 
 import re
 from collections import defaultdict
-from pathlib import Path
 from statistics import mean, stdev
 
-from harness.store import Store
+from harness.records.store import Store
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 METHODS = {
     "full tuning": "full",
     "frozen classifier": "classifier",

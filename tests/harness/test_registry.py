@@ -14,7 +14,8 @@ import pytest
 
 from harness import registry
 from harness.errors import UserError
-from harness.spec import parse_spec
+from harness.specs import parse_spec
+from tests.support.paths import ROOT
 
 Register = Callable[..., None]
 
@@ -41,7 +42,9 @@ def third_party_module(monkeypatch: pytest.MonkeyPatch, **attributes: Any) -> No
 
 def test_names_and_places_are_known_without_importing_torch() -> None:
     code = (
-        "import sys; from harness import registry, spec, record, store, stats, environment\n"
+        "import sys; from harness import registry, specs\n"
+        "from harness.records import environment, record, store\n"
+        "from harness.analysis import stats\n"
         "for kind in registry.BUILT_IN:\n"
         "    for name in registry.names(kind): registry.locate(kind, name)\n"
         "try: registry.resolve_method('lroa')\n"
@@ -53,7 +56,7 @@ def test_names_and_places_are_known_without_importing_torch() -> None:
         capture_output=True,
         text=True,
         check=True,
-        cwd=Path(__file__).parents[2],
+        cwd=ROOT,
     )
     assert done.stdout == "there is no method 'lroa'. Did you mean 'lora'?\nFalse False False\n"
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from harness.backbones.base import BackboneOptions
-from harness.backbones.vilt_loading import load_vilt_mini
+from harness.backbones.vilt.loading import load_vilt_mini
 from harness.errors import UserError
 from methods.adapter import SequentialAdapter, SequentialAdapterOptions
 

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import torch
 
-from harness.backbones.vilt import ViltBackbone
-from harness.backbones.vilt_loading import full_size_config
-from harness.backbones.vilt_processor import ViltProcessor
+from harness.backbones.vilt.loading import full_size_config
+from harness.backbones.vilt.model import ViltBackbone
+from harness.backbones.vilt.processor import ViltProcessor
 from methods.bitfit import BitFit
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from harness.backbones.base import BackboneOptions
-from harness.backbones.vilt import ViltBackbone
-from harness.backbones.vilt_loading import load_vilt_mini
+from harness.backbones.vilt.loading import load_vilt_mini
+from harness.backbones.vilt.model import ViltBackbone
 from harness.errors import UserError
 from methods.das import DAS, Bandit, DASOptions, SkippedBlock, resolve_blocks, reward_of
 
@@ -80,7 +80,7 @@ def test_parameters_follow_the_closed_form(backbone: ViltBackbone, skipped: int)
     assert sum(p.numel() for p in method.method_parameters(backbone)) == expected
 
 
-class FakeLab:
+class FakeTrainer:
     """A super-network whose loss rises with every block skipped but the second and the tenth."""
 
     steps_per_epoch = 30
@@ -110,11 +110,11 @@ class FakeLab:
 
 
 def test_search_finds_the_harmless_blocks_and_can_be_repeated(backbone: ViltBackbone) -> None:
-    decision = DAS(DASOptions(search_epochs=5)).search(FakeLab(backbone))
+    decision = DAS(DASOptions(search_epochs=5)).search(FakeTrainer(backbone))
     assert decision["skipped"] == ["joint.1", "joint.9"]
     assert all(entry["epoch"] >= 1 for entry in decision["history"])  # the first epoch only warms up
     again = DAS(DASOptions(search_epochs=5)).search(
-        FakeLab(load_vilt_mini(BackboneOptions(weights="random")))
+        FakeTrainer(load_vilt_mini(BackboneOptions(weights="random")))
     )
     assert again == decision
 
@@ -123,20 +123,20 @@ def test_search_finds_the_harmless_blocks_and_can_be_repeated(backbone: ViltBack
 def test_small_training_sets_get_sixty_updates_an_epoch(
     backbone: ViltBackbone, steps: int, period: int
 ) -> None:
-    lab = FakeLab(backbone)
-    lab.steps_per_epoch = steps
-    decision = DAS(DASOptions(search_epochs=2)).search(lab)
+    trainer = FakeTrainer(backbone)
+    trainer.steps_per_epoch = steps
+    decision = DAS(DASOptions(search_epochs=2)).search(trainer)
     assert decision["settings"]["period"] == period
     assert len(decision["history"]) == steps // period
 
 
 def test_published_variant_rewards_as_the_authors_do(backbone: ViltBackbone) -> None:
-    lab = FakeLab(backbone)
-    decision = DAS(DASOptions(variant="published")).search(lab)
+    trainer = FakeTrainer(backbone)
+    decision = DAS(DASOptions(variant="published")).search(trainer)
     assert decision["settings"]["reward"] == "exponential"
     assert decision["settings"]["period"] == 10
     assert len(decision["history"]) == 6  # 30 forwards an epoch, every 10, two epochs after the warm-up
-    assert all(lab.rewarded_in_training_mode)
+    assert all(trainer.rewarded_in_training_mode)
     assert DAS(DASOptions(variant="published")).search_holdout == 0.0
 
 

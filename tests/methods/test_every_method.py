@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from harness.backbones.base import Backbone, BackboneOptions
-from harness.backbones.vilt import ViltBackbone
-from harness.backbones.vilt_loading import full_size_config, load_vilt_mini
-from harness.backbones.vilt_processor import ViltProcessor
+from harness.backbones.base import Backbone
+from harness.backbones.vilt.loading import full_size_config
+from harness.backbones.vilt.model import ViltBackbone
+from harness.backbones.vilt.processor import ViltProcessor
 from methods.adapter import SequentialAdapter
 from methods.adapters_library import AdaptersMethod
 from methods.base import Method
@@ -23,6 +23,7 @@ from methods.full import Full
 from methods.lora import LoRA, LoRAOptions
 from methods.parallel import ParallelAdapter, ParallelAdapterOptions
 from methods.prompts import DeepPrompt, ShallowPrompt
+from tests.support.small_vilt import mini
 
 MAKERS: dict[str, Callable[[], Method[Any]]] = {
     "full": Full,
@@ -41,15 +42,6 @@ MAKERS: dict[str, Callable[[], Method[Any]]] = {
     "dora": lambda: AdaptersMethod("dora"),
 }
 every_method = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS.keys())
-
-
-def mini() -> ViltBackbone:
-    backbone = load_vilt_mini(BackboneOptions(weights="random"))
-    generator = torch.Generator().manual_seed(3)
-    for name, parameter in backbone.named_parameters():
-        if name.endswith("bias"):  # an untrained model's are all 0
-            nn.init.normal_(parameter, std=0.2, generator=generator)
-    return backbone
 
 
 def pooled(backbone: Backbone) -> torch.Tensor:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 
 from harness.backbones.base import BackboneOptions
-from harness.backbones.vilt_loading import load_vilt_mini
+from harness.backbones.vilt.loading import load_vilt_mini
 from methods.full import Full
 
 

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from harness.backbones.base import BackboneOptions, Inputs
-from harness.backbones.vilt import ViltBackbone
-from harness.backbones.vilt_loading import load_vilt_mini
+from harness.backbones.base import BackboneOptions
+from harness.backbones.inputs import Inputs
+from harness.backbones.vilt.loading import load_vilt_mini
+from harness.backbones.vilt.model import ViltBackbone
 from harness.errors import UserError
 from methods.adapters_library import AdaptersMethod
 from methods.lora import LoRA, LoRALinear, LoRAOptions

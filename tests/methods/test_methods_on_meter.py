@@ -5,57 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
 from harness.backbones.base import Backbone
-from harness.backbones.meter import MeterBackbone
-from methods.adapter import SequentialAdapter
+from harness.backbones.meter.model import MeterBackbone
 from methods.adapters_library import AdaptersMethod
 from methods.base import Method
-from methods.bitfit import BitFit
-from methods.classifier import Classifier
 from methods.das import DAS, ClassificationToken, DASOptions, SkippedBlock, skippable_sets
-from methods.full import Full
 from methods.lora import LoRA
-from methods.parallel import ParallelAdapter
 from methods.prompts import DeepPrompt, PromptOptions, ShallowPrompt
+from tests.support.meter_methods import METHODS, every_method, randomize
 
 Maker = Callable[..., MeterBackbone]
 D = 64
 
-METHODS: dict[str, Callable[[], Method[Any]]] = {
-    "full": Full,
-    "classifier": Classifier,
-    "bitfit": BitFit,
-    "lora": LoRA,
-    "adapter": SequentialAdapter,
-    "parallel": ParallelAdapter,
-    "shallow_prompt": lambda: ShallowPrompt(PromptOptions(tokens=3)),
-    "deep_prompt": lambda: DeepPrompt(PromptOptions(tokens=3)),
-    "das": lambda: DAS(DASOptions(blocks=("text.1", "image.0"))),
-    "seq_bn": lambda: AdaptersMethod("seq_bn", {"reduction_factor": 8}),
-    "double_seq_bn": lambda: AdaptersMethod("double_seq_bn", {"reduction_factor": 8}),
-    "par_bn": lambda: AdaptersMethod("par_bn"),
-    "scaled_par_bn": lambda: AdaptersMethod("scaled_par_bn"),
-    "compacter": lambda: AdaptersMethod("compacter", {"reduction_factor": 8}),
-    "ia3": lambda: AdaptersMethod("ia3"),
-    "dora": lambda: AdaptersMethod("dora"),
-    "adapters:lora": lambda: AdaptersMethod("lora"),
-}
-every_method = pytest.mark.parametrize("make", METHODS.values(), ids=METHODS.keys())
-
 
 def pooled(backbone: Backbone) -> Tensor:
     return backbone(backbone.example_inputs(2, 5, (32, 32), torch.Generator().manual_seed(1)))
-
-
-def randomize(method: Method[Any], backbone: Backbone) -> None:
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for parameter in method.method_parameters(backbone):
-            parameter.add_(torch.empty_like(parameter).normal_(std=0.1, generator=generator))
 
 
 @every_method
@@ -134,7 +101,7 @@ def test_das_puts_its_adapters_where_they_are_published(make_meter: Maker) -> No
     DAS(DASOptions(blocks=("text.1",))).adapt(backbone, torch.Generator().manual_seed(0))
     block, old = backbone.blocks[0], plain.blocks[0]
     assert set(block.parallel) == {"self_attention", "cross_attention"}
-    assert set(block.behind) == {"mlp"}
+    assert set(block.post_norm) == {"mlp"}
     assert isinstance(backbone.blocks[1], SkippedBlock)
     hidden, context = torch.randn(2, 5, D), torch.randn(2, 7, D)
 
@@ -145,7 +112,7 @@ def test_das_puts_its_adapters_where_they_are_published(make_meter: Maker) -> No
     first = attended(old.attention, hidden, hidden, block.parallel["self_attention"])
     second = attended(old.crossattention, first, context, block.parallel["cross_attention"])
     fed = old.output.LayerNorm(old.output.dense(old.intermediate(second)) + second)
-    torch.testing.assert_close(block(hidden, None, context), fed + block.behind["mlp"](second))
+    torch.testing.assert_close(block(hidden, None, context), fed + block.post_norm["mlp"](second))
 
 
 @torch.no_grad()

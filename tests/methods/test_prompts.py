@@ -4,9 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from harness.backbones.base import BackboneOptions, Inputs, Stream
-from harness.backbones.vilt import ViltBackbone
-from harness.backbones.vilt_loading import load_vilt_mini
+from harness.backbones.base import BackboneOptions
+from harness.backbones.inputs import Inputs, Stream
+from harness.backbones.vilt.loading import load_vilt_mini
+from harness.backbones.vilt.model import ViltBackbone
 from harness.errors import UserError
 from methods.lora import LoRA
 from methods.prompts import DeepPrompt, Prompt, PromptedBlock, PromptOptions, ShallowPrompt, prompt_length

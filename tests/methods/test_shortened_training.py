@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from test_every_method import mini
-from test_methods_on_meter import randomize
 from torch import Tensor, nn
 
-from harness.backbones.base import Backbone, Inputs
-from harness.backbones.meter import MeterBackbone
+from harness.backbones.base import Backbone
+from harness.backbones.inputs import Inputs
+from harness.backbones.meter.model import MeterBackbone
 from methods.adapter import SequentialAdapter
 from methods.adapters_library import AdaptersMethod
 from methods.base import Method
@@ -23,6 +22,8 @@ from methods.full import Full
 from methods.lora import LoRA
 from methods.parallel import ParallelAdapter
 from methods.prompts import DeepPrompt, PromptOptions, ShallowPrompt
+from tests.support.meter_methods import randomize
+from tests.support.small_vilt import mini
 
 Maker = Callable[..., MeterBackbone]
 
@@ -62,9 +63,9 @@ def features_and_gradients(backbone: Backbone, inputs: Inputs) -> tuple[Tensor, 
 
 
 def assert_same_either_way(backbone: Backbone, inputs: Inputs) -> None:
-    backbone.shortens = True
+    backbone.pooled_token_only = True
     features, gradients = features_and_gradients(backbone, inputs)
-    backbone.shortens = False
+    backbone.pooled_token_only = False
     whole_features, whole_gradients = features_and_gradients(backbone, inputs)
     torch.testing.assert_close(features, whole_features, atol=1e-5, rtol=1e-5)
     assert gradients.keys() == whole_gradients.keys()
@@ -73,7 +74,7 @@ def assert_same_either_way(backbone: Backbone, inputs: Inputs) -> None:
 
 
 def adapted(backbone: Backbone, method: Method[Any]) -> Backbone:
-    assert method.tokenwise
+    assert method.per_token
     method.adapt(backbone, torch.Generator().manual_seed(0))
     randomize(method, backbone)
     for parameter in backbone.common_parameters():
@@ -103,7 +104,7 @@ def assert_ranks_the_same_either_way(backbone: Backbone, inputs: Inputs) -> None
     backbone.eval()
     with torch.inference_mode():
         whole = backbone(inputs.paired())
-        backbone.shortens = True
+        backbone.pooled_token_only = True
         torch.testing.assert_close(backbone.forward_pairs(inputs), whole, atol=1e-5, rtol=1e-5)
 
 
@@ -139,7 +140,7 @@ def test_training_and_ranking_are_shortened_and_no_other_evaluation() -> None:
     inputs = inputs_with_padding(backbone, 64)
     tokens = 6 + 1 + (64 // backbone.processor.granularity) ** 2
     assert widths_seen(backbone.train(), inputs) == [tokens] * 12
-    backbone.shortens = True
+    backbone.pooled_token_only = True
     assert widths_seen(backbone.train(), inputs) == [tokens] * 11 + [1]
     assert widths_seen(backbone.eval(), inputs) == [tokens] * 12
     assert widths_seen(backbone, inputs, backbone.forward_pairs) == [tokens] * 12  # as cost is measured
@@ -149,7 +150,7 @@ def test_training_and_ranking_are_shortened_and_no_other_evaluation() -> None:
 
 def test_both_streams_of_meter_are_shortened(make_meter: Maker) -> None:
     backbone = make_meter()
-    backbone.shortens = True
+    backbone.pooled_token_only = True
     inputs = inputs_with_padding(backbone, 32)
     assert widths_seen(backbone.train(), inputs) == [6, 5, 1, 1]
     assert widths_seen(backbone.eval(), inputs) == [6, 5, 6, 5]
@@ -181,5 +182,5 @@ def test_what_knows_no_short_way_is_run_whole() -> None:
 
 
 def test_a_method_that_says_nothing_of_it_is_trained_whole() -> None:
-    assert not AdaptersMethod("par_bn").tokenwise
-    assert not Method.tokenwise
+    assert not AdaptersMethod("par_bn").per_token
+    assert not Method.per_token

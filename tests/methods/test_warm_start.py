@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from harness.backbones.base import Backbone, BackboneOptions
-from harness.backbones.meter_loading import load_meter_mini
-from harness.backbones.vilt_loading import load_vilt_mini
+from harness.backbones.meter.loading import load_meter_mini
+from harness.backbones.vilt.loading import load_vilt_mini
 from methods.das import DAS, DASOptions, skip_only
 from methods.warm_start import WarmStart
 
@@ -19,7 +19,7 @@ SKIPPED = {"vilt-mini": ["joint.1", "joint.10"], "meter-mini": ["text.1", "text.
 
 
 class Untrained:
-    """A lab that trains nothing: a search in it builds its super-network and that is all."""
+    """A trainer that trains nothing: a search in it builds its super-network and that is all."""
 
     steps_per_epoch = 1
 

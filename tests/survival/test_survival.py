@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from killing import ROOT, begun, command, is_time, make_data, survive
+
+from tests.support.killing import ROOT, begun, command, is_time, make_data, survive
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="counts processes in /proc")
 

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.backbones.vilt_processor import ViltProcessor
+from harness.backbones.vilt.processor import ViltProcessor
 from harness.errors import UserError
 from harness.registry import build_task
-from harness.spec import parse_spec
+from harness.specs import parse_spec
 from tasks.base import Example, Task
-from tasks.images import BLANK_IMAGE, decode, load_rgb, upright_size
+from tasks.data.images import BLANK_IMAGE, decode, load_rgb, upright_size
+from tasks.data.subsets import blanked
 from tasks.mini.nlvr2 import Sizes, ensure_nlvr2
 from tasks.mini.retrieval import Sizes as RetrievalSizes
 from tasks.mini.retrieval import ensure_retrieval
@@ -21,7 +22,6 @@ from tasks.mini.snli_ve import Sizes as SNLIVESizes
 from tasks.mini.snli_ve import ensure_snli_ve
 from tasks.mini.vqa import Sizes as VQASizes
 from tasks.mini.vqa import ensure_vqa
-from tasks.subsets import blanked
 
 
 @pytest.fixture(scope="module")

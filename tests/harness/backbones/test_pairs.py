@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 from transformers import ViltConfig
 
-from harness.backbones.base import Backbone, Inputs
-from harness.backbones.meter import MeterBackbone
+from harness.backbones.base import Backbone
+from harness.backbones.inputs import Inputs
+from harness.backbones.meter.model import MeterBackbone
 from harness.backbones.pairs import distinct_rows
-from harness.backbones.vilt import ViltBackbone
-from harness.backbones.vilt_processor import ViltProcessor
-from tests.methods.test_methods_on_meter import METHODS, every_method, randomize
+from harness.backbones.vilt.model import ViltBackbone
+from harness.backbones.vilt.processor import ViltProcessor
+from tests.support.meter_methods import METHODS, every_method, randomize
 
 Maker = Callable[..., MeterBackbone]
 LENGTHS = (3, 6, 6, 4)

@@ -10,22 +10,24 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from meter_checkpoints import original_shapes, random_original, save_lightning
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from harness.backbones.base import Backbone, BackboneOptions
-from harness.backbones.meter import MeterConfig
-from harness.backbones.meter_loading import load_meter
-from harness.backbones.vilt_loading import load_vilt
+from harness.backbones.meter.config import MeterConfig
+from harness.backbones.meter.loading import load_meter
+from harness.backbones.vilt.loading import load_vilt
 from harness.errors import UserError
-from harness.fit import TaskModel, Training, build_optimizer, load_tuned_state, tuned_state
 from harness.registry import ADAPTERS_LIBRARY, BUILT_IN, build_method
-from harness.spec import parse_specs
+from harness.specs import parse_specs
+from harness.training.checkpoint import load_tuned_state, tuned_state
+from harness.training.model import TaskModel
+from harness.training.optim import Training, build_optimizer
 from methods.base import Method
 from tasks.base import Batch
+from tests.support.meter_checkpoints import original_shapes, random_original, save_lightning
+from tests.support.paths import SHARED
 
-SHARED = Path("../shared/data/checkpoints")
 WIDTH, SIDE = 64, 32
 SIZES = MeterConfig(
     hidden_size=WIDTH,
@@ -147,7 +149,7 @@ def test_it_is_run_at_the_sizes_that_are_used(size: int, original: BackboneOptio
 
 
 def test_the_names_are_those_of_the_full_size_original() -> None:
-    keys = SHARED / "meter_keys.txt"
+    keys = SHARED / "checkpoints" / "meter_keys.txt"
     if not keys.is_file():
         pytest.skip(f"{keys} is not here")
     section = keys.read_text().split("# original METER")[1]

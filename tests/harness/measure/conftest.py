@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from measured_models import build
 from transformers import ViltConfig
 
-from harness.backbones.vilt import ViltBackbone
-from harness.backbones.vilt_loading import full_size_config
+from harness.backbones.vilt.loading import full_size_config
+from harness.backbones.vilt.model import ViltBackbone
+from tests.support.measured_models import build
 
 
 @pytest.fixture

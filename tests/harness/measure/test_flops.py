@@ -4,15 +4,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from measured_models import add_adapters_of_das, classifier
 from torch import Tensor, nn
 from torch.nn import functional
 
 from harness.backbones.base import Backbone
-from harness.backbones.vilt import ViltBackbone, ViltBlock
+from harness.backbones.vilt.block import ViltBlock
+from harness.backbones.vilt.model import ViltBackbone
 from harness.measure.flops import ComputeCounts, count_forward, count_macs
 from methods.base import Inserted, Method
 from tasks.base import Batch
+from tests.support.measured_models import add_adapters_of_das, classifier
 
 WIDTH = 768
 

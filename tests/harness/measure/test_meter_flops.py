@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from measured_models import classifier
 from torch import Tensor, nn
 
 from harness.backbones.base import Backbone
-from harness.backbones.meter import MeterBackbone
+from harness.backbones.meter.model import MeterBackbone
 from harness.measure.flops import ComputeCounts, count_forward
 from harness.measure.parameters import count_parameters
 from methods.adapter import SequentialAdapter
@@ -21,6 +20,7 @@ from methods.lora import LoRA
 from methods.parallel import ParallelAdapter
 from methods.prompts import DeepPrompt, ShallowPrompt
 from tasks.base import Batch
+from tests.support.measured_models import classifier
 
 D, TEXT, IMAGE = 768, 40, 577
 """Width, and tokens of each stream at 384 pixels."""

@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from measured_models import Bottleneck, add_adapters_of_das, classifier
 from torch import nn
 
-from harness.backbones.vilt import ViltBackbone
+from harness.backbones.vilt.model import ViltBackbone
 from harness.measure.errors import MeasurementError
 from harness.measure.parameters import count_parameters
 from methods.base import freeze
+from tests.support.measured_models import Bottleneck, add_adapters_of_das, classifier
 
 
 def adapt(backbone: ViltBackbone, skipped: int = 0) -> list[nn.Module]:

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from harness.backbones.base import BackboneOptions
-from harness.backbones.vilt_loading import load_vilt_mini
+from harness.backbones.vilt.loading import load_vilt_mini
 from harness.errors import UserError
 from harness.pretrain.embedded import EMBEDDED
 from harness.pretrain.loop import evaluate, pretrain, pretrain_in_stages

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from harness.backbones.base import BackboneOptions
-from harness.backbones.meter_processor import MeterProcessor
+from harness.backbones.meter.processor import MeterProcessor
 from harness.pretrain.embedded import EMBEDDED
 from harness.pretrain.recipe import Recipe
 from harness.pretrain.scenes import IGNORED, CaptionedScenes, mask_id

@@ -1,0 +1,1 @@
+"""Records to evidence: per-example scores, intervals, significance tests, and the CI baseline."""

@@ -1,0 +1,149 @@
+"""Per-example scores of stored cells, in the form that intervals and tests are made from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from harness.analysis.bootstrap import Ratios
+from harness.analysis.metric_units import Prediction, Share, shares_of
+from harness.errors import UserError
+from harness.records.record import Record
+from harness.records.store import Store
+
+Units = dict[str, tuple[float, str]]
+"""Value and group of each unit that a share counts."""
+
+
+_TOLERANCE = 1e-6
+"""Points by which a metric may differ from the record's: the order of a sum."""
+
+
+@dataclass(frozen=True)
+class MethodScores:
+    """One method on one task: its metric by seed and cluster of examples.
+
+    seeds: as in `ratios.numerators`. examples: number of test examples.
+    """
+
+    label: str
+    seeds: tuple[int, ...]
+    examples: int
+    ratios: Ratios
+
+    def of_seeds(self, chosen: Iterable[int]) -> Ratios:
+        """Only these seeds, in this order."""
+        return self.ratios.of_seeds([self.seeds.index(seed) for seed in chosen])
+
+
+def read_scores(store: Store, records: Sequence[Record], metric: str | None = None) -> list[MethodScores]:
+    """Scores of finished cells of one task on one backbone, one entry a method, clusters the same in all.
+
+    metric: the task's primary metric by default.
+
+    Raises:
+        UserError: predictions are missing, are not those of the record, are of other examples in another cell,
+            or it is not known what the metric counts.
+    """
+    finished = [record for record in records if record.primary is not None]
+    if not finished:
+        return []
+    metric = metric or finished[0].cell.task.primary_metric
+    shares = shares_of(finished[0].cell.task, metric)
+    clusters: dict[str, int] | None = None
+    reference: list[Units] = []
+    examples = 0
+    by_method: dict[str, list[tuple[int, np.ndarray]]] = {}
+    denominators = np.empty(0)
+    for record in sorted(finished, key=lambda each: each.cell.seed):
+        # In one order, so that equal scores have equal sums.
+        predictions = sorted(store.predictions(record.cell.id), key=lambda each: str(each["id"]))
+        units = [_units(predictions, share, record) for share in shares]
+        _check_metric(units, shares, record, metric)
+        if clusters is None:
+            reference, examples = units, len(predictions)
+            clusters = _clusters(predictions, shares)
+            denominators = _sums(units, clusters, counted=True)
+        elif any(a.keys() != b.keys() for a, b in zip(units, reference, strict=True)):
+            raise UserError(
+                f"cell {record.cell.id} ({record.cell.method.label}, seed {record.cell.seed}) and cell "
+                f"{finished[0].cell.id} predicted other test examples: they do not compare."
+            )
+        sums = _sums(units, clusters)
+        by_method.setdefault(record.cell.method.label, []).append((record.cell.seed, sums))
+    weights = np.array([100 * share.weight for share in shares])
+    return [
+        MethodScores(
+            label,
+            tuple(seed for seed, _ in found),
+            examples,
+            Ratios(np.stack([sums for _, sums in found]), denominators, weights),
+        )
+        for label, found in by_method.items()
+    ]
+
+
+def _units(predictions: Sequence[Prediction], share: Share, record: Record) -> Units:
+    found: Units = {}
+    try:
+        for prediction in predictions:
+            if share.of(prediction):
+                unit, value = share.unit(prediction), share.value(prediction)
+                lowest = min(value, found[unit][0]) if unit in found else value
+                found[unit] = (lowest, str(prediction["group"]))
+    except (KeyError, TypeError) as error:
+        raise UserError(f"cell {record.cell.id}: predictions without scores have no interval.") from error
+    return found
+
+
+def _check_metric(units: Sequence[Units], shares: Sequence[Share], record: Record, metric: str) -> None:
+    known = record.metrics[record.reported_split]
+    if metric not in known:
+        raise UserError(
+            f"cell {record.cell.id} has no metric '{metric}' on {record.reported_split}; "
+            f"it has {', '.join(known)}."
+        )
+    if all(units):
+        made = sum(
+            100 * share.weight * math.fsum(value for value, _ in each.values()) / len(each)
+            for share, each in zip(shares, units, strict=True)
+        )
+        if abs(made - known[metric]) <= _TOLERANCE:
+            return
+    raise UserError(
+        f"cell {record.cell.id}: its predictions do not come to the {metric} of {known[metric]:.4f} in its "
+        "record; run the cell again."
+    )
+
+
+def _clusters(predictions: Sequence[Prediction], shares: Sequence[Share]) -> dict[str, int]:
+    """Index of each group's cluster; groups that a unit ties together (images of a sentence) are one cluster."""
+    above = {str(prediction["group"]): str(prediction["group"]) for prediction in predictions}
+
+    def top(group: str) -> str:
+        while above[group] != group:
+            above[group] = group = above[above[group]]
+        return group
+
+    for share in shares:
+        first: dict[str, str] = {}
+        for prediction in predictions:
+            if share.of(prediction):
+                group = str(prediction["group"])
+                above[top(group)] = top(first.setdefault(share.unit(prediction), group))
+    index = {group: number for number, group in enumerate(sorted({top(group) for group in above}))}
+    return {group: index[top(group)] for group in above}
+
+
+def _sums(units: Sequence[Units], clusters: dict[str, int], counted: bool = False) -> np.ndarray:
+    """`(C, G)` sums of the units' values by cluster, or their numbers."""
+    total = len(set(clusters.values()))
+    rows = []
+    for each in units:
+        places = np.fromiter((clusters[group] for _, group in each.values()), dtype=np.int64, count=len(each))
+        values = np.fromiter((1.0 if counted else value for value, _ in each.values()), float, len(each))
+        rows.append(np.bincount(places, weights=values, minlength=total))
+    return np.stack(rows)

@@ -1,0 +1,141 @@
+"""Significance tests between methods."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from harness.analysis import stats
+from harness.analysis.bootstrap import RESAMPLES, resample
+from harness.analysis.scores import MethodScores, read_scores
+from harness.analysis.stats import Interval
+from harness.errors import UserError, did_you_mean
+from harness.records.protocol import check_protocol, newest
+from harness.records.record import Record
+from harness.records.store import Store
+
+TEST = "paired two-level bootstrap"
+
+
+SIGNIFICANT = 0.05
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`first − second` in points of a metric, on the same examples with the same seeds.
+
+    p_value: two-sided; adjusted: after Holm's correction over all comparisons made together.
+    clusters: groups of examples that were drawn together.
+    """
+
+    first: str
+    second: str
+    task: str
+    backbone: str
+    metric: str
+    difference: Interval
+    p_value: float
+    adjusted: float
+    seeds: tuple[int, ...]
+    examples: int
+    clusters: int
+    higher_is_better: bool
+
+    @property
+    def significant(self) -> bool:
+        """At the 5 % level, after correction."""
+        return self.adjusted < SIGNIFICANT
+
+
+def compare(
+    store: Store,
+    pairs: Sequence[tuple[str, str]],
+    *,
+    tasks: Sequence[str] = (),
+    backbones: Sequence[str] = (),
+    metric: str | None = None,
+    resamples: int = RESAMPLES,
+) -> list[Comparison]:
+    """Test each pair of method labels on every task and backbone that has both; empty choices mean all.
+
+    Raises:
+        UserError: a label, task or backbone that is not there, cells of different protocols, no cell to
+            compare, or predictions that do not fit (see `scores.read_scores`).
+    """
+    records = [record for record in store.records() if record.primary is not None]
+    _check_names("method", [label for pair in pairs for label in pair], records)
+    _check_names("task", tasks, records)
+    _check_names("backbone", backbones, records)
+    for first, second in pairs:
+        if first == second:
+            raise UserError(f"{first} and {second}: a method is not compared with itself.")
+    found: list[Comparison] = []
+    for backbone, task in dict.fromkeys((r.cell.backbone.name, r.cell.task.name) for r in records):
+        if (tasks and task not in tasks) or (backbones and backbone not in backbones):
+            continue
+        here = [r for r in records if (r.cell.backbone.name, r.cell.task.name) == (backbone, task)]
+        labels = {record.cell.method.label for record in here}
+        asked = [pair for pair in pairs if labels.issuperset(pair)]
+        members = {label for pair in asked for label in pair}
+        chosen = newest(record for record in here if record.cell.method.label in members)
+        if chosen:
+            check_protocol(chosen, remedy="Compare cells that were run alike.")
+            found += _compare_here(store, chosen, asked, metric, resamples)
+    if not found:
+        raise UserError(f"{store.root}: no task and backbone has finished cells of both methods of a pair.")
+    adjusted = stats.holm([each.p_value for each in found])
+    return [replace(each, adjusted=p) for each, p in zip(found, adjusted, strict=True)]
+
+
+def _compare_here(
+    store: Store,
+    records: Sequence[Record],
+    pairs: Sequence[tuple[str, str]],
+    metric: str | None,
+    resamples: int,
+) -> list[Comparison]:
+    cell = records[0].cell
+    scores = {each.label: each for each in read_scores(store, records, metric)}
+    seeds = [_common_seeds(scores[first], scores[second]) for first, second in pairs]
+    differences = [
+        scores[first].of_seeds(common).minus(scores[second].of_seeds(common))
+        for (first, second), common in zip(pairs, seeds, strict=True)
+    ]
+    return [
+        Comparison(
+            first,
+            second,
+            cell.task.name,
+            cell.backbone.name,
+            metric or cell.task.primary_metric,
+            draws.interval(),
+            draws.p_value(),
+            draws.p_value(),
+            common,
+            scores[first].examples,
+            difference.clusters,
+            cell.task.higher_is_better,
+        )
+        for (first, second), common, difference, draws in zip(
+            pairs, seeds, differences, resample(differences, resamples), strict=True
+        )
+    ]
+
+
+def _common_seeds(first: MethodScores, second: MethodScores) -> tuple[int, ...]:
+    common = tuple(seed for seed in first.seeds if seed in second.seeds)
+    if not common:
+        raise UserError(f"{first.label} and {second.label} have no seed in common; run both with the same.")
+    return common
+
+
+def _check_names(kind: str, asked: Sequence[str], records: Sequence[Record]) -> None:
+    get = {
+        "method": lambda record: record.cell.method.label,
+        "task": lambda record: record.cell.task.name,
+        "backbone": lambda record: record.cell.backbone.name,
+    }[kind]
+    known = sorted({get(record) for record in records})
+    for name in asked:
+        if name not in known:
+            raise UserError(f"no finished cell of {kind} '{name}'.{did_you_mean(name, known)}")

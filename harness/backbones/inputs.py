@@ -1,0 +1,81 @@
+"""What goes into a backbone and between its two stages: text, images, and streams of hidden states."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """One text-image pair per row, ready for `Backbone.encode`.
+
+    input_ids: `(B, L)` int64 token ids, special tokens included, padded on the right.
+    text_mask: `(B, L)` bool, True where there is a token; None if no row is padded.
+    pixels: `(B, 3, H, W)` float32, normalised as the backbone wants it, padded right and below with 0.
+    image_sizes: `(B, 2)` int64 height and width in pixels before padding; None if no image is padded.
+    image_token_type: row of the token-type table for image tokens (ViLT on NLVR2: 1, then 2).
+    image_keys: a digest of each image's processed pixels, under which its encoding may be kept; None where
+        nobody took one, or where the pixels will not come again (augmented images).
+    """
+
+    input_ids: Tensor
+    text_mask: Tensor | None
+    pixels: Tensor
+    image_sizes: Tensor | None = None
+    image_token_type: int = 1
+    image_keys: tuple[bytes, ...] | None = None
+
+    def to(self, device: torch.device) -> Inputs:
+        """The same inputs on `device`."""
+        moved: dict[str, Any] = {
+            name: value.to(device, non_blocking=True)
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)
+
+    def paired(self) -> Inputs:
+        """One row a pair: B images are repeated for their T = rows of text / B texts, `(B · T, …)`."""
+        texts = self.texts_per_image
+        sizes, keys = self.image_sizes, self.image_keys
+        return replace(
+            self,
+            pixels=self.pixels.repeat_interleave(texts, dim=0),
+            image_sizes=None if sizes is None else sizes.repeat_interleave(texts, dim=0),
+            image_keys=None if keys is None else tuple(key for key in keys for _ in range(texts)),
+        )
+
+    @property
+    def texts_per_image(self) -> int:
+        """T where each image comes with a run of T texts, as in retrieval; elsewhere 1.
+
+        Raises:
+            ValueError: the rows of text are not a multiple of the images.
+        """
+        texts, remainder = divmod(len(self), self.pixels.shape[0])
+        if remainder:
+            raise ValueError(f"{len(self)} texts for {self.pixels.shape[0]} images")
+        return texts
+
+    def __len__(self) -> int:
+        return self.input_ids.shape[0]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Hidden states `(B, T, D)` and their mask `(B, T)` bool (True: attend; None: attend to all).
+
+    token_type: row of the token-type table that `fuse` is still to add; None if there is nothing to add.
+    """
+
+    hidden: Tensor
+    mask: Tensor | None = None
+    token_type: int | None = None
+
+
+Streams = dict[str, Stream]
+"""Streams by name, in order: `{"joint": …}` for ViLT, `{"text": …, "image": …}` for METER."""

@@ -1,0 +1,1 @@
+"""METER: two streams, joined by co-attention."""

@@ -1,0 +1,143 @@
+"""METER's fusion layer."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.models.bridgetower.modeling_bridgetower import BridgeTowerBertCrossLayer
+
+from harness.backbones.block import Block
+from harness.backbones.meter.config import MeterConfig
+
+
+class MeterBlock(Block):
+    """A fusion layer of one stream: self-attention, attention to the other stream, feed-forward, all post-norm.
+
+    Attribute names are those of Hugging Face's `BridgeTowerBertCrossLayer`, whose modules it takes over.
+    """
+
+    sublayers: ClassVar[tuple[str, ...]] = ("self_attention", "cross_attention", "mlp")
+    normalizes_last: ClassVar[bool] = True
+
+    def __init__(self, config: MeterConfig, stream: str, depth: int) -> None:
+        super().__init__()
+        self.name = f"{stream}.{depth}"
+        self.stream = stream
+        layer = BridgeTowerBertCrossLayer(config.fusion())
+        self.attention = layer.attention
+        self.crossattention = layer.crossattention
+        self.intermediate = layer.intermediate
+        self.output = layer.output
+        self.sequential = nn.ModuleDict()
+        self.parallel = nn.ModuleDict()
+        self.post_norm = nn.ModuleDict()
+        self.heads = config.num_attention_heads
+        self.attention_dropout = config.attention_probs_dropout_prob
+
+    def forward(
+        self,
+        hidden: Tensor,
+        mask: Tensor | None = None,
+        context: Tensor | None = None,
+        context_mask: Tensor | None = None,
+    ) -> Tensor:
+        """`(B, T, D)` → `(B, T, D)`; `context` `(B, S, D)` are the other stream's states of the depth before.
+
+        Raises:
+            ValueError: there is no context.
+        """
+        return self._run(hidden, mask, context, context_mask, first_only=False)
+
+    def first(
+        self,
+        hidden: Tensor,
+        mask: Tensor | None = None,
+        context: Tensor | None = None,
+        context_mask: Tensor | None = None,
+    ) -> Tensor:
+        """`(B, T, D)` → `(B, 1, D)`: of the other tokens only keys and values are computed."""
+        return self._run(hidden, mask, context, context_mask, first_only=True)
+
+    def _run(
+        self,
+        hidden: Tensor,
+        mask: Tensor | None,
+        context: Tensor | None,
+        context_mask: Tensor | None,
+        first_only: bool,
+    ) -> Tensor:
+        if context is None:
+            raise ValueError(f"{self.name} attends to the other stream: context is missing")
+        own = self.attend_to_itself(hidden, mask, first_only)
+        return self.attend_across(own, self.query(own), *self.keys_and_values(context), context_mask)
+
+    def attend_to_itself(self, hidden: Tensor, mask: Tensor | None, first_only: bool = False) -> Tensor:
+        """The first sublayer, `(B, T, D)` → `(B, T, D)` or its first token: it reads its own stream only."""
+        asking = hidden[:, :1] if first_only else hidden
+        attended = self._attend(self.attention, asking, hidden, mask)
+        return self._close("self_attention", self.attention.output, attended, asking)
+
+    def query(self, own: Tensor) -> Tensor:
+        """What the second sublayer asks, by head: `(B, T, D)` → `(B, heads, T, D / heads)`."""
+        return self._by_head(self.crossattention.self.query(own))
+
+    def keys_and_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """What it is answered from, by head: the other stream's `(B, S, D)` → twice `(B, heads, S, D / heads)`."""
+        maps = self.crossattention.self
+        return self._by_head(maps.key(context)), self._by_head(maps.value(context))
+
+    def attend_across(
+        self, own: Tensor, query: Tensor, key: Tensor, value: Tensor, context_mask: Tensor | None
+    ) -> Tensor:
+        """The second and third sublayer on what the first returned, `own` `(B, T, D)`."""
+        attended = self._mix(query, key, value, context_mask)
+        hidden = self._close("cross_attention", self.crossattention.output, attended, own)
+        return self._close("mlp", self.output, self.intermediate(hidden), hidden)
+
+    def _attend(self, attention: nn.Module, hidden: Tensor, read: Tensor, mask: Tensor | None) -> Tensor:
+        """Multi-head attention of `hidden` `(B, T, D)` to `read` `(B, S, D)`, without the output map."""
+        maps: Any = attention.self
+        query, key, value = maps.query(hidden), maps.key(read), maps.value(read)
+        return self._mix(self._by_head(query), self._by_head(key), self._by_head(value), mask)
+
+    def _by_head(self, states: Tensor) -> Tensor:
+        return states.view(*states.shape[:2], self.heads, -1).transpose(1, 2)
+
+    def _mix(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        dropout = self.attention_dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+        return mixed.transpose(1, 2).flatten(2)
+
+    def _close(self, sublayer: str, output: Any, inner: Tensor, residual: Tensor) -> Tensor:
+        """The end of a sublayer: output map, slots, residual, norm."""
+        result = output.dropout(output.dense(inner))
+        if sublayer in self.sequential:
+            result = self.sequential[sublayer](result)
+        if sublayer in self.parallel:
+            result = result + self.parallel[sublayer](residual)
+        normed: Tensor = output.LayerNorm(result + residual)
+        if sublayer in self.post_norm:
+            normed = normed + self.post_norm[sublayer](residual)
+        return normed
+
+    def _owners(self) -> dict[str, tuple[Any, str]]:
+        """Where each projection hangs: module and attribute, by role."""
+        owners: dict[str, tuple[Any, str]] = {}
+        for role, attention in (
+            ("self_attention", self.attention),
+            ("cross_attention", self.crossattention),
+        ):
+            owners |= {f"{role}.{name}": (attention.self, name) for name in ("query", "key", "value")}
+            owners[f"{role}.output"] = (attention.output, "dense")
+        return {**owners, "mlp.up": (self.intermediate, "dense"), "mlp.down": (self.output, "dense")}
+
+    def projections(self) -> dict[str, nn.Linear]:
+        """The ten linear maps of the block by role."""
+        return {role: getattr(owner, name) for role, (owner, name) in self._owners().items()}
+
+    def set_projection(self, role: str, module: nn.Module) -> None:
+        """Replace one of the ten maps."""
+        owner, name = self._owners()[role]
+        setattr(owner, name, module)

@@ -1,0 +1,296 @@
+"""Where METER's weights come from: the original's checkpoints, or folders in this package's names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from harness.backbones.base import BackboneOptions
+from harness.backbones.checkpoints import (
+    Checkpoint,
+    find_checkpoint,
+    fixed_generator,
+    load_strictly,
+    read_settings,
+    read_tensors,
+)
+from harness.backbones.meter.config import MeterConfig
+from harness.backbones.meter.model import MeterBackbone
+from harness.backbones.meter.processor import MeterProcessor, vocabulary_files
+from harness.errors import UserError
+
+MINI_FOLDER = Path(__file__).parent.parent / "weights" / "meter-mini"
+
+
+IMAGE_SIZE = 384
+"""Pixels; what DAS fine-tunes METER at (NLVR2: 288), whatever size it was pretrained at."""
+
+
+TEXT_LENGTH = 50
+"""Tokens, as published (retrieval: 40)."""
+
+
+HEADS = ("vqa_classifier", "nlvr2_classifier", "snli_classifier", "itm_score", "rank_output", "mlm_score")
+"""Heads of the original that are no part of the encoder; kept aside, not loaded into it."""
+
+
+UNUSED = {
+    r"^text_transformer\.pooler\.": "RoBERTa's pooler: METER pools after the fusion layers",
+    r"^text_transformer\.embeddings\.position_ids$": "a buffer that counts 0, 1, 2, …",
+    r"^vit_model\.positional_embedding$": "positions of CLIP's text side, which METER does not run",
+    r"^vit_model\.ln_final\.": "final norm of CLIP's text side, which METER does not run",
+}
+"""Keys of the original that its forward pass never reads, with the reason."""
+
+
+_POSITIONS = "image_encoder.embeddings.position_embedding.weight"
+
+
+_HUB_FILES = ("*.json", "*.txt", "*.safetensors", "pytorch_model.bin", "*.ckpt")
+
+
+def load_meter(options: BackboneOptions) -> MeterBackbone:
+    """METER from `options.weights`: an original `.ckpt`, a folder, a hub id, or `random`.
+
+    Raises:
+        UserError: no weights are named, they cannot be had, are of another model, or lack a key.
+    """
+    if options.weights is None:
+        raise UserError(
+            "meter: its weights are no package and on no hub. Name the authors' file with --weights, such as "
+            "meter_clip16_288_roberta_pretrain.ckpt from github.com/zdou0830/METER, or say --weights random."
+        )
+    if options.weights == "random":
+        with fixed_generator():
+            return build_meter(Checkpoint(MeterConfig(), {}, {}, None), options, "meter")
+    return build_meter(read_checkpoint(options.weights), options, "meter")
+
+
+def load_meter_mini(options: BackboneOptions) -> MeterBackbone:
+    """The embedded small METER (12 fusion layers, width 128), or `weights="random"` for the same untrained.
+
+    Raises:
+        UserError: the named folder has no such weights.
+    """
+    folder = MINI_FOLDER if options.weights in (None, "random") else Path(str(options.weights))
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"{folder}: no config.json there; make the weights with `harness pretrain meter-mini`."
+        )
+    if options.weights != "random" and not (folder / "model.safetensors").is_file():
+        raise UserError(
+            f"{folder}: no model.safetensors there; make the weights with `harness pretrain meter-mini` and name "
+            "their folder with --weights."
+        )
+    config = MeterConfig.from_dict(read_settings(folder, "meter"))
+    options = replace(options, image_size=options.image_size or config.image_size)
+    if options.weights == "random":
+        with fixed_generator():
+            backbone = build_meter(Checkpoint(config, {}, {}, folder), options, "meter-mini")
+    else:
+        backbone = build_meter(_read_folder(folder), options, "meter-mini")
+    backbone.base_learning_rate = 2e-4
+    backbone.head_learning_rate_scale = 50.0
+    return backbone
+
+
+def build_meter(checkpoint: Checkpoint, options: BackboneOptions, name: str) -> MeterBackbone:
+    """The backbone of a checkpoint, its position embeddings resized to the chosen image size.
+
+    Raises:
+        UserError: the options or the weights do not fit.
+    """
+    config: MeterConfig = checkpoint.config
+    config.image_size = options.image_size or IMAGE_SIZE
+    length = options.text_length or min(TEXT_LENGTH, config.text_positions)
+    if length > config.text_positions:
+        raise UserError(
+            f"{name}: text length {length} is more than its {config.text_positions} text positions."
+        )
+    vocabulary = Path(options.tokenizer).expanduser() if options.tokenizer else checkpoint.vocabulary
+    if vocabulary is not None:
+        vocabulary_files(vocabulary)
+    processor = MeterProcessor(vocabulary, config.image_size, config.patch_size, length)
+    backbone = MeterBackbone(config, processor, name=name)
+    if checkpoint.state:
+        grid = config.image_size // config.patch_size
+        positions = resize_positions(checkpoint.state[_POSITIONS], grid)
+        load_strictly(backbone.model, {**checkpoint.state, _POSITIONS: positions}, name, "METER")
+    backbone.pretrained_heads = checkpoint.heads
+    backbone.requires_grad_(True)
+    return backbone.eval()
+
+
+def resize_positions(table: Tensor, grid: int) -> Tensor:
+    """Positions of the class token and a square of patches `(1 + n², D)` → `(1 + grid², D)`, bicubic.
+
+    As METER does at loading (`adapt_position_encoding`).
+    """
+    side = int((table.shape[0] - 1) ** 0.5)
+    if side == grid:
+        return table
+    square = table[1:].float().T.reshape(1, -1, side, side)
+    resized = F.interpolate(square, size=(grid, grid), mode="bicubic", align_corners=False)
+    return torch.cat([table[:1].float(), resized.flatten(2)[0].T])
+
+
+def read_checkpoint(source: str) -> Checkpoint:
+    """A file with the original's names, a folder with such a file or in our names, or a hub id.
+
+    Raises:
+        UserError: it cannot be read, or is not of METER.
+    """
+    path = find_checkpoint(source, _HUB_FILES)
+    return _read_original(path, read_tensors(path), None) if path.is_file() else _read_folder(path)
+
+
+def _read_folder(folder: Path) -> Checkpoint:
+    weights = _find_weights(folder)
+    tensors = read_tensors(weights)
+    brings_one = any((folder / name).is_file() for name in ("tokenizer.json", "merges.txt"))
+    vocabulary = folder if brings_one else None
+    if weights.suffix == ".ckpt" or any(key.startswith("cross_modal_") for key in tensors):
+        return _read_original(weights, tensors, vocabulary)
+    config = MeterConfig.from_dict(read_settings(folder, "meter"))
+    if _POSITIONS not in tensors:
+        raise UserError(f"{weights}: not METER's weights: key {_POSITIONS} is missing.")
+    heads = {key: tensor for key, tensor in tensors.items() if key.split(".")[0] in HEADS}
+    return Checkpoint(config, {k: v for k, v in tensors.items() if k not in heads}, heads, vocabulary)
+
+
+def _find_weights(folder: Path) -> Path:
+    named = [folder / "model.safetensors", folder / "pytorch_model.bin"]
+    found = [path for path in (*named, *sorted(folder.glob("*.ckpt"))) if path.is_file()]
+    if len(found) != 1:
+        names = ", ".join(path.name for path in found) or "none"
+        raise UserError(
+            f"{folder}: holds {len(found)} weights files ({names}), expected one: model.safetensors, "
+            "pytorch_model.bin or a .ckpt."
+        )
+    return found[0]
+
+
+def _read_original(path: Path, tensors: dict[str, Tensor], vocabulary: Path | None) -> Checkpoint:
+    try:
+        config = config_from_original(tensors)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    return replace(convert_original(tensors, config), vocabulary=vocabulary)
+
+
+_TO_OURS = (
+    (r"^text_transformer\.", "text_encoder."),
+    (r"^vit_model\.visual\.class_embedding$", "image_encoder.embeddings.class_embedding"),
+    (r"^vit_model\.visual\.positional_embedding$", _POSITIONS),
+    (r"^vit_model\.visual\.conv1\.", "image_encoder.embeddings.patch_embedding."),
+    (r"^vit_model\.visual\.ln_pre\.", "image_encoder.pre_layrnorm."),
+    (r"^vit_model\.visual\.ln_post\.", "image_encoder.post_layernorm."),
+    (
+        r"^vit_model\.visual\.transformer\.resblocks\.(\d+)\.ln_(\d)\.",
+        r"image_encoder.encoder.layers.\1.layer_norm\2.",
+    ),
+    (
+        r"^vit_model\.visual\.transformer\.resblocks\.(\d+)\.attn\.",
+        r"image_encoder.encoder.layers.\1.self_attn.",
+    ),
+    (
+        r"^vit_model\.visual\.transformer\.resblocks\.(\d+)\.mlp\.c_fc\.",
+        r"image_encoder.encoder.layers.\1.mlp.fc1.",
+    ),
+    (
+        r"^vit_model\.visual\.transformer\.resblocks\.(\d+)\.mlp\.c_proj\.",
+        r"image_encoder.encoder.layers.\1.mlp.fc2.",
+    ),
+    (r"^cross_modal_(text|image)_transform\.", r"\1_projection."),
+    (r"^cross_modal_(text|image)_pooler\.", r"\1_pooler."),
+    (r"^cross_modal_text_layers\.", "layers."),
+)
+
+
+def convert_original(tensors: Mapping[str, Tensor], config: MeterConfig) -> Checkpoint:
+    """The original's names and CLIP's fused `in_proj` → our modules'; heads and unused keys apart.
+
+    A key that is none of these keeps its name, and `load_strictly` refuses it.
+    """
+    state: dict[str, Tensor] = {}
+    heads: dict[str, Tensor] = {}
+    unused: dict[str, str] = {}
+    for key, tensor in tensors.items():
+        reason = next((reason for pattern, reason in UNUSED.items() if re.match(pattern, key)), None)
+        if reason is not None:
+            unused[key] = reason
+        elif key.split(".")[0] in HEADS:
+            heads[key] = tensor
+        else:
+            state |= _convert(key, tensor, config.num_hidden_layers)
+    return Checkpoint(config, state, heads, None, unused)
+
+
+def _convert(key: str, tensor: Tensor, depths: int) -> dict[str, Tensor]:
+    """One key of the original as one of ours; three where query, key and value were fused."""
+    image_layer = re.match(r"^cross_modal_image_layers\.(\d+)\.", key)
+    if image_layer:
+        return {f"layers.{depths + int(image_layer[1])}.{key[image_layer.end() :]}": tensor}
+    renamed = key
+    for pattern, replacement in _TO_OURS:
+        renamed, count = re.subn(pattern, replacement, key)
+        if count:
+            break
+    fused = re.match(r"^(.*)\.in_proj_(weight|bias)$", renamed)
+    if not fused:
+        return {renamed: tensor}
+    parts = zip("qkv", tensor.chunk(3), strict=True)
+    return {f"{fused[1]}.{role}_proj.{fused[2]}": part for role, part in parts}
+
+
+def config_from_original(tensors: Mapping[str, Tensor], num_heads: int | None = None) -> MeterConfig:
+    """The configuration that an original checkpoint's shapes imply; 64 channels a head unless told.
+
+    Raises:
+        UserError: a key that METER with CLIP's ViT and RoBERTa has is missing, or widths differ.
+    """
+    try:
+        width, channels, patch, _ = tensors["vit_model.visual.conv1.weight"].shape
+        positions = tensors["vit_model.visual.positional_embedding"].shape[0]
+        vocabulary, text_width = tensors["text_transformer.embeddings.word_embeddings.weight"].shape
+        text_positions = tensors["text_transformer.embeddings.position_embeddings.weight"].shape[0]
+        text_mlp = tensors["text_transformer.encoder.layer.0.intermediate.dense.weight"].shape[0]
+        image_mlp = tensors["vit_model.visual.transformer.resblocks.0.mlp.c_fc.weight"].shape[0]
+        fusion_mlp, fusion_width = tensors["cross_modal_text_layers.0.intermediate.dense.weight"].shape
+        types = tensors["token_type_embeddings.weight"].shape[0]
+    except KeyError as error:
+        raise UserError(
+            f"not an original METER checkpoint with CLIP's ViT and RoBERTa: key {error.args[0]} is missing."
+        ) from error
+    if len({width, text_width, fusion_width}) != 1:
+        raise UserError(
+            f"METER with encoders of other widths ({text_width} text, {width} image) than its fusion layers' "
+            f"{fusion_width} is not supported."
+        )
+    return MeterConfig(
+        hidden_size=width,
+        num_attention_heads=num_heads or width // 64,
+        num_hidden_layers=_depth(tensors, "cross_modal_text_layers."),
+        intermediate_size=fusion_mlp,
+        text_layers=_depth(tensors, "text_transformer.encoder.layer."),
+        text_intermediate_size=text_mlp,
+        vocab_size=vocabulary,
+        max_position_embeddings=text_positions,
+        image_layers=_depth(tensors, "vit_model.visual.transformer.resblocks."),
+        image_intermediate_size=image_mlp,
+        image_size=int((positions - 1) ** 0.5) * patch,
+        patch_size=patch,
+        num_channels=channels,
+        modality_type_vocab_size=types,
+    )
+
+
+def _depth(tensors: Mapping[str, Tensor], prefix: str) -> int:
+    """Number of layers under `prefix`."""
+    return 1 + max(int(key.removeprefix(prefix).split(".")[0]) for key in tensors if key.startswith(prefix))

@@ -1,0 +1,133 @@
+"""How METER reads text and photographs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tokenizers import ByteLevelBPETokenizer, Tokenizer
+from tokenizers.processors import RobertaProcessing
+from torch import Tensor
+
+from harness.errors import UserError
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+
+
+STANDARD_DEVIATION = (0.26862954, 0.26130258, 0.27577711)
+"""CLIP's, of pixels in 0…1, by channel."""
+
+
+class MeterProcessor:
+    """Byte-level BPE tokens; images with their short side scaled to `image_size`, then the square in the middle.
+
+    vocabulary: a folder with `tokenizer.json`, or with RoBERTa's `vocab.json` and `merges.txt`; or the first of
+        these as a file.
+    image_size, patch_size: in pixels. text_length: most tokens of a text, special ones included.
+
+    Raises:
+        UserError: the image size is not a multiple of the patch size.
+    """
+
+    def __init__(self, vocabulary: Path | None, image_size: int, patch_size: int, text_length: int) -> None:
+        self.vocabulary = vocabulary
+        self.image_size = image_size
+        self.granularity = patch_size
+        self.max_text_length = text_length
+        self.pad_id = 1
+        self._tokenizer: Tokenizer | None = None
+        if image_size % patch_size or image_size < patch_size:
+            raise UserError(
+                f"Image size {image_size} is not a multiple of the patch size {patch_size}; "
+                f"try {max(1, image_size // patch_size) * patch_size}."
+            )
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer, read on first use.
+
+        Raises:
+            UserError: there is no vocabulary, or it cannot be read.
+        """
+        if self._tokenizer is None:
+            if self.vocabulary is None:
+                raise UserError(
+                    "These weights bring no vocabulary; name the folder of roberta-base's tokenizer.json (or "
+                    "vocab.json and merges.txt) with --tokenizer."
+                )
+            self._tokenizer = read_tokenizer(vocabulary_files(self.vocabulary))
+            self._tokenizer.enable_truncation(self.max_text_length)
+        return self._tokenizer
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids with `<s>` and `</s>`, truncated to `max_text_length`."""
+        return [encoding.ids for encoding in self.tokenizer.encode_batch(list(texts))]
+
+    def resize(self, image: Image.Image) -> np.ndarray:
+        """`(image_size, image_size, 3)` uint8: bicubic to the short side, then the middle."""
+        side = self.image_size
+        wide, high = image.size
+        short = min(wide, high)
+        scaled = (max(side, int(side * wide / short)), max(side, int(side * high / short)))
+        if image.size != scaled:
+            image = image.resize(scaled, Image.Resampling.BICUBIC)
+        left, top = (round((length - side) / 2) for length in scaled)
+        return np.asarray(image.crop((left, top, left + side, top + side)))
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """uint8 0…255 → float32 with CLIP's mean and standard deviation."""
+        mean = torch.tensor(MEAN, device=images.device).view(3, 1, 1)
+        deviation = torch.tensor(STANDARD_DEVIATION, device=images.device).view(3, 1, 1)
+        return images.to(torch.float32).sub_(255 * mean).div_(255 * deviation)
+
+    def describe(self) -> dict[str, Any]:
+        """Image size, text length, digest of the vocabulary."""
+        files = vocabulary_files(self.vocabulary) if self.vocabulary is not None else []
+        contents = b"".join(path.read_bytes() for path in files)
+        return {
+            "image_size": self.image_size,
+            "patch_size": self.granularity,
+            "text_length": self.max_text_length,
+            "vocabulary": hashlib.sha256(contents).hexdigest()[:16] if files else None,
+        }
+
+
+def vocabulary_files(vocabulary: Path) -> list[Path]:
+    """The files that make up a vocabulary: `tokenizer.json`, or `vocab.json` and `merges.txt`.
+
+    Raises:
+        UserError: they are not there.
+    """
+    if vocabulary.is_file():
+        return [vocabulary]
+    if (whole := vocabulary / "tokenizer.json").is_file():
+        return [whole]
+    parts = [vocabulary / "vocab.json", vocabulary / "merges.txt"]
+    if all(part.is_file() for part in parts):
+        return parts
+    raise UserError(f"{vocabulary}: neither tokenizer.json nor vocab.json and merges.txt there.")
+
+
+def read_tokenizer(files: Sequence[Path]) -> Tokenizer:
+    """RoBERTa's tokenizer from what `vocabulary_files` found.
+
+    Raises:
+        UserError: a file cannot be read as a vocabulary.
+    """
+    try:
+        if len(files) == 1:
+            return Tokenizer.from_file(str(files[0]))
+        pairs = ByteLevelBPETokenizer.from_file(*map(str, files))
+    except Exception as error:  # the library raises bare Exceptions
+        raise UserError(f"{files[0]}: cannot be read as a vocabulary ({error}).") from error
+    special = [(token, pairs.token_to_id(token)) for token in ("</s>", "<s>")]
+    if any(number is None for _, number in special):
+        raise UserError(f"{files[0]}: has no <s> or </s>; it is not RoBERTa's vocabulary.")
+    tokenizer: Tokenizer = pairs._tokenizer
+    tokenizer.post_processor = RobertaProcessing(*special, trim_offsets=True, add_prefix_space=False)
+    return tokenizer

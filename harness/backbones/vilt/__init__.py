@@ -1,0 +1,1 @@
+"""ViLT: one stream, text and image patches through the same blocks."""

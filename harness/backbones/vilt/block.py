@@ -1,0 +1,110 @@
+"""ViLT's block: a pre-norm transformer layer over the joint stream."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import ViltConfig
+from transformers.models.vilt.modeling_vilt import (
+    ViltAttention,
+    ViltIntermediate,
+    ViltOutput,
+)
+
+from harness.backbones.block import Block
+
+BLOCK_LAYER_NORM_EPS = 1e-6
+"""Of the blocks and the final norm, as in the original; the text embedding's stays at 1e-12."""
+
+
+class ViltBlock(Block):
+    """A pre-norm transformer layer; attribute names are those of Hugging Face's `ViltLayer`."""
+
+    sublayers: ClassVar[tuple[str, ...]] = ("attention", "mlp")
+
+    def __init__(self, config: ViltConfig, index: int) -> None:
+        super().__init__()
+        self.name = f"joint.{index}"
+        self.stream = "joint"
+        self.attention = ViltAttention(config)
+        self.intermediate = ViltIntermediate(config)
+        self.output = ViltOutput(config)
+        self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.sequential = nn.ModuleDict()
+        self.parallel = nn.ModuleDict()
+        self.heads = config.num_attention_heads
+
+    def forward(
+        self,
+        hidden: Tensor,
+        mask: Tensor | None = None,
+        context: Tensor | None = None,
+        context_mask: Tensor | None = None,
+    ) -> Tensor:
+        """`(B, T, D)` → `(B, T, D)`; there is no other stream, so `context` is not read."""
+        normed = self.layernorm_before(hidden)
+        return self._finish(hidden, self._attend(normed, normed, mask))
+
+    def first(
+        self,
+        hidden: Tensor,
+        mask: Tensor | None = None,
+        context: Tensor | None = None,
+        context_mask: Tensor | None = None,
+    ) -> Tensor:
+        """`(B, T, D)` → `(B, 1, D)`: of the other tokens only keys and values are computed."""
+        normed = self.layernorm_before(hidden)
+        return self._finish(hidden[:, :1], self._attend(normed[:, :1], normed, mask))
+
+    def _attend(self, asking: Tensor, read: Tensor, mask: Tensor | None) -> Tensor:
+        """Attention of `asking` `(B, T, D)` to `read` `(B, S, D)`."""
+        maps = self.attention.attention
+        query = self._by_head(maps.query(asking))
+        key, value = self._by_head(maps.key(read)), self._by_head(maps.value(read))
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        return self.attention.output.dense(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+    def _by_head(self, states: Tensor) -> Tensor:
+        return states.view(*states.shape[:2], self.heads, -1).transpose(1, 2)
+
+    def _finish(self, hidden: Tensor, attended: Tensor) -> Tensor:
+        """The block after its attention, token by token."""
+        hidden = self._add("attention", attended, hidden)
+        expanded = self.intermediate(self.layernorm_after(hidden))
+        return self._add("mlp", self.output.dense(expanded), hidden)
+
+    def _add(self, sublayer: str, result: Tensor, residual: Tensor) -> Tensor:
+        if sublayer in self.sequential:
+            result = self.sequential[sublayer](result)
+        if sublayer in self.parallel:
+            result = result + self.parallel[sublayer](residual)
+        return residual + result
+
+    def projections(self) -> dict[str, nn.Linear]:
+        """The six linear maps of the block by role."""
+        maps = self.attention.attention
+        return {
+            "attention.query": maps.query,
+            "attention.key": maps.key,
+            "attention.value": maps.value,
+            "attention.output": self.attention.output.dense,
+            "mlp.up": self.intermediate.dense,
+            "mlp.down": self.output.dense,
+        }
+
+    def set_projection(self, role: str, module: nn.Module) -> None:
+        """Replace one of the six maps."""
+        if role in ("attention.query", "attention.key", "attention.value"):
+            setattr(self.attention.attention, role.removeprefix("attention."), module)
+        elif role in ("attention.output", "mlp.up", "mlp.down"):
+            owner = {
+                "attention.output": self.attention.output,
+                "mlp.up": self.intermediate,
+                "mlp.down": self.output,
+            }[role]
+            owner.dense = module
+        else:
+            raise KeyError(role)

@@ -1,0 +1,226 @@
+"""ViLT (Kim et al., ICML 2021): one stream, text and image patches through the same blocks.
+
+The modules and their names are Hugging Face's, so that its checkpoints and the `adapters` library fit;
+the forward pass is ours: patches of the whole batch are embedded by one matrix product, images of
+different shapes are packed without padding columns, attention is fused, and nothing draws random
+numbers in evaluation (`ViltModel` orders the patches by `torch.multinomial` even then).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import ViltConfig, ViltModel
+
+from harness.backbones.base import Backbone, Processor
+from harness.backbones.block import run_block
+from harness.backbones.inputs import Inputs, Stream, Streams
+from harness.backbones.masks import additive_mask
+from harness.backbones.pairs import distinct_rows
+from harness.backbones.vilt.block import BLOCK_LAYER_NORM_EPS, ViltBlock
+from harness.digests import digest_state
+from harness.errors import UserError
+
+TEXT_LAYER_NORM_EPS = 1e-12
+
+
+class ViltBackbone(Backbone):
+    """ViLT as a backbone of twelve (or fewer) joint blocks."""
+
+    stream_names = ("joint",)
+
+    def __init__(
+        self,
+        config: ViltConfig,
+        processor: Processor,
+        name: str = "vilt",
+        base_learning_rate: float = 1e-4,
+        head_learning_rate_scale: float = 10.0,
+    ) -> None:
+        super().__init__()
+        config.layer_norm_eps = BLOCK_LAYER_NORM_EPS
+        depth, config.num_hidden_layers = config.num_hidden_layers, 0
+        self.model = ViltModel(config)
+        config.num_hidden_layers = depth
+        self.model.encoder.layer = nn.ModuleList(ViltBlock(config, i) for i in range(depth))
+        self.model.embeddings.text_embeddings.LayerNorm.eps = TEXT_LAYER_NORM_EPS
+        self.config = config
+        self.processor = processor
+        self.name = name
+        self.width = self.feature_dim = config.hidden_size
+        self.initializer_range = config.initializer_range
+        self.base_learning_rate = base_learning_rate
+        self.head_learning_rate_scale = head_learning_rate_scale
+        self.prompt: nn.Module | None = None
+        self.pretrained_heads: dict[str, Tensor] = {}
+        self._block_names = tuple(block.name for block in self.model.encoder.layer)
+        self._digest: str | None = None
+
+    @property
+    def blocks(self) -> nn.ModuleList:  # type: ignore[override]
+        """The joint blocks, in order."""
+        return self.model.encoder.layer  # type: ignore[no-any-return]
+
+    def encode(self, inputs: Inputs) -> Streams:
+        """Text tokens, then the class token of the image and its patches: `(B, L + 1 + P, D)`."""
+        text = self._embed_text(inputs.input_ids)
+        image, patch_mask = self._embed_image(inputs)
+        mask = _join_masks(inputs.text_mask, patch_mask, text, image)
+        return {"joint": Stream(torch.cat([text, image], dim=1), mask)}
+
+    def forward_pairs(self, inputs: Inputs) -> Tensor:
+        """As `forward` on `inputs.paired()`; in evaluation each text and image is embedded once, and the last
+        block computes the pooled token alone, as in training.
+        """
+        if self.training or inputs.texts_per_image == 1:
+            return super().forward_pairs(inputs)
+        distinct, rows = distinct_rows(inputs)
+        text = rows.of("text", self._embed_text(distinct.input_ids))
+        embedded, patch_mask = self._embed_image(distinct)
+        image = rows.of("image", embedded)
+        patch_mask = None if patch_mask is None else rows.of("image", patch_mask)
+        mask = _join_masks(inputs.text_mask, patch_mask, text, image)
+        streams = {"joint": Stream(torch.cat([text, image], dim=1), mask)}
+        return (
+            self.pool(self.run_blocks(streams, first_only=True))
+            if self.pooled_token_only
+            else self.fuse(streams)
+        )
+
+    def _embed_text(self, input_ids: Tensor) -> Tensor:
+        """Text tokens with positions and token type: `(B, L, D)`."""
+        embeddings = self.model.embeddings
+        length = input_ids.shape[1]
+        if length > self.config.max_position_embeddings:
+            raise UserError(
+                f"{self.name}: a text of {length} tokens is longer than the {self.config.max_position_embeddings}"
+                " positions of its text embedding; lower the text length."
+            )
+        text: Tensor = embeddings.text_embeddings(input_ids=input_ids)
+        return text + embeddings.token_type_embeddings.weight[0]
+
+    def _embed_image(self, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
+        """Class token and patches with positions and token type `(B, 1 + P, D)`; the patches' mask or None."""
+        embeddings = self.model.embeddings
+        patches, patch_mask = self._embed_patches(inputs.pixels, inputs.image_sizes)
+        first = embeddings.cls_token + embeddings.position_embeddings[:, :1]
+        image = torch.cat([first.expand(len(patches), -1, -1), patches], dim=1)
+        return image + embeddings.token_type_embeddings.weight[inputs.image_token_type], patch_mask
+
+    def _embed_patches(self, pixels: Tensor, sizes: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Patches with positions `(B, P, D)`, padding dropped, and their mask `(B, P)` or None."""
+        projection = self.model.embeddings.patch_embeddings.projection
+        side = projection.kernel_size[0]
+        batch, channels, height, width = pixels.shape
+        if height % side or width % side:
+            raise UserError(
+                f"{self.name}: image size {height}x{width} is not a multiple of the patch size {side}."
+            )
+        rows, columns = height // side, width // side
+        tiles = pixels.view(batch, channels, rows, side, columns, side).permute(0, 2, 4, 1, 3, 5)
+        embedded = F.linear(
+            tiles.reshape(batch, rows * columns, -1), projection.weight.flatten(1), projection.bias
+        )
+        if sizes is None:
+            return embedded + self._positions(rows, columns), None
+        counts = [(int(h) // side, int(w) // side) for h, w in sizes.tolist()]
+        most = max(h * w for h, w in counts)
+        index = torch.zeros(batch, most, dtype=torch.long)
+        mask = torch.zeros(batch, most, dtype=torch.bool)
+        grid = torch.arange(rows * columns).view(rows, columns)
+        for i, (h, w) in enumerate(counts):
+            index[i, : h * w] = grid[:h, :w].flatten()
+            mask[i, : h * w] = True
+        index = index.to(embedded.device)
+        packed = embedded.gather(1, index[..., None].expand(-1, -1, embedded.shape[-1]))
+        tables = {size: self._positions(*size) for size in set(counts)}
+        positions = torch.stack(
+            [F.pad(tables[size], (0, 0, 0, most - tables[size].shape[0])) for size in counts]
+        )
+        return packed + positions, None if bool(mask.all()) else mask.to(embedded.device)
+
+    def _positions(self, rows: int, columns: int) -> Tensor:
+        """Position embeddings `(rows·columns, D)`, bilinear from the pretrained grid."""
+        table = self.model.embeddings.position_embeddings[0, 1:]
+        side = int(table.shape[0] ** 0.5)
+        if (rows, columns) == (side, side):
+            return table
+        grid = table.T.reshape(1, -1, side, side)
+        grid = F.interpolate(grid, size=(rows, columns), mode="bilinear", align_corners=True)
+        return grid.flatten(2)[0].T
+
+    def fuse(self, streams: Streams) -> Tensor:
+        """The pooled text class token `(B, D)` after all blocks."""
+        return self.pool(self.run_blocks(streams, first_only=self.training and self.pooled_token_only))
+
+    def run_blocks(self, streams: Streams, first_only: bool = False) -> Streams:
+        """Hidden states after the last block, before the final norm; of the first token only, if so wished."""
+        if self.prompt is not None:
+            streams = self.prompt(streams)
+        stream = streams["joint"]
+        mask = additive_mask(stream.mask, stream.hidden)
+        hidden = stream.hidden
+        last = len(self.blocks) - 1
+        for index, block in enumerate(self.blocks):
+            hidden = run_block(block, hidden, mask, first_only=first_only and index == last)
+        return {"joint": Stream(hidden, stream.mask)}
+
+    def pool(self, streams: Streams) -> Tensor:
+        """Final norm and pooler of the first token: `(B, D)`."""
+        first = self.model.layernorm(streams["joint"].hidden[:, :1])
+        return self.model.pooler(first)  # type: ignore[no-any-return]
+
+    def common_parameters(self) -> Iterator[nn.Parameter]:
+        """The pooler and the modality-type embeddings."""
+        yield from self.model.pooler.parameters()
+        yield from self.model.embeddings.token_type_embeddings.parameters()
+
+    def components(self) -> dict[str, list[nn.Module]]:
+        """Embeddings, fusion (blocks and final norm), pooler."""
+        return {
+            "embeddings": [self.model.embeddings],
+            "fusion": [self.model.encoder, self.model.layernorm],
+            "pooler": [self.model.pooler],
+        }
+
+    def example_inputs(
+        self, batch_size: int, text_length: int, image_size: tuple[int, int], generator: torch.Generator
+    ) -> Inputs:
+        """Random token ids and pixels, nothing padded."""
+        ids = torch.randint(0, self.config.vocab_size, (batch_size, text_length), generator=generator)
+        pixels = torch.randn(batch_size, self.config.num_channels, *image_size, generator=generator)
+        return Inputs(ids, None, pixels)
+
+    def widen_token_types(self, count: int) -> None:
+        """New rows are copies of row 1, as the original does for NLVR2's second image."""
+        old = self.model.embeddings.token_type_embeddings
+        if old.num_embeddings >= count:
+            return
+        rows = [old.weight.data, *[old.weight.data[1:2]] * (count - old.num_embeddings)]
+        new = nn.Embedding.from_pretrained(torch.cat(rows), freeze=not old.weight.requires_grad)
+        self.model.embeddings.token_type_embeddings = new
+
+    def digest(self) -> str:
+        """SHA-256 of weights and configuration at loading (computed on the first call after it)."""
+        if self._digest is None:
+            settings = self.config.to_diff_dict()
+            settings.pop("transformers_version", None)  # says who wrote it, not what it computes
+            self._digest = digest_state(self.model.state_dict(), settings)
+        return self._digest
+
+
+def _join_masks(
+    text_mask: Tensor | None, patch_mask: Tensor | None, text: Tensor, image: Tensor
+) -> Tensor | None:
+    """The mask of both sides' tokens, `(B, L + 1 + P)`; None if none is padded."""
+    if text_mask is None and patch_mask is None:
+        return None
+    if text_mask is None:
+        text_mask = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)
+    image_mask = torch.ones(image.shape[:2], dtype=torch.bool, device=image.device)
+    if patch_mask is not None:
+        image_mask[:, 1:] = patch_mask
+    return torch.cat([text_mask, image_mask], dim=1)

@@ -1,0 +1,1 @@
+"""Settings to records: plan, run, measure, reload and reproduce cells."""

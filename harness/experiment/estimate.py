@@ -1,0 +1,91 @@
+"""How long a cell will take, before it is run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+
+from harness.experiment.plan import Cell, Testbed
+from harness.measure.flops import count_forward
+from harness.records.record import Record
+from harness.training.seeds import generator
+
+EFFICIENCY = 0.5
+"""Share of the rate of plain matrix products that a training step reaches."""
+
+
+PASSES = 3.0
+"""A training step costs about three forward passes."""
+
+
+SAMPLE = 256
+"""Training texts whose mean length is taken for all."""
+
+
+def estimate_seconds(cell: Cell, records: Sequence[Record]) -> float:
+    """Seconds of search, training and evaluation, from the last of `records` that is alike, else from FLOPs."""
+    testbed = cell.testbed
+    method = cell.method()
+    search_epochs = getattr(method.options, "search_epochs", 0) if method.searches else 0
+    examples = len(testbed.data.splits["train"]) * (testbed.training.epochs + search_epochs)
+    passes = PASSES * examples * passes_of_an_example(testbed) + evaluation_passes(testbed)
+    for record in reversed(records):
+        same = record.cell.method.name == method.name and record.cell.task.name == testbed.task.name
+        on_it = record.cell.backbone.name == testbed.backbone_name
+        precision = record.protocol.get("precision") == testbed.request.precision
+        if same and on_it and precision and record.training is not None:
+            rate = record.training.examples_per_second * PASSES * passes_of_an_example(testbed)
+            return passes / rate
+    return passes * _forward_flops(id(testbed), testbed) / (EFFICIENCY * flops_rate())
+
+
+def passes_of_an_example(testbed: Testbed) -> int:
+    """Texts that a training example is put through the backbone with: retrieval's has negatives."""
+    return 1 + int(getattr(testbed.task.options, "negatives", 0))
+
+
+def evaluation_passes(testbed: Testbed) -> int:
+    """Forward passes to evaluate validation data after each epoch, and both splits at the end."""
+    total = 0
+    for split, times in (("val", testbed.training.epochs + 1), ("test", 1)):
+        examples = testbed.data.splits[split]
+        ranked = len({example.group for example in examples}) if testbed.task.evaluates_splits else 1
+        total += times * len(examples) * ranked
+    return total
+
+
+_FLOPS: dict[int, int] = {}
+
+
+def _forward_flops(key: int, testbed: Testbed) -> int:
+    if key not in _FLOPS:
+        backbone = testbed.fresh_backbone()
+        head = testbed.task.build_head(backbone, generator(0, "estimate"))
+        texts = [example.text for example in testbed.data.splits["train"][:SAMPLE]]
+        lengths = [len(tokens) for tokens in backbone.processor.tokenize(texts)]
+        counts = count_forward(
+            testbed.task,
+            backbone,
+            head,
+            None,
+            image_size=testbed.measured_input.image_size,
+            text_length=round(sum(lengths) / len(lengths)),
+        )
+        _FLOPS[key] = counts.flops_total
+    return _FLOPS[key]
+
+
+@cache
+def flops_rate(size: int = 768, seconds: float = 0.2) -> float:
+    """FLOP/s of this machine's matrix products, from a short try."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    left, right = torch.randn(size, size, device=device), torch.randn(size, size, device=device)
+    (left @ right).sum().item()
+    started, rounds = time.perf_counter(), 0
+    while time.perf_counter() - started < seconds:
+        (left @ right).sum().item()
+        rounds += 1
+    return 2.0 * size**3 * rounds / (time.perf_counter() - started)

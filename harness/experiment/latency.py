@@ -1,0 +1,142 @@
+"""Latency of finished cells, measured side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
+
+import torch
+from safetensors.torch import load_file
+
+from harness.digests import digest_json
+from harness.errors import UserError, one_line
+from harness.experiment.cell import deployed_model
+from harness.experiment.plan import Cell, Testbed
+from harness.measure.latency import LatencySample, measure_latency
+from harness.records.record import Failure, Latency, Record
+from harness.records.store import WEIGHTS, Store
+from harness.training.fabric import make_fabric
+from harness.training.model import TaskModel
+from harness.training.seeds import generator
+from tasks.base import Batch
+
+FULL = "full (untouched)"
+"""Name of the backbone as loaded in a latency measurement: what full tuning deploys."""
+
+
+SINGLE, SMALL_BATCH = (1, 50, 1.0), (16, 10, 1.0)
+"""Batch size, least iterations, least seconds of a latency measurement."""
+
+
+def measure_side_by_side(
+    cells: Iterable[Cell],
+    store: Store,
+    on_stage: Callable[[str], None] = lambda text: None,
+    again: bool = False,
+) -> list[Record]:
+    """Interleaved latency of one finished cell a method, and of the untouched backbone, for each testbed.
+
+    Nothing is measured where the very same cells have been measured together already, unless `again`.
+    """
+    by_testbed: dict[int, list[Cell]] = {}
+    for cell in cells:
+        if store.finished(cell.id):
+            by_testbed.setdefault(id(cell.testbed), []).append(cell)
+    changed: list[Record] = []
+    for found in by_testbed.values():
+        contestants = list({cell.label: cell for cell in reversed(found)}.values())[::-1]
+        if not contestants or (not again and _measured_together(contestants, store)):
+            continue
+        on_stage(f"latency of {len(contestants)} methods, interleaved")
+        try:
+            changed += _measure(contestants, store)
+        except UserError:
+            raise
+        except Exception as error:
+            failure = Failure(error=one_line(error))
+            on_stage(f"latency could not be measured: {failure.error}")
+            for cell in contestants:
+                changed.append(store.record(cell.id).model_copy(update={"latency": failure}))
+                store.commit(changed[-1])
+    return changed
+
+
+def _measured_together(cells: Sequence[Cell], store: Store) -> bool:
+    groups = []
+    for cell in cells:
+        latency = store.record(cell.id).latency
+        groups.append({one.group for one in latency} if not isinstance(latency, Failure) else set())
+    return bool(set.intersection(*groups)) if groups else False
+
+
+def _measure(cells: Sequence[Cell], store: Store) -> list[Record]:
+    testbed = cells[0].testbed
+    fabric = make_fabric(testbed)
+    models = {cell.id: _deployed(cell, store).to(fabric.device) for cell in cells}
+    backbone = testbed.fresh_backbone()  # building a head may widen its token types
+    head = testbed.task.build_head(backbone, generator(0, "latency"))
+    untouched = TaskModel(testbed.task, backbone, head)
+    models[FULL] = untouched.requires_grad_(False).eval().to(fabric.device)
+    moment = datetime.now().astimezone().isoformat()
+    group = digest_json([moment, sorted(models)])
+    measured: dict[str, list[Latency]] = {name: [] for name in models}
+    for batch_size, least, seconds in (SINGLE, SMALL_BATCH):
+        samples = _latencies(testbed, models, batch_size, least, seconds)
+        for name, sample in samples.items():
+            measured[name].append(_latency(testbed, sample, batch_size, group))
+    changed = []
+    for cell in cells:
+        record = store.record(cell.id).model_copy(
+            update={"latency": tuple(measured[cell.id]), "full_latency": tuple(measured[FULL])}
+        )
+        store.commit(record)
+        changed.append(record)
+    return changed
+
+
+def _deployed(cell: Cell, store: Store) -> TaskModel:
+    """A cell's model to be timed. Time depends on no weight's value, so that records shared without weights do."""
+    record = store.record(cell.id)
+    weights = store.folder(cell.id) / WEIGHTS
+    decision = None if record.search is None else record.search.decision
+    return deployed_model(cell, load_file(weights) if weights.is_file() else None, decision)
+
+
+def _latencies(
+    testbed: Testbed, models: dict[str, TaskModel], batch_size: int, least: int, seconds: float
+) -> dict[str, LatencySample]:
+    device = next(next(iter(models.values())).parameters()).device
+    size = testbed.measured_input
+    inputs = testbed.backbone.example_inputs(
+        batch_size, size.text_length, size.image_size, torch.Generator().manual_seed(0)
+    ).to(device)
+    count = getattr(testbed.task, "images_per_example", 1)
+    batch = Batch((inputs,) * count, None, tuple(str(row) for row in range(batch_size)))
+    fabric = make_fabric(testbed)
+
+    def runner(model: TaskModel) -> Callable[[], object]:
+        def run() -> object:
+            with torch.inference_mode(), fabric.autocast():
+                return model(batch)
+
+        return run
+
+    runs = {name: runner(model) for name, model in models.items()}
+    return measure_latency(runs, device, min_iterations=least, min_seconds=seconds)
+
+
+def _latency(testbed: Testbed, sample: LatencySample, batch_size: int, group: str) -> Latency:
+    size = testbed.measured_input
+    return Latency(
+        batch_size=batch_size,
+        image_size=size.image_size,
+        text_length=size.text_length,
+        p50_ms=sample.p50,
+        p90_ms=sample.p90,
+        n=sample.n,
+        threads=sample.threads,
+        device=sample.device,
+        samples_ms=tuple(round(value, 4) for value in sample.samples_ms),
+        wall_ms=() if sample.wall_ms == sample.samples_ms else tuple(round(v, 4) for v in sample.wall_ms),
+        group=group,
+    )

@@ -1,0 +1,227 @@
+"""From what was asked for to the cells that have to be run: methods × tasks × seeds on a backbone."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from harness import registry
+from harness.backbones.base import Backbone
+from harness.config import Request
+from harness.digests import FIT, code_digest, digest_json
+from harness.errors import UserError
+from harness.files import cache_folder
+from harness.specs import Spec, canonical, options_label
+from harness.training.encoding_store import Budgets, EncodingStore
+from harness.training.optim import Training
+from methods.base import Method, NoOptions
+from tasks.base import Data, Task
+from tasks.data.images import ImageCache
+
+SHAPES_LOOKED_AT = 256
+"""Test examples whose image shapes decide at which shape compute and latency are measured."""
+
+
+@dataclass(frozen=True)
+class MeasuredInput:
+    """The input that compute and latency are stated for: (height, width) in pixels, length in tokens."""
+
+    image_size: tuple[int, int]
+    text_length: int
+
+
+@dataclass
+class Testbed:
+    """One task on one backbone, loaded once and shared by its cells.
+
+    embedded: whether the data are the mini benchmark's.
+    encodings: what the encoders have computed; None: it is not kept.
+    """
+
+    task: Task[Any]
+    task_spec: Spec
+    data: Data
+    data_root: Path
+    embedded: bool
+    backbone: Backbone
+    backbone_name: str
+    images: ImageCache
+    training: Training
+    request: Request
+    encodings: EncodingStore | None = None
+
+    def fresh_backbone(self) -> Backbone:
+        """A copy with the pretrained weights as loaded."""
+        return copy.deepcopy(self.backbone)
+
+    @cached_property
+    def protocol(self) -> dict[str, Any]:
+        """What must agree for two results to stand side by side."""
+        processor = self.backbone.processor.describe()
+        split = self.data.provenance["splits"]["test"]
+        protocol = {
+            "backbone_digest": self.backbone.digest()[:16],
+            "processor": processor,
+            "task_version": self.task.version,
+            "task_options": self.task.config(),
+            "measured_at": asdict(self.measured_input),
+            "data": digest_json(self.data.provenance),
+            "reported_split": f"test: {split['official split']}",
+            "train_examples": len(self.data.splits["train"]),
+            "test_examples": len(self.data.splits["test"]),
+            "epochs": self.training.epochs,
+            "batch_size": self.training.batch_size,
+            "weight_decay": self.training.weight_decay,
+            "warmup": self.training.warmup,
+            "select": self.training.select,
+            "augment": self.request.augment,
+            "head_learning_rate": self.head_learning_rate,
+            "precision": self.request.precision,
+        }
+        if self.encodings is not None and self.request.cache_precision == "half":
+            protocol["encodings"] = "kept in half precision"
+        return protocol
+
+    @cached_property
+    def measured_input(self) -> MeasuredInput:
+        """The commonest processed image shape of the test split, at the longest text."""
+        examples = self.data.splits["test"][:SHAPES_LOOKED_AT]
+        if self.request.measured_image_size is not None:
+            shape = self.request.measured_image_size
+        else:
+            shapes = Counter(self.images.shape(str(e.images[0])) for e in examples)
+            shape = min(shapes, key=lambda size: (-shapes[size], size))
+        return MeasuredInput(shape, self.backbone.processor.max_text_length)
+
+    @property
+    def head_learning_rate(self) -> float:
+        """Of the task's head, the same for every method."""
+        return self.backbone.base_learning_rate * self.backbone.head_learning_rate_scale
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method with one seed on one testbed; `id` is the address of its result.
+
+    code: digests of the code that makes it, by part: method, task, backbone, fit.
+    """
+
+    id: str
+    method_spec: Spec
+    label: str
+    seed: int
+    learning_rate: float
+    testbed: Testbed = field(repr=False, compare=False)
+    code: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
+
+    def method(self) -> Method[Any]:
+        """A new instance of the method."""
+        return registry.build_method(self.method_spec)
+
+
+def label_of(spec: Spec, method: Method[Any]) -> str:
+    """`lora[r=8]`: a method's name with those options that are not at their default."""
+    if isinstance(method.options, NoOptions):
+        return canonical(spec)
+    return options_label(method.name, method.config(), asdict(method.Options()))
+
+
+def open_testbeds(request: Request) -> list[Testbed]:
+    """The backbone and the data of every task, loaded."""
+    backbone = registry.resolve_backbone(request.backbone)(request.backbone_options)
+    images = ImageCache(backbone.processor, request.image_budget_mib)
+    encodings = open_encodings(request, backbone)
+    return [build_testbed(request, spec, backbone, images, encodings=encodings) for spec in request.tasks]
+
+
+def open_encodings(request: Request, backbone: Backbone) -> EncodingStore | None:
+    """Where what the encoders compute is kept; None if nothing is to be, or `encode` does not fall into halves."""
+    if not backbone.encoders() or (request.cache_mib == 0 and request.cache_disk_gib == 0):
+        return None
+    folder = cache_folder() / "encodings"
+    return EncodingStore(Budgets(request.cache_mib, request.cache_disk_gib, folder, request.cache_precision))
+
+
+def build_testbed(
+    request: Request,
+    task_spec: Spec,
+    backbone: Backbone,
+    images: ImageCache,
+    on_stage: Callable[[str], None] = lambda text: None,
+    encodings: EncodingStore | None = None,
+) -> Testbed:
+    """Read a task's data for `backbone`."""
+    task = registry.build_task(task_spec)
+    embedded = request.data_root is None
+    if request.data_root is None:
+        on_stage(f"{task.name}: generated data")
+        root = task.embedded_data(cache_folder())
+    else:
+        root = request.data_root
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder (--data-root).")
+    on_stage(f"{task.name}: reading {root.name}")
+    data = task.load(root)
+    for split in ("train", "val", "test"):
+        if not data.splits.get(split):
+            raise UserError(f"{root}: the {split} split of {task.name} is empty.")
+    recipe = task.embedded_recipe if embedded else task.recipe
+    training = Training(
+        epochs=request.epochs if request.epochs is not None else recipe.epochs,
+        batch_size=request.batch_size if request.batch_size is not None else recipe.batch_size,
+        learning_rate=request.learning_rate,
+        select=request.select,
+    )
+    return Testbed(
+        task,
+        task_spec,
+        data,
+        root,
+        embedded,
+        backbone,
+        request.backbone,
+        images,
+        training,
+        request,
+        encodings,
+    )
+
+
+def build_cells(request: Request, testbeds: list[Testbed]) -> list[Cell]:
+    """Every method × task × seed, seeds outermost so that a first full table is there early."""
+    return [
+        build_cell(testbed, spec, seed)
+        for seed in request.seeds
+        for testbed in testbeds
+        for spec in request.methods
+    ]
+
+
+def build_cell(testbed: Testbed, spec: Spec, seed: int) -> Cell:
+    """The cell of one method and seed, with its content address."""
+    method = registry.build_method(spec)
+    rate = testbed.training.learning_rate
+    if rate is None:
+        rate = testbed.backbone.base_learning_rate * method.learning_rate_scale
+    code = {
+        "method": code_digest(type(method).__module__),
+        "task": code_digest(type(testbed.task).__module__),
+        "backbone": code_digest(type(testbed.backbone).__module__),
+        "fit": code_digest(*FIT),
+    }
+    address = {
+        "method": {"name": method.name, "options": method.config(), "code": code["method"]},
+        "task": {"name": testbed.task.name, "code": code["task"]},
+        "backbone": {"name": testbed.backbone_name, "code": code["backbone"]},
+        "fit": code["fit"],
+        "protocol": testbed.protocol,
+        "training": asdict(replace(testbed.training, learning_rate=rate)),
+        "seed": seed,
+        "skip_bad_images": testbed.request.skip_bad_images,
+    }
+    return Cell(digest_json(address), spec, label_of(spec, method), seed, rate, testbed, code)

@@ -1,0 +1,109 @@
+"""Run the cells of a plan one after the other and keep what is finished."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from safetensors.torch import save
+
+from harness.errors import UserError, one_line
+from harness.experiment.cell import Progress, run_cell
+from harness.experiment.plan import Cell
+from harness.experiment.to_record import failed_record, finished_record
+from harness.files import write_atomically
+from harness.records.record import Record
+from harness.records.store import CellBusyError, Store
+
+TRACEBACK = "traceback.txt"
+"""In a failed cell's folder."""
+
+
+class Reporter(Protocol):
+    """Who is told what happens; several cells may be under way at once."""
+
+    def begin(self, cell: Cell) -> None:
+        """A cell begins."""
+
+    def stage(self, cell: Cell, name: str, total: int) -> None:
+        """A new stage of the cell, of `total` examples, begins."""
+
+    def advance(self, cell: Cell, count: int) -> None:
+        """`count` more examples of the cell's stage are done."""
+
+    def epoch(self, cell: Cell, figures: Mapping[str, float]) -> None:
+        """An epoch of the cell's training is over: its row of the learning curve."""
+
+    def end(self, cell: Cell, record: Record | None, note: str) -> None:
+        """A cell has ended (`note`: finished, kept, failed, busy)."""
+
+
+@dataclass(frozen=True)
+class _ProgressOf(Progress):
+    """A cell's progress, told to the reporter of all cells."""
+
+    cell: Cell
+    reporter: Reporter
+
+    def stage(self, name: str, total: int) -> None:
+        """A new stage begins."""
+        self.reporter.stage(self.cell, name, total)
+
+    def advance(self, count: int) -> None:
+        """Examples are done."""
+        self.reporter.advance(self.cell, count)
+
+    def epoch(self, figures: Mapping[str, float]) -> None:
+        """An epoch is over."""
+        self.reporter.epoch(self.cell, figures)
+
+
+def run_cells(cells: Sequence[Cell], store: Store, reporter: Reporter) -> list[Record]:
+    """Run what is not finished; a crash ends its cell, not the run.
+
+    Returns the records of all cells that are there, in the order of `cells`.
+
+    Raises:
+        UserError: something the user has to mend; what was finished before is kept.
+    """
+    records: dict[str, Record] = {}
+    for cell in cells:
+        reporter.begin(cell)
+        try:
+            with store.begin(cell.id):
+                if store.finished(cell.id):
+                    record, note = store.record(cell.id), "kept"
+                else:
+                    record, note = _run(cell, store, reporter)
+        except CellBusyError as error:
+            reporter.end(cell, None, f"left out: {error}")
+            continue
+        records[cell.id] = record
+        reporter.end(cell, record, note)
+    return list(records.values())
+
+
+def _run(cell: Cell, store: Store, reporter: Reporter) -> tuple[Record, str]:
+    started = datetime.now().astimezone()
+    try:
+        outcome = run_cell(cell, store.checkpoint(cell.id), _ProgressOf(cell, reporter))
+    except UserError:
+        raise
+    except Exception as error:
+        record = failed_record(cell, one_line(error), started)
+        write_atomically(store.folder(cell.id) / TRACEBACK, traceback.format_exc().encode())
+        store.commit(record)
+        return record, "failed"
+    weights = save({name: tensor.contiguous() for name, tensor in outcome.tuned.items()})
+    record = finished_record(cell, outcome, started, len(weights))
+    store.commit(
+        record,
+        predictions=outcome.predictions["test"],
+        curve=outcome.curve,
+        write_weights=lambda path: path.write_bytes(weights) and None,
+        compress=True,
+    )
+    return record, "finished"

@@ -1,0 +1,151 @@
+"""From a cell's outcome to its record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from harness.digests import digest_json
+from harness.experiment.cell import Outcome
+from harness.experiment.plan import Cell
+from harness.measure.flops import ComputeCounts
+from harness.measure.parameters import ParameterCounts
+from harness.records.environment import describe_environment
+from harness.records.record import (
+    BackboneChoice,
+    CellChoice,
+    Compute,
+    DataProvenance,
+    Environment,
+    Memory,
+    MethodChoice,
+    ParameterGroups,
+    Parameters,
+    Record,
+    SearchCost,
+    TaskChoice,
+    Timestamps,
+    TrainingCost,
+)
+from harness.training.fabric import make_fabric
+
+CONVENTION = "multiply-accumulates of matrix products, convolutions and attention; LayerNorm elements apart"
+
+
+def finished_record(cell: Cell, outcome: Outcome, started: datetime, tuned_file_bytes: int) -> Record:
+    """The record of a cell that came to its end."""
+    task = cell.testbed.task
+    reported = "test" if task.primary_metric in outcome.metrics.get("test", {}) else "val"
+    return Record(
+        **_frame(cell, started),
+        status="finished",
+        reported_split=reported,
+        metrics={split: dict(metrics) for split, metrics in outcome.metrics.items()},
+        majority_accuracy=outcome.majority,
+        parameters=_parameters(outcome.parameters),
+        deployed_parameters=_parameters(outcome.deployed_parameters),
+        compute=_compute(outcome.compute),
+        full_compute=_compute(outcome.full_compute),
+        memory=Memory(
+            peak_training_mib=outcome.training_memory.peak_mib,
+            baseline_mib=outcome.training_memory.baseline_mib,
+            how=outcome.training_memory.how,
+        ),
+        tuned_file_bytes=tuned_file_bytes,
+        training=TrainingCost(**outcome.training),
+        search=None if outcome.search is None else _search(outcome.search),
+        skipped_images=len(outcome.skipped_files),
+        skipped_files=outcome.skipped_files,
+        skipped_examples=dict(outcome.skipped_examples),
+    )
+
+
+def failed_record(cell: Cell, error: str, started: datetime) -> Record:
+    """The record of a cell that crashed."""
+    return Record(**_frame(cell, started), status="failed", error=error)
+
+
+def _frame(cell: Cell, started: datetime) -> dict[str, Any]:
+    """What is known of a cell however it ends."""
+    testbed = cell.testbed
+    method, task, backbone = cell.method(), testbed.task, testbed.backbone
+    return {
+        "cell": CellChoice(
+            id=cell.id,
+            method=MethodChoice(name=method.name, options=_jsonable(method.config()), label=cell.label),
+            task=TaskChoice(
+                name=task.name,
+                title=task.title,
+                version=task.version,
+                options=_jsonable(task.config()),
+                primary_metric=task.primary_metric,
+                higher_is_better=task.higher_is_better,
+            ),
+            backbone=BackboneChoice(
+                name=testbed.backbone_name,
+                digest=backbone.digest(),
+                config=_jsonable(backbone.processor.describe()),
+            ),
+            code=dict(cell.code),
+            seed=cell.seed,
+        ),
+        "protocol": _jsonable(testbed.protocol),
+        "data": DataProvenance(
+            benchmark="mini" if testbed.embedded else testbed.data_root.name,
+            digest=digest_json(testbed.data.provenance),
+            details=_jsonable(testbed.data.provenance),
+        ),
+        "environment": Environment(**describe_environment(), device=make_fabric(testbed).device.type),
+        "timestamps": Timestamps(started=started, finished=datetime.now().astimezone()),
+    }
+
+
+def _jsonable(value: Any) -> Any:
+    """Tuples as lists and paths as text, all the way down."""
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def _parameters(counts: ParameterCounts) -> Parameters:
+    return Parameters(
+        groups=ParameterGroups(
+            backbone_frozen=counts.backbone_frozen,
+            backbone_tuned=counts.backbone_tuned,
+            common=counts.common,
+            head=counts.head,
+            method=counts.method,
+            method_frozen=counts.method_frozen,
+        ),
+        total=counts.total,
+        updated=counts.updated,
+    )
+
+
+def _compute(counts: ComputeCounts) -> Compute:
+    return Compute(
+        image_size=counts.image_size,
+        text_length=counts.text_length,
+        batch_size=counts.batch_size,
+        macs=dict(counts.macs),
+        macs_total=counts.macs_total,
+        flops_total=counts.flops_total,
+        layer_norm_elements=dict(counts.layer_norm_elements),
+        convention=CONVENTION,
+    )
+
+
+def _search(found: Mapping[str, Any]) -> SearchCost:
+    decision = dict(found["decision"])
+    history = decision.pop("history", None)
+    return SearchCost(
+        seconds=found["seconds"],
+        share=found["share"],
+        decision=_jsonable(decision),
+        history=_jsonable(history),
+        training_examples=found["training_examples"],
+        reward_examples=found["reward_examples"],
+    )

@@ -1,0 +1,245 @@
+"""Learning curves and final figures of cells for experiment trackers, through Fabric's loggers.
+
+`csv` and `tensorboard` are Fabric's own; `mlflow` and `wandb` are written to folders beside the results and need
+no network unless their own environment variables (MLFLOW_TRACKING_URI, WANDB_MODE) say otherwise.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import re
+from argparse import Namespace
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning_fabric.loggers import CSVLogger, TensorBoardLogger
+from lightning_fabric.loggers.logger import Logger
+
+from harness.errors import UserError, did_you_mean
+from harness.experiment.plan import Cell
+from harness.experiment.runner import Reporter
+from harness.records.record import Compute, Memory, Record
+
+PACKAGES: Mapping[str, tuple[str, ...]] = {
+    "csv": (),
+    "tensorboard": ("tensorboard", "tensorboardX"),
+    "mlflow": ("mlflow",),
+    "wandb": ("wandb",),
+}
+"""Packages of which a tracker needs one; the extra that brings it bears the tracker's name."""
+
+
+PROJECT = "petl-harness"
+"""Name of the experiment in MLflow, of the project in Weights & Biases."""
+
+
+_ODD = re.compile(r"[^\w.+-]+")
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Whether all of them are known and installed.
+
+    Raises:
+        UserError: one is not.
+    """
+    for name in names:
+        if name not in PACKAGES:
+            raise UserError(f"--logger: there is no '{name}'.{did_you_mean(name, PACKAGES)}")
+        packages = PACKAGES[name]
+        if packages and not any(importlib.util.find_spec(package) for package in packages):
+            raise UserError(
+                f"--logger {name}: the package is not installed; pip install 'petl-harness[{name}]'."
+            )
+
+
+class MLflowLogger(Logger):
+    """A run in an MLflow experiment, by its client: several runs may be open at once."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        client = importlib.import_module("mlflow.tracking").MlflowClient
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or (folder / "mlruns").resolve().as_uri()
+        self._client = client(tracking_uri=uri)
+        experiment = self._client.get_experiment_by_name(PROJECT)
+        number = self._client.create_experiment(PROJECT) if experiment is None else experiment.experiment_id
+        self._name = name
+        self._run: str = self._client.create_run(number, run_name=name).info.run_id
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self._name
+
+    @property
+    def version(self) -> str:
+        """The run's id."""
+        return self._run
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Figures of a step; MLflow takes no @ in a name."""
+        for key, value in metrics.items():
+            self._client.log_metric(self._run, key.replace("@", " at "), value, step=step or 0)
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Settings of the cell."""
+        for key, value in dict(params if isinstance(params, dict) else vars(params)).items():
+            self._client.log_param(self._run, key, value)
+
+    def finalize(self, status: str) -> None:
+        """Close the run."""
+        self._client.set_terminated(self._run, "FINISHED" if status == "success" else "FAILED")
+
+
+class WandbLogger(Logger):
+    """A run of Weights & Biases; offline unless WANDB_MODE says otherwise (`wandb sync` uploads it later)."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._name = name
+        self._run = importlib.import_module("wandb").init(
+            project=PROJECT,
+            name=name,
+            dir=str(folder),
+            mode=os.environ.get("WANDB_MODE", "offline"),
+            reinit="create_new",  # several cells are under way at once
+        )
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self._name
+
+    @property
+    def version(self) -> str:
+        """The run's id."""
+        return str(self._run.id)
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Figures of a step."""
+        self._run.log(dict(metrics), step=step)
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Settings of the cell."""
+        self._run.config.update(dict(params if isinstance(params, dict) else vars(params)))
+
+    def finalize(self, status: str) -> None:
+        """Close the run."""
+        self._run.finish(exit_code=0 if status == "success" else 1)
+
+
+def _csv(folder: Path, name: str) -> Logger:
+    return CSVLogger(folder / "csv", name=name, flush_logs_every_n_steps=1)
+
+
+def _tensorboard(folder: Path, name: str) -> Logger:
+    return TensorBoardLogger(folder / "tensorboard", name=name, default_hp_metric=False)
+
+
+MAKERS: Mapping[str, Callable[[Path, str], Logger]] = {
+    "csv": _csv,
+    "tensorboard": _tensorboard,
+    "mlflow": MLflowLogger,
+    "wandb": WandbLogger,
+}
+
+
+class TrackingReporter:
+    """Passes on what happens to another reporter and tells the trackers of epochs and ends.
+
+    A run in a tracker is one try of a cell; a resumed try has the earlier epochs too. A tracker that fails is
+    told to `note` and left out from then on: it must not cost the cell.
+    """
+
+    def __init__(
+        self, inner: Reporter, names: Sequence[str], folder: Path, note: Callable[[str], None]
+    ) -> None:
+        self._inner = inner
+        self._names = list(dict.fromkeys(names))
+        self._folder = folder
+        self._note = note
+        self._open: dict[str, dict[str, Logger]] = {}
+
+    def begin(self, cell: Cell) -> None:
+        """A cell begins; its runs are opened when there is something to tell."""
+        self._inner.begin(cell)
+
+    def stage(self, cell: Cell, name: str, total: int) -> None:
+        """A stage begins."""
+        self._inner.stage(cell, name, total)
+
+    def advance(self, cell: Cell, count: int) -> None:
+        """Examples are done."""
+        self._inner.advance(cell, count)
+
+    def epoch(self, cell: Cell, figures: Mapping[str, float]) -> None:
+        """Training loss and validation metric, at the epoch's number."""
+        self._inner.epoch(cell, figures)
+        told = {key: float(value) for key, value in figures.items() if key != "epoch"}
+        self._tell(cell, lambda logger: logger.log_metrics(told, step=int(figures["epoch"])))
+
+    def end(self, cell: Cell, record: Record | None, note: str) -> None:
+        """The final figures; a cell that was kept from an earlier run is not told again."""
+        self._inner.end(cell, record, note)
+        if record is None or note == "kept":
+            return
+        if record.status == "finished":
+            figures, step = final_figures(record), record.training.epochs if record.training else 0
+            self._tell(cell, lambda logger: logger.log_metrics(figures, step=step))
+        status = "success" if record.status == "finished" else "failed"
+        self._tell(cell, lambda logger: logger.finalize(status))
+        self._open.pop(cell.id, None)
+
+    def _tell(self, cell: Cell, what: Callable[[Logger], None]) -> None:
+        for name in list(self._names):
+            try:
+                what(self._logger(cell, name))
+            except Exception as error:
+                self._note(f"logger {name} failed and is left out from here on: {error}")
+                self._names.remove(name)
+
+    def _logger(self, cell: Cell, name: str) -> Logger:
+        loggers = self._open.setdefault(cell.id, {})
+        if name not in loggers:
+            title = f"{cell.label} {cell.testbed.task.name} seed {cell.seed} {cell.id[:8]}"
+            loggers[name] = MAKERS[name](self._folder, _ODD.sub("_", title))
+            if name != "csv":  # Fabric's has no place for settings; they are in the record
+                loggers[name].log_hyperparams(settings_of(cell))
+        return loggers[name]
+
+
+def settings_of(cell: Cell) -> dict[str, Any]:
+    """What tells a cell from others."""
+    testbed = cell.testbed
+    return {
+        "cell": cell.id,
+        "method": cell.label,
+        "task": testbed.task.name,
+        "data": "mini" if testbed.embedded else testbed.data_root.name,
+        "backbone": testbed.backbone_name,
+        "seed": cell.seed,
+        "learning_rate": cell.learning_rate,
+        "epochs": testbed.training.epochs,
+        "batch_size": testbed.training.batch_size,
+    }
+
+
+def final_figures(record: Record) -> dict[str, float]:
+    """Metrics and costs of a finished cell, units in their names; latency is measured after all cells."""
+    found = {f"{split}/{key}": v for split, metrics in record.metrics.items() for key, v in metrics.items()}
+    if record.parameters is not None:
+        found["updated_parameters"] = float(record.parameters.updated)
+    if isinstance(record.compute, Compute):
+        found["macs"] = float(record.compute.macs_total)
+    if isinstance(record.memory, Memory) and record.memory.peak_training_mib is not None:
+        found["peak_training_mib"] = record.memory.peak_training_mib
+    if record.tuned_file_bytes is not None:
+        found["tuned_file_mib"] = record.tuned_file_bytes / 2**20
+    if record.training is not None:
+        found["training_seconds"] = record.training.seconds
+        found["train_examples_per_second"] = record.training.examples_per_second
+        found["best_epoch"] = float(record.training.best_epoch)
+    if record.search is not None:
+        found["search_seconds"] = record.search.seconds
+    return found

@@ -1,0 +1,319 @@
+"""Cells in processes of their own, several side by side where models are small.
+
+A small model cannot use more than a core or two: on the embedded benchmark two cells on one core each train
+1.7 times as fast as one after the other on both. A process that dies, or has to be ended because its cell
+takes too long, takes that cell with it, not the run; a cell that failed leaves its process to no other.
+The processes do not outlive the one that started them.
+"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness.config import Request
+from harness.errors import UserError
+from harness.experiment.plan import Cell, build_cells, open_testbeds
+from harness.experiment.runner import Reporter, run_cells
+from harness.experiment.to_record import failed_record
+from harness.records.record import Record
+from harness.records.store import CellBusyError, Store
+
+SMALL = 20_000_000
+"""Parameters up to which a backbone is small: its cells are run side by side unless told otherwise."""
+
+
+_MOST_BY_DEFAULT = 8
+
+
+_REPORT_EVERY = 0.2  # seconds
+
+
+_GRACE = 10.0
+"""Seconds a process may take to end, and its own children to let go of the cell's lock."""
+
+
+_FIRST_TO_GO = "500"
+"""Of 1000: where memory runs out, Linux is to end the cell's process, not the one that reports it."""
+
+
+def default_jobs(request: Request, cells: Sequence[Cell]) -> int:
+    """As many cells at once as there are threads, where models are small and on the CPU; else one."""
+    on_cpu = request.accelerator == "cpu" or (request.accelerator == "auto" and not _has_accelerator())
+    if not cells or not on_cpu:
+        return 1
+    parameters = sum(parameter.numel() for parameter in cells[0].testbed.backbone.parameters())
+    if parameters > SMALL:
+        return 1
+    return max(1, min(len(cells), torch.get_num_threads(), _MOST_BY_DEFAULT))
+
+
+def _has_accelerator() -> bool:
+    return torch.cuda.is_available() or torch.backends.mps.is_available()
+
+
+@dataclass
+class _Worker:
+    """A process, our end of its pipe, the cell it has in hand, and when that has to be done (monotonic)."""
+
+    process: BaseProcess
+    pipe: Connection
+    cell: Cell | None = None
+    started: datetime = field(default_factory=lambda: datetime.now().astimezone())
+    deadline: float = math.inf
+
+
+def run_side_by_side(
+    request: Request,
+    cells: Sequence[Cell],
+    store: Store,
+    reporter: Reporter,
+    jobs: int,
+    timeout: float = math.inf,
+) -> list[Record]:
+    """Like `run_cells`, `jobs` at a time, each with its share of the threads.
+
+    timeout: seconds a cell may take in this run, loading of data and backbone not counted. What takes longer
+        is recorded as failed, keeps its checkpoint, and goes on from there when it is asked for again.
+
+    Raises:
+        UserError: something the user has to mend; the other cells are stopped, what was finished is kept.
+    """
+    records: dict[str, Record] = {}
+    waiting: deque[Cell] = deque()
+    for cell in cells:
+        if store.finished(cell.id):
+            reporter.begin(cell)
+            records[cell.id] = store.record(cell.id)
+            reporter.end(cell, records[cell.id], "kept")
+        else:
+            waiting.append(cell)
+    threads = max(1, torch.get_num_threads() // jobs)
+    workers: list[_Worker] = []
+    try:
+        while waiting or any(worker.cell for worker in workers):
+            while waiting and len(workers) < jobs:
+                workers.append(_start(request, store.root, threads))
+            for worker in workers:
+                if worker.cell is None and waiting:
+                    _assign(worker, waiting.popleft(), reporter)
+            busy = [worker for worker in workers if worker.cell is not None]
+            ready = set(wait([worker.pipe for worker in busy], _patience(busy)))
+            for worker in busy:
+                goes_on = True
+                if worker.pipe in ready:
+                    goes_on = _listen(worker, store, reporter, records, timeout)
+                if worker.cell is not None and worker.deadline <= time.monotonic():
+                    goes_on = False
+                    worker.process.kill()  # it may be where it hears nothing else
+                    worker.process.join()
+                    _fail(worker, f"timed out after {timeout:g} s", store, reporter, records)
+                if not goes_on:
+                    workers.remove(worker)
+                    _end([worker])
+    finally:
+        _end(workers)
+    return [records[cell.id] for cell in cells if cell.id in records]
+
+
+def _start(request: Request, folder: Path, threads: int) -> _Worker:
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    # Not a daemon, as those may not start the processes that decode images.
+    process = context.Process(target=_work, args=(request, folder, threads, theirs))
+    with _without_interrupts():
+        process.start()
+    theirs.close()  # so that the pipe ends with the process
+    return _Worker(process, ours)
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """A process started in here never sees Ctrl-C, not even while it is still loading: it is ours to handle."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end(workers: Sequence[_Worker]) -> None:
+    for worker in workers:
+        worker.process.terminate()
+    for worker in workers:
+        worker.process.join(_GRACE)
+        worker.process.kill()
+        worker.process.join()
+        worker.pipe.close()
+
+
+def _patience(busy: Sequence[_Worker]) -> float | None:
+    """Seconds until the first deadline."""
+    first = min((worker.deadline for worker in busy), default=math.inf)
+    return None if first == math.inf else max(0.0, first - time.monotonic())
+
+
+def _assign(worker: _Worker, cell: Cell, reporter: Reporter) -> None:
+    worker.cell, worker.started, worker.deadline = cell, datetime.now().astimezone(), math.inf
+    reporter.begin(cell)
+    try:
+        worker.pipe.send(cell.id)
+    except BrokenPipeError:  # it died idle; the pipe's end is noticed when it is listened to
+        return
+
+
+def _listen(
+    worker: _Worker, store: Store, reporter: Reporter, records: dict[str, Record], timeout: float
+) -> bool:
+    """Take one message; False if the process has died or its cell has failed."""
+    cell = worker.cell
+    assert cell is not None
+    try:
+        kind, *content = worker.pipe.recv()
+    except (EOFError, ConnectionResetError):
+        worker.process.join()
+        _fail(worker, _death(worker.process.exitcode), store, reporter, records)
+        return False
+    match kind:
+        case "begin":
+            worker.deadline = time.monotonic() + timeout
+        case "stage":
+            reporter.stage(cell, *content)
+        case "advance":
+            reporter.advance(cell, *content)
+        case "epoch":
+            reporter.epoch(cell, *content)
+        case "end":
+            note = content[0]
+            record_there = store.record(cell.id) if note in ("kept", "finished", "failed") else None
+            if record_there is not None:
+                records[cell.id] = record_there
+            reporter.end(cell, record_there, note)
+            worker.cell = None
+            return note != "failed"
+        case "mend":
+            raise UserError(content[0])
+    return True
+
+
+def _fail(worker: _Worker, reason: str, store: Store, reporter: Reporter, records: dict[str, Record]) -> None:
+    """Record the cell of a process that is gone; its own children may hold the lock a little longer."""
+    cell = worker.cell
+    assert cell is not None
+    worker.cell = None
+    record = failed_record(cell, reason, worker.started)
+    until = time.monotonic() + _GRACE
+    while True:
+        try:
+            with store.begin(cell.id):
+                if finished := store.finished(cell.id):  # in its very last moment
+                    record = store.record(cell.id)
+                else:
+                    store.commit(record)
+        except CellBusyError as error:
+            if time.monotonic() < until:
+                time.sleep(_REPORT_EVERY)
+                continue
+            reporter.end(cell, None, f"left out: {error}")  # another run has taken it up
+            return
+        records[cell.id] = record
+        reporter.end(cell, record, "finished" if finished else "failed")
+        return
+
+
+def _death(status: int | None) -> str:
+    if status is not None and status < 0:
+        name = signal.Signals(-status).name
+        hint = "; the system may have run out of memory" if name == "SIGKILL" else ""
+        return f"the cell's process was ended by {name}{hint}"
+    return f"the cell's process ended with status {status}"
+
+
+def _work(request: Request, folder: Path, threads: int, pipe: Connection) -> None:
+    """Run cells by their ids until nobody asks for more."""
+    from harness.process import prepare_process
+
+    _die_with_parent()
+    with suppress(OSError):  # Linux only
+        Path("/proc/self/oom_score_adj").write_text(_FIRST_TO_GO)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    prepare_process()
+    torch.set_num_threads(threads)
+    store, reporter = Store(folder), _Messenger(pipe)
+    try:
+        cells = {cell.id: cell for cell in build_cells(request, open_testbeds(request))}
+        while True:
+            cell_id = pipe.recv()
+            if cell_id not in cells:
+                raise UserError(f"{folder}: the data or weights were changed while the run was starting.")
+            run_cells([cells[cell_id]], store, reporter)
+    except UserError as error:
+        pipe.send(("mend", str(error)))
+    except (EOFError, BrokenPipeError):  # the parent is gone
+        return
+
+
+def _die_with_parent() -> None:
+    """End this process as soon as its parent is gone, however that ended and whatever is under way here."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent watch", daemon=True).start()
+
+
+class _Messenger:
+    """A reporter that tells the parent, which shows it."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+        self._done = 0
+        self._told = time.monotonic()
+
+    def begin(self, cell: Cell) -> None:
+        """The cell's time begins."""
+        self._send("begin")
+
+    def stage(self, cell: Cell, name: str, total: int) -> None:
+        """A stage begins."""
+        self._done = 0
+        self._send("stage", name, total)
+
+    def advance(self, cell: Cell, count: int) -> None:
+        """Examples are done; told a few times a second."""
+        self._done += count
+        if time.monotonic() - self._told >= _REPORT_EVERY:
+            self._send("advance", self._done)
+            self._done, self._told = 0, time.monotonic()
+
+    def epoch(self, cell: Cell, figures: Mapping[str, float]) -> None:
+        """An epoch is over."""
+        self._send("epoch", dict(figures))
+
+    def end(self, cell: Cell, record: Record | None, note: str) -> None:
+        """The cell has ended; its record is in the store."""
+        self._send("end", note)
+
+    def _send(self, *message: Any) -> None:
+        try:
+            self._pipe.send(message)
+        except OSError:  # the parent is gone: this must not be taken for the cell's own failure
+            os._exit(1)

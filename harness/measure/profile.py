@@ -1,0 +1,218 @@
+"""What methods cost on a backbone, from shapes alone: no weights, no data, no arithmetic.
+
+Models are built on torch's `meta` device, adapted, counted, finalised and run once for their operators, so
+that a backbone of hundreds of millions of parameters takes neither memory nor time. Only latency needs a
+real model, with random weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness.backbones.base import Backbone, BackboneOptions
+from harness.measure.flops import ComputeCounts, count_forward
+from harness.measure.latency import LatencySample, measure_latency
+from harness.measure.parameters import ParameterCounts, count_parameters
+from harness.registry import build_method, build_task, resolve_backbone
+from harness.specs import Spec, canonical
+from methods.base import Method
+from methods.das import DAS, skippable_sets
+from tasks.base import Batch, Task
+from tasks.vqa.task import VQA
+
+VQA_ANSWERS = 3129
+"""Classes of VQA2.0 with the published vocabulary, which is otherwise counted in its files."""
+
+
+IMAGE_SIZES = {("meter", "nlvr2"): 288}
+"""Side in pixels of published inputs that differ from the backbone's default, by backbone and task."""
+
+
+REFERENCE = Spec("full")
+"""What every change is stated against."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A task's forward pass on a backbone at a stated input.
+
+    image_size: height and width in pixels. text_length: tokens, special ones included.
+    """
+
+    backbone: str
+    task: Task[Any]
+    image_size: tuple[int, int]
+    text_length: int
+
+    def load(self, device: str) -> Backbone:
+        """A new backbone with random weights, made on `device`."""
+        with torch.device(device):
+            return _load(self.backbone, min(self.image_size), self.text_length)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A method as it is profiled; skipped: what its search is taken to have chosen."""
+
+    label: str
+    spec: Spec
+    skipped: tuple[str, ...] = ()
+
+    def method(self) -> Method[Any]:
+        """A new instance, its decision taken."""
+        method = build_method(self.spec)
+        if self.skipped:
+            method.decide({"skipped": list(self.skipped)})
+        return method
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one case costs: parameters while it trains, parameters and compute once it is finalised."""
+
+    case: Case
+    trained: ParameterCounts
+    deployed: ParameterCounts
+    compute: ComputeCounts
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Rows of one setting, the reference first; latency: by label, where it was measured."""
+
+    setting: Setting
+    rows: tuple[Row, ...]
+    latency: Mapping[str, LatencyPair]
+
+
+@dataclass(frozen=True)
+class LatencyPair:
+    """A case and the reference, measured interleaved at batch 1, in ms."""
+
+    case: LatencySample
+    reference: LatencySample
+
+
+def make_setting(backbone: str, task: Spec, image_size: tuple[int, int] | None, text_length: int) -> Setting:
+    """The setting of a task, at its published image size or the backbone's own unless one is given.
+
+    Raises:
+        UserError: no such task or backbone, or the backbone cannot read inputs of this size.
+    """
+    if task.name == "retrieval":  # weights are random here, so there is no head to start the rank head from
+        task = replace(task, options={"rank_head": "random", **task.options})
+    built = build_task(task)
+    if isinstance(built, VQA):
+        built.answers = tuple(str(index) for index in range(VQA_ANSWERS))
+    if image_size is None:
+        side = IMAGE_SIZES.get((backbone, task.name))
+        if side is None:
+            with torch.device("meta"):
+                side = int(_load(backbone, None, text_length).processor.describe()["image_size"])
+        image_size = (side, side)
+    return Setting(backbone, built, image_size, text_length)
+
+
+def _load(backbone: str, image_size: int | None, text_length: int) -> Backbone:
+    options = BackboneOptions(weights="random", image_size=image_size, text_length=text_length)
+    return resolve_backbone(backbone)(options)
+
+
+def profile_setting(
+    setting: Setting,
+    specs: Iterable[Spec],
+    *,
+    latency_on: torch.device | None = None,
+    on_case: Callable[[str], None] = lambda label: None,
+) -> Profile:
+    """Count every method of `specs`, the reference first; measure latency where a device is given.
+
+    on_case: told each case's label before it is counted or timed.
+
+    Raises:
+        UserError: a method or its options do not fit the backbone.
+    """
+    reference = Case(canonical(REFERENCE), REFERENCE)
+    backbone = setting.load("meta")
+    cases = [case for spec in specs if spec != REFERENCE for case in find_cases(spec, backbone)]
+    rows = []
+    for case in (reference, *cases):
+        on_case(case.label)
+        rows.append(count_case(setting, case))
+    pairs: dict[str, LatencyPair] = {}
+    if latency_on is not None:
+        for case in cases:
+            on_case(f"{case.label}, latency")
+            pairs[case.label] = time_case(setting, case, reference, latency_on)
+    return Profile(setting, tuple(rows), pairs)
+
+
+def find_cases(spec: Spec, backbone: Backbone) -> Iterator[Case]:
+    """The method as it is, or, where a search is still to choose blocks, each choice that costs another sum."""
+    method = build_method(spec)
+    if not (isinstance(method, DAS) and method.searches):
+        yield Case(canonical(spec), spec)
+        return
+    for skipped in skippable_sets(method.options, backbone):
+        streams = [name.split(".")[0] for name in skipped]
+        numbers = " + ".join(f"{streams.count(stream)} {stream}" for stream in backbone.stream_names)
+        yield Case(f"{canonical(spec)}, {numbers} skipped", spec, skipped)
+
+
+def count_case(setting: Setting, case: Case) -> Row:
+    """Parameters and compute of one case, on the meta device."""
+    method, backbone, head = _adapted(setting, case, "meta")
+    trained = count_parameters(backbone, head, method.method_modules(backbone))
+    method.finalize(backbone)
+    return Row(
+        case,
+        trained,
+        count_parameters(backbone, head, method.method_modules(backbone)),
+        count_forward(
+            setting.task,
+            backbone,
+            head,
+            method,
+            image_size=setting.image_size,
+            text_length=setting.text_length,
+        ),
+    )
+
+
+def _adapted(setting: Setting, case: Case, device: str) -> tuple[Method[Any], Backbone, nn.Module]:
+    generator = torch.Generator().manual_seed(0)
+    method, backbone = case.method(), setting.load(device)
+    method.adapt(backbone, generator)
+    head = setting.task.build_head(backbone, generator)
+    return method, backbone.to(device).eval(), head.to(device).eval()
+
+
+def time_case(setting: Setting, case: Case, reference: Case, device: torch.device) -> LatencyPair:
+    """Both finalised models with random weights, at batch 1, interleaved; only these two are held."""
+    runs = {each.label: _pass(setting, each, device) for each in (case, reference)}
+    samples = measure_latency(runs, device, min_iterations=5, warmup=2)
+    return LatencyPair(samples[case.label], samples[reference.label])
+
+
+def _pass(setting: Setting, case: Case, device: torch.device) -> Callable[[], Tensor]:
+    """One forward pass of the task, ready to be called."""
+    method, backbone, head = _adapted(setting, case, "cpu")
+    method.finalize(backbone)
+    backbone, head = backbone.to(device), head.to(device)
+    generator = torch.Generator().manual_seed(0)
+    images = getattr(setting.task, "images_per_example", 1)
+    parts = tuple(
+        backbone.example_inputs(1, setting.text_length, setting.image_size, generator).to(device)
+        for _ in range(images)
+    )
+
+    @torch.no_grad()
+    def run() -> Tensor:
+        return setting.task.forward(backbone, head, Batch(parts, None, ("0",)))
+
+    return run

@@ -1,0 +1,331 @@
+"""The record of one cell: every key documented where it is defined, read strictly, written atomically."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+
+from harness.errors import UserError
+from harness.files import write_atomically
+
+SCHEMA_VERSION = 1
+"""Raised whenever a key changes its meaning or its place."""
+
+
+RECORD = "record.json"
+
+
+Count = Annotated[int, Field(ge=0)]
+
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+Splits = dict[str, dict[str, float]]
+
+
+class Part(BaseModel):
+    """Base of all parts: immutable, no unknown keys, no infinities and no NaN."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Failure(Part):
+    """Stands in the place of a measurement that failed."""
+
+    error: str = Field(description="What went wrong, one line.")
+
+
+class MethodChoice(Part):
+    """The method of a cell."""
+
+    name: str = Field(description="Registered name, such as lora.")
+    options: dict[str, JsonValue] = Field(default={}, description="Resolved options, defaults included.")
+    label: str = Field(description="Shortest label that tells it in a table, such as lora[r=8].")
+
+
+class TaskChoice(Part):
+    """The task of a cell."""
+
+    name: str = Field(description="Registered name, such as vqa.")
+    title: str = Field(description="As papers call it, such as VQA2.0.")
+    version: int = Field(description="Version of the task; scores of different versions do not compare.")
+    options: dict[str, JsonValue] = Field(default={}, description="Resolved options, defaults included.")
+    primary_metric: str = Field(description="Metric that tables show and epochs are chosen by.")
+    higher_is_better: bool = Field(default=True, description="Direction of the primary metric.")
+
+
+class BackboneChoice(Part):
+    """The backbone of a cell."""
+
+    name: str = Field(description="Registered name, such as vilt.")
+    digest: str = Field(description="SHA-256 (hex) of the pretrained weights and configuration as loaded.")
+    config: dict[str, JsonValue] = Field(default={}, description="Processor's settings and options.")
+
+
+class CellChoice(Part):
+    """What was run."""
+
+    id: str = Field(description="Content address: hash of configuration, code, weights and data.")
+    method: MethodChoice = Field(description="How the backbone was adapted.")
+    task: TaskChoice = Field(description="What it was adapted to.")
+    backbone: BackboneChoice = Field(description="What was adapted.")
+    code: dict[str, str] = Field(
+        default={}, description="Digests of the code that made it, by part: method, task, backbone, fit."
+    )
+    seed: int = Field(description="Seed from which every generator of the cell is derived.")
+
+
+class DataProvenance(Part):
+    """Where the data came from."""
+
+    benchmark: str = Field(description="'mini' for the embedded data, else the official name, VQA2.0.")
+    digest: str | None = Field(
+        default=None, description="Digest of the files' bytes and the choice of splits."
+    )
+    details: dict[str, JsonValue] = Field(default={}, description="Official splits, counts, file digests.")
+
+
+class ParameterGroups(Part):
+    """Numbers of parameters; every parameter is in exactly one group."""
+
+    backbone_frozen: Count = Field(description="Pretrained, not trained.")
+    backbone_tuned: Count = Field(description="Pretrained and trained by the method's choice, not common.")
+    common: Count = Field(description="Trained alike by every method: poolers and token-type embeddings.")
+    head: Count = Field(description="The task's head.")
+    method: Count = Field(description="Added by the method and trained.")
+    method_frozen: Count = Field(default=0, description="Added by the method and left as drawn (VeRA).")
+
+
+class Parameters(Part):
+    """Parameters of backbone and head."""
+
+    groups: ParameterGroups = Field(description="Disjoint groups that add up to the total.")
+    total: Count = Field(description="All parameters.")
+    updated: Count = Field(description="What papers print: backbone_tuned + method, no head, no common.")
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Parameters:
+        groups = self.groups
+        if sum(vars(groups).values()) != self.total:
+            raise ValueError(f"groups add up to {sum(vars(groups).values())}, total is {self.total}")
+        if self.updated != groups.backbone_tuned + groups.method:
+            raise ValueError(f"updated is {self.updated}, not backbone_tuned + method")
+        return self
+
+
+class Compute(Part):
+    """Multiply-accumulates of one pass of the finalised model."""
+
+    image_size: tuple[int, int] = Field(description="Height and width of the image, in pixels.")
+    text_length: Count = Field(description="Length of the text, in tokens.")
+    batch_size: Count = Field(default=1, description="Examples in the pass.")
+    macs: dict[str, int] = Field(description="MACs by component.")
+    macs_total: Count = Field(description="MACs of all components; what papers of this field call FLOPs.")
+    flops_total: Count = Field(description="Floating-point operations, 2 × MACs.")
+    layer_norm_elements: dict[str, int] = Field(
+        default={}, description="Elements normalised, by component; not in the MACs."
+    )
+    convention: str = Field(description="What is counted and what is not, one line.")
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Compute:
+        if sum(self.macs.values()) != self.macs_total:
+            raise ValueError(f"components add up to {sum(self.macs.values())} MACs, not {self.macs_total}")
+        if self.flops_total != 2 * self.macs_total:
+            raise ValueError(f"flops_total is {self.flops_total}, not 2 × macs_total")
+        return self
+
+
+class Latency(Part):
+    """Latency of the finalised model at one input."""
+
+    batch_size: Count = Field(description="Examples in a call.")
+    image_size: tuple[int, int] = Field(description="Height and width of the image, in pixels.")
+    text_length: Count = Field(description="Length of the text, in tokens.")
+    p50_ms: float = Field(description="Median, in ms.")
+    p90_ms: float = Field(description="90th percentile, in ms.")
+    n: Count = Field(description="Number of timed calls.")
+    threads: Count = Field(description="torch's threads.")
+    device: str = Field(description="As torch writes it, or the device's name.")
+    samples_ms: tuple[float, ...] = Field(description="Raw latencies in the order of the rounds, in ms.")
+    wall_ms: tuple[float, ...] = Field(default=(), description="Wall clock of the same calls on CUDA, in ms.")
+    group: str = Field(description="Id of the interleaved measurement; only equal groups compare.")
+
+
+class Memory(Part):
+    """Peak memory."""
+
+    peak_training_mib: float | None = Field(default=None, description="Highest during training, in MiB.")
+    peak_inference_mib: float | None = Field(
+        default=None, description="Highest during a forward pass, in MiB."
+    )
+    baseline_mib: float | None = Field(default=None, description="In use before training, in MiB.")
+    how: str = Field(description="What was read and how.")
+
+
+class TrainingCost(Part):
+    """What training took, without the search."""
+
+    examples_per_second: float = Field(description="Training examples per second, waiting for data included.")
+    seconds: float = Field(description="Time in training steps, over all tries of a resumed cell.")
+    epochs: Count = Field(description="Epochs trained.")
+    best_epoch: Count = Field(description="Epoch that is reported, from 1; chosen on validation data.")
+    steps: Count = Field(description="Optimiser steps.")
+    batch_size: Count | None = Field(default=None, description="Examples per optimiser step.")
+    macs_per_example: Count | None = Field(default=None, description="Forward and backward MACs per example.")
+    data_wait_fraction: Fraction = Field(description="Share of the time spent waiting for data.")
+    learning_rate: float = Field(description="Peak rate of everything but the head.")
+    head_learning_rate: float | None = Field(default=None, description="Peak rate of the head.")
+    encoder_cache: EncoderCache | None = Field(
+        default=None, description="None: encoders ran on every example."
+    )
+
+
+class EncoderCache(Part):
+    """Encodings that were kept, so that an encoder ran once for each distinct text or image."""
+
+    halves: list[str] = Field(description="Whose output was kept in training: text, image.")
+    precision: str = Field(description="full, or half: kept in 16 bits.")
+    memory_mib: float = Field(
+        description="Encodings in memory at the end of training, of this and earlier cells."
+    )
+    disk_mib: float = Field(description="Encodings this process had written to disk by then.")
+    notes: list[str] = Field(default=[], description="Why encodings were no longer written to disk.")
+
+
+class SearchCost(Part):
+    """What a method's search took and found."""
+
+    seconds: float = Field(description="Time of the search.")
+    share: Fraction = Field(description="Of the time of search and training together.")
+    decision: dict[str, JsonValue] = Field(description="What `Method.decide` takes.")
+    history: JsonValue = Field(default=None, description="How the search got there (the gates by update).")
+    training_examples: Count | None = Field(default=None, description="Examples it trained on.")
+    reward_examples: Count | None = Field(default=None, description="Examples kept apart for rewards.")
+
+
+class Environment(Part):
+    """Where it was run; names no host and no user."""
+
+    versions: dict[str, str | None] = Field(description="Versions of Python and packages; None: not there.")
+    hardware: dict[str, JsonValue] = Field(description="CPU model, cores, memory, GPUs.")
+    threads: Count = Field(description="torch's threads.")
+    device: str | None = Field(default=None, description="Type of device it was trained on: cpu, cuda, mps.")
+    commit: str | None = Field(default=None, description="Git commit of the source checkout, if it is one.")
+    dirty: bool | None = Field(default=None, description="Whether the checkout's code differed from commit.")
+    command: str = Field(description="Command line, home directory and user name replaced.")
+    platform: str = Field(description="Operating system and architecture.")
+
+
+class Timestamps(Part):
+    """When it was run."""
+
+    started: AwareDatetime = Field(description="Start of the first try.")
+    finished: AwareDatetime = Field(description="When the record was written.")
+
+
+class Record(Part):
+    """Everything that is kept of one cell beside predictions, weights and curve."""
+
+    schema_version: Literal[1] = Field(default=1, description="Version of these keys.")
+    cell: CellChoice = Field(description="What was run.")
+    status: Literal["finished", "failed"] = Field(description="Failed cells are run again when asked for.")
+    error: str | None = Field(default=None, description="Why it failed, one line.")
+    protocol: dict[str, JsonValue] = Field(
+        description="What has to agree for two cells to stand side by side: epochs, batch size, precision, …"
+    )
+    data: DataProvenance = Field(description="Where the data came from.")
+    reported_split: str = Field(default="test", description="Key of `metrics` that tables show.")
+    metrics: Splits = Field(default={}, description="Metrics in percent, by split.")
+    majority_accuracy: float | None = Field(
+        default=None, description="Primary metric of always giving the most frequent training answer."
+    )
+    parameters: Parameters | None = Field(default=None, description="Of the trained model.")
+    deployed_parameters: Parameters | None = Field(
+        default=None, description="Of the finalised model; nothing counts as trained that was merged."
+    )
+    compute: Compute | Failure | None = Field(default=None, description="Of the finalised model.")
+    full_compute: Compute | Failure | None = Field(default=None, description="Of the backbone as loaded.")
+    latency: tuple[Latency, ...] | Failure = Field(
+        default=(), description="Of the finalised model; of one cell a method, measured side by side."
+    )
+    full_latency: tuple[Latency, ...] = Field(
+        default=(), description="Of the backbone as loaded, in the same interleaved measurement."
+    )
+    memory: Memory | Failure | None = Field(default=None, description="Peak memory.")
+    tuned_file_bytes: Count | None = Field(default=None, description="Size of weights.safetensors.")
+    training: TrainingCost | None = Field(default=None, description="What training took.")
+    search: SearchCost | None = Field(default=None, description="None for methods that do not search.")
+    skipped_images: Count = Field(
+        default=0, description="Unreadable images left out, where that was allowed."
+    )
+    skipped_files: tuple[str, ...] = Field(default=(), description="Their names.")
+    skipped_examples: dict[str, Count] = Field(
+        default={}, description="Examples left out for them, by split."
+    )
+    environment: Environment = Field(description="Where it was run.")
+    timestamps: Timestamps = Field(description="When it was run.")
+
+    @model_validator(mode="after")
+    def _status_fits(self) -> Record:
+        if (self.status == "failed") != (self.error is not None):
+            raise ValueError("error has to be given exactly if status is 'failed'")
+        if self.status == "finished":
+            split, metric = self.reported_split, self.cell.task.primary_metric
+            if metric not in self.metrics.get(split, {}):
+                raise ValueError(f"a finished cell needs metrics.{split}.{metric}")
+        return self
+
+    @property
+    def primary(self) -> float | None:
+        """The primary metric on the reported split; None if the cell failed before it was known."""
+        return self.metrics.get(self.reported_split, {}).get(self.cell.task.primary_metric)
+
+
+def read_record(path: Path) -> Record:
+    """Read one record.
+
+    Raises:
+        UserError: naming the file and the key at fault.
+    """
+    try:
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON: {error}.") from error
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if isinstance(version, int) and version != SCHEMA_VERSION:
+        age = "an older" if version < SCHEMA_VERSION else "a newer"
+        older = f"delete or move away {path.parent}, then run the cell again"
+        remedy = older if version < SCHEMA_VERSION else "update the harness"
+        raise UserError(
+            f"{path}: schema_version {version} is of {age} harness, "
+            f"this one reads {SCHEMA_VERSION}; {remedy}."
+        )
+    try:
+        return Record.model_validate(content)
+    except ValidationError as error:
+        raise UserError(f"{path}: {_explain(error)}.") from error
+
+
+def write_record(folder: Path, record: Record) -> Path:
+    """Write `record.json`, all of it or nothing; the last file of a cell to be written.
+
+    Raises:
+        UserError: the folder cannot be written or the disk is full.
+    """
+    content = json.dumps(record.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False)
+    return write_atomically(folder / RECORD, f"{content}\n".encode())
+
+
+def _explain(error: ValidationError) -> str:
+    problems = error.errors()
+    first = problems[0]
+    key = ".".join(str(part) for part in first["loc"]) or "the record"
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return f"{key}: {first['msg'].removeprefix('Value error, ')}{more}"

@@ -1,0 +1,247 @@
+"""The results folder: a folder for each cell, locked while it is run, its record written last.
+
+<root>/cells/<cell id>/record.json          there if and only if the cell has come to an end
+                       predictions.jsonl    one example a line; or predictions.jsonl.gz
+                       weights.safetensors  what was tuned
+                       curve.csv            one epoch a line
+                       checkpoint/          only while the cell is unfinished
+<root>/tables/                              the latest tables
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import gzip
+import io
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from harness.errors import UserError, did_you_mean
+from harness.files import disk_errors, replacing, write_atomically
+from harness.records.record import RECORD, Record, read_record, write_record
+
+PREDICTIONS, WEIGHTS, CURVE, CHECKPOINT, LOCK = (
+    "predictions.jsonl",
+    "weights.safetensors",
+    "curve.csv",
+    "checkpoint",
+    "lock",
+)
+
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+class CellBusyError(UserError):
+    """Another process is running the cell."""
+
+
+class Store:
+    """A results folder; creating a `Store` touches nothing."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @property
+    def cells(self) -> Path:
+        """Where the cells' folders are."""
+        return self.root / "cells"
+
+    @property
+    def tables(self) -> Path:
+        """Where the latest tables are put; need not exist."""
+        return self.root / "tables"
+
+    def folder(self, cell_id: str) -> Path:
+        """A cell's folder; need not exist.
+
+        Raises:
+            ValueError: this cannot be a cell's id.
+        """
+        if not _ID.fullmatch(cell_id):
+            raise ValueError(f"'{cell_id}' cannot be a cell's id")
+        return self.cells / cell_id
+
+    def checkpoint(self, cell_id: str) -> Path:
+        """The cell's folder for what only an unfinished cell needs; need not exist."""
+        return self.folder(cell_id) / CHECKPOINT
+
+    def finished(self, cell_id: str) -> bool:
+        """Whether the cell has a record of success; failed cells are to be run again.
+
+        Raises:
+            UserError: its record cannot be read.
+        """
+        path = self.folder(cell_id) / RECORD
+        return path.is_file() and read_record(path).status == "finished"
+
+    @contextmanager
+    def begin(self, cell_id: str) -> Iterator[Path]:
+        """Hold the cell while it is run; yields its folder. Ask `finished` again inside: another process may
+        have run the cell since.
+
+        The lock is the kernel's (flock), so it ends with the process however that ends; the process id in
+        the file is for the message. What a killed process had half written is removed.
+
+        Raises:
+            CellBusyError: another process holds it.
+            UserError: the folder cannot be made or written.
+        """
+        folder = self.folder(cell_id)
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = _lock(folder / LOCK)
+        try:
+            for partial in folder.glob(".*.partial"):
+                partial.unlink()
+            yield folder
+        finally:
+            # Removed before it is released, or the next holder's file would be removed.
+            (folder / LOCK).unlink(missing_ok=True)
+            os.close(lock)
+
+    def commit(
+        self,
+        record: Record,
+        *,
+        predictions: Iterable[Mapping[str, Any]] | None = None,
+        curve: Sequence[Mapping[str, Any]] | None = None,
+        write_weights: Callable[[Path], object] | None = None,
+        compress: bool = False,
+    ) -> Path:
+        """Write what is given of a cell, its record last; then a finished cell's checkpoint goes.
+
+        predictions: JSON-able, one per example; compress: as gzip.
+        write_weights: writes the tuned weights to the path it is given.
+        Also replaces a record, when a measurement is added to it. Returns the cell's folder.
+
+        Raises:
+            UserError: the folder cannot be written or the disk is full; there is no record then.
+        """
+        folder = self.folder(record.cell.id)
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        if predictions is not None:
+            self._write_predictions(folder, predictions, compress)
+        if curve is not None:
+            write_atomically(folder / CURVE, _as_csv(curve))
+        if write_weights is not None:
+            with replacing(folder / WEIGHTS) as partial:
+                write_weights(partial)
+        write_record(folder, record)
+        if record.status == "finished":
+            shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
+        return folder
+
+    def record(self, cell_id: str) -> Record:
+        """One cell's record.
+
+        Raises:
+            UserError: there is none, or it cannot be read.
+        """
+        return read_record(self.folder(cell_id) / RECORD)
+
+    def records(self) -> list[Record]:
+        """Records of all cells that came to an end, failed ones too, by backbone, task, method and seed.
+
+        Folders without a record (running, or killed) are passed over; `unfinished` counts them.
+
+        Raises:
+            UserError: a record cannot be read.
+        """
+        found = [read_record(folder / RECORD) for folder in self._folders() if (folder / RECORD).is_file()]
+        return sorted(found, key=_order)
+
+    def unfinished(self) -> int:
+        """Number of cells that were begun and have no record."""
+        return sum(not (folder / RECORD).is_file() for folder in self._folders())
+
+    def find(self, prefix: str) -> Record:
+        """The record of the one cell whose id begins with `prefix`.
+
+        Raises:
+            UserError: there is none or there are several.
+        """
+        known = [folder.name for folder in self._folders() if (folder / RECORD).is_file()]
+        found = [cell_id for cell_id in known if cell_id.startswith(prefix)]
+        if not found:
+            hint = did_you_mean(prefix, known) if known else " It has no results yet."
+            raise UserError(f"{self.cells}: no cell's id begins with '{prefix}'.{hint}")
+        if len(found) > 1:
+            raise UserError(f"{self.cells}: '{prefix}' begins the ids of {', '.join(sorted(found))}.")
+        return self.record(found[0])
+
+    def predictions(self, cell_id: str) -> Iterator[dict[str, Any]]:
+        """A cell's per-example predictions, in the order they were written.
+
+        Raises:
+            UserError: there are none.
+        """
+        plain = self.folder(cell_id) / PREDICTIONS
+        packed = plain.with_name(f"{PREDICTIONS}.gz")
+        if not plain.is_file() and not packed.is_file():
+            raise UserError(f"{plain}: no such file; run the cell again.")
+        content = plain.read_bytes() if plain.is_file() else gzip.decompress(packed.read_bytes())
+        for line in content.splitlines():
+            yield json.loads(line)
+
+    def _folders(self) -> list[Path]:
+        if not self.cells.is_dir():
+            return []
+        return sorted(path for path in self.cells.iterdir() if path.is_dir() and _ID.fullmatch(path.name))
+
+    def _write_predictions(
+        self, folder: Path, predictions: Iterable[Mapping[str, Any]], compress: bool
+    ) -> None:
+        lines = (json.dumps(dict(row), ensure_ascii=False, allow_nan=False) for row in predictions)
+        content = "".join(f"{line}\n" for line in lines).encode()
+        plain, packed = folder / PREDICTIONS, folder / f"{PREDICTIONS}.gz"
+        if compress:
+            # No time in the header: equal predictions are equal files.
+            write_atomically(packed, gzip.compress(content, mtime=0))
+        else:
+            write_atomically(plain, content)
+        (plain if compress else packed).unlink(missing_ok=True)
+
+
+def _lock(path: Path) -> int:
+    """Open and lock `path`; the descriptor that holds the lock."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(descriptor, 20, 0).decode(errors="replace").strip() or "unknown"
+            os.close(descriptor)
+            raise CellBusyError(f"{path.parent}: process {holder} is running this cell.") from None
+        try:
+            still_there = path.stat().st_ino == os.fstat(descriptor).st_ino
+        except FileNotFoundError:
+            still_there = False
+        if still_there:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+            return descriptor
+        # The holder before us removed the file between our opening and our locking it.
+        os.close(descriptor)
+
+
+def _as_csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def _order(record: Record) -> tuple[str, str, str, int, str]:
+    cell = record.cell
+    return cell.backbone.name, cell.task.name, cell.method.label, cell.seed, cell.id

@@ -1,0 +1,127 @@
+"""A few predictions of a cell, right and wrong, with their images."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from harness.digests import digest_json
+from harness.errors import UserError
+from harness.files import cache_folder
+from harness.options import format_value
+from harness.records.record import Record
+from harness.registry import build_task
+from harness.specs import Spec
+from tasks.base import Example
+
+EACH = 4
+"""Predictions shown of the right, and of the wrong."""
+
+
+_PIXELS = 160
+
+
+@dataclass(frozen=True)
+class Examples:
+    """A task's test examples by id; `missing` says why there are none."""
+
+    by_id: Mapping[str, Example]
+    missing: str = ""
+
+
+def load_examples(record: Record, data_root: Path | None) -> Examples:
+    """The reported split's examples, from the data the cell was made with.
+
+    The embedded benchmark is generated where it is not there. Other data are read from `data_root`.
+    """
+    mini = record.data.benchmark == "mini"
+    if not mini and data_root is None:
+        return Examples({}, f"the data of {record.data.benchmark} were not named (--data-root)")
+    options = {
+        key: format_value(value)
+        for key, value in record.cell.task.options.items()
+        if value is not None and value not in ([], ())
+    }
+    try:
+        task = build_task(Spec(record.cell.task.name, options))
+        root = task.embedded_data(cache_folder()) if mini or data_root is None else data_root
+        data = task.load(root)
+    except UserError as error:
+        return Examples({}, f"the data are not there any more: {error}")
+    if record.data.digest is not None and digest_json(data.provenance) != record.data.digest:
+        return Examples({}, "the data that are there now are not those the cell was run on")
+    return Examples({example.id: example for example in data.splits[record.reported_split]})
+
+
+def choose(predictions: Sequence[Mapping[str, Any]], each: int = EACH) -> list[Mapping[str, Any]]:
+    """`each` of the right and of the wrong (at most half a point), as if drawn, but always the same ones.
+
+    The order is that of the ids' hashes, so cells of one task show the same examples where they agree.
+    """
+    ordered = sorted(predictions, key=lambda p: hashlib.sha256(str(p["id"]).encode()).hexdigest())
+    known = [p for p in ordered if p.get("score") is not None]
+    right = [p for p in known if p["score"] == 1][:each]
+    return right + [p for p in known if p["score"] <= 0.5][:each]
+
+
+def render_samples(predictions: Sequence[Mapping[str, Any]], examples: Examples) -> str:
+    """The chosen predictions as HTML; texts from the data are escaped."""
+    chosen = choose(predictions)
+    if not chosen:
+        return '<p class="dim">No scored predictions.</p>'
+    note = f'<p class="dim">Without images: {escape(examples.missing)}.</p>' if examples.missing else ""
+    return f'{note}<div class="samples">{"".join(_card(p, examples) for p in chosen)}</div>'
+
+
+def _card(prediction: Mapping[str, Any], examples: Examples) -> str:
+    score = float(prediction["score"])
+    kind = "right" if score == 1 else "wrong" if score == 0 else "partly"
+    mark = {"right": "✓ right", "wrong": "✗ wrong", "partly": f"◐ scores {score:.2f}"}[kind]
+    example = examples.by_id.get(str(prediction["id"]))
+    text = prediction.get("question") or prediction.get("text") or (example.text if example else "")
+    lines = [f'<p class="verdict">{mark}</p>', f"<p>{escape(str(text))}</p>"]
+    lines += [f"<p>{name}: <b>{escape(value)}</b></p>" for name, value in _said(prediction)]
+    if truth := _truth(prediction, example):
+        lines.append(f"<p>truth: {escape(truth)}</p>")
+    images = "".join(_image(path) for path in (example.images if example else ()))
+    return f'<div class="sample {kind}">{images}{"".join(lines)}</div>'
+
+
+def _said(prediction: Mapping[str, Any]) -> list[tuple[str, str]]:
+    for key in ("answer", "prediction"):
+        if key in prediction:
+            return [("said", str(prediction[key]))]
+    ranks = (("image_rank", "its image ranked"), ("text_rank", "its caption ranked"))
+    return [(name, str(prediction[key])) for key, name in ranks if key in prediction]
+
+
+def _truth(prediction: Mapping[str, Any], example: Example | None) -> str:
+    if prediction.get("label") is not None:
+        return str(prediction["label"])
+    answers = getattr(example.target, "answers", None) if example is not None else None
+    if not answers:
+        return ""
+    counts = Counter(str(answer[-1] if isinstance(answer, tuple) else answer) for answer in answers)
+    return ", ".join(f"{answer} ({count})" for answer, count in counts.most_common(3))
+
+
+def _image(path: Path) -> str:
+    """A small picture as a data URI."""
+    try:
+        with Image.open(path) as picture:
+            small = picture.convert("RGB")
+            small.thumbnail((_PIXELS, _PIXELS))
+            content = io.BytesIO()
+            small.save(content, "JPEG", quality=85)
+    except (OSError, UnidentifiedImageError):
+        return f'<p class="dim">{escape(path.name)} cannot be read.</p>'
+    return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}">'

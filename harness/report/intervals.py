@@ -1,0 +1,116 @@
+"""Intervals and significance marks for the tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from harness.analysis import stats
+from harness.analysis.bootstrap import Draws, resample
+from harness.analysis.scores import MethodScores, read_scores
+from harness.analysis.significance import SIGNIFICANT, TEST
+from harness.errors import UserError
+from harness.records.store import Store
+from harness.report.tables import Table, TaskColumn
+
+TABLE_RESAMPLES = 2_000
+"""For tables, which are made after every run."""
+
+
+def with_intervals(table: Table, store: Store, resamples: int = TABLE_RESAMPLES) -> Table:
+    """The table with 95 % intervals of its scores and tests of its differences from full tuning.
+
+    Adds to the frame: `<task>_low`, `<task>_high` beside each score; `delta_low`, `delta_high`, `delta_p` (after
+    Holm's correction over the table's methods) and `delta_significant`. Without predictions they stay empty and
+    a note says so.
+    """
+    draws: dict[str, dict[str, Draws]] = {}
+    deltas: dict[str, list[Draws]] = {}
+    notes: list[str] = []
+    sizes: list[str] = []
+    for index, column in enumerate(table.tasks):
+        members = [record for record in table.records if record.cell.task.name == column.task]
+        try:
+            scores = read_scores(store, members)
+        except UserError as error:
+            notes.append(f"{column.task}: no intervals: {error}")
+            continue
+        drawn = resample([each.ratios for each in scores], resamples, index)
+        draws[column.key] = {each.label: own for each, own in zip(scores, drawn, strict=True)}
+        if scores:
+            sizes.append(f"{scores[0].examples} examples in {scores[0].ratios.clusters} groups")
+        for label, own in _against_full(scores, resamples, index).items():
+            deltas.setdefault(label, []).append(own)
+    tested = {label: _average(own) for label, own in deltas.items() if len(own) == len(table.tasks)}
+    p_values = dict(zip(tested, stats.holm([own.p_value() for own in tested.values()]), strict=True))
+    rows: list[dict[str, Any]] = []
+    for cells in table.frame.to_dict("records"):
+        row: dict[str, Any] = {str(key): value for key, value in cells.items()}
+        label = row["method"]
+        for column in table.tasks:
+            row |= _bounds(column.key, draws.get(column.key, {}).get(label))
+        row |= _bounds("delta", tested.get(label))
+        row["delta_p"] = p_values.get(label)
+        row["delta_significant"] = p_values[label] < SIGNIFICANT if label in p_values else None
+        rows.append(row)
+    if draws:
+        notes.insert(0, _interval_note(rows, sizes, resamples))
+    if tested:
+        seldom = "" if all(row["seeds"] != 1 for row in rows) else " With one seed its chance is not in it."
+        notes.insert(
+            1,
+            f"* differs from full tuning at the 5 % level: {TEST} on the same examples and seeds, two-sided, "
+            f"Holm's correction over {len(tested)} methods.{seldom}",
+        )
+    frame = pd.DataFrame(rows, dtype=object)
+    frame = frame[_beside(list(frame.columns), table.tasks)]
+    frame = frame.astype(object).where(frame.notna(), None)
+    return replace(table, frame=frame, notes=(*table.notes, *notes))
+
+
+def _beside(columns: list[str], tasks: Sequence[TaskColumn]) -> list[str]:
+    """The columns, intervals behind what they are of."""
+    behind = {f"{task.key}_sd": [f"{task.key}_low", f"{task.key}_high"] for task in tasks}
+    behind["delta_vs_full"] = ["delta_low", "delta_high", "delta_p", "delta_significant"]
+    moved = {name for names in behind.values() for name in names}
+    return [name for column in columns if column not in moved for name in (column, *behind.get(column, ()))]
+
+
+def _interval_note(rows: Sequence[dict[str, Any]], sizes: Sequence[str], resamples: int) -> str:
+    over = "test examples" if all(row["seeds"] == 1 for row in rows) else "seeds and test examples"
+    return (
+        f"95 % intervals over {over}: two-level bootstrap, {resamples} resamples, "
+        f"{'; '.join(dict.fromkeys(sizes))}."
+    )
+
+
+def _against_full(scores: Sequence[MethodScores], resamples: int, seed: int) -> dict[str, Draws]:
+    full = next((each for each in scores if each.label == "full"), None)
+    if full is None:
+        return {}
+    labels, differences = [], []
+    for each in scores:
+        common = tuple(seed for seed in each.seeds if seed in full.seeds)
+        if each is not full and common:
+            labels.append(each.label)
+            differences.append(each.of_seeds(common).minus(full.of_seeds(common)))
+    return dict(zip(labels, resample(differences, resamples, seed), strict=True))
+
+
+def _average(draws: Sequence[Draws]) -> Draws:
+    """Of the tasks' means: their examples and trainings are independent of each other."""
+    size = min(len(each.values) for each in draws)
+    values = np.mean([each.values[:size] for each in draws], axis=0)
+    return Draws(float(np.mean([each.estimate for each in draws])), values)
+
+
+def _bounds(key: str, draws: Draws | None) -> dict[str, Any]:
+    interval = None if draws is None else draws.interval()
+    return {
+        f"{key}_low": None if interval is None else interval.low,
+        f"{key}_high": None if interval is None else interval.high,
+    }

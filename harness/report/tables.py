@@ -1,0 +1,313 @@
+"""Paper-style tables from records: one row a method, costs beside accuracy, like put beside like only."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from harness.analysis import stats
+from harness.errors import UserError
+from harness.records.protocol import by_protocol, by_task, check_protocol, newest
+from harness.records.record import Compute, Failure, Latency, Record
+from harness.registry import BUILT_IN
+
+FAILED = "failed"
+
+
+Value = float | str | None
+"""A number, `failed`, or None: never measured."""
+
+
+@dataclass(frozen=True)
+class TaskColumn:
+    """A task in a table; its score is in the frame's column `key`, the spread over seeds in `<key>_sd`."""
+
+    key: str
+    task: str
+    header: str
+    metric: str
+    higher_is_better: bool
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table: cells of one backbone that may stand side by side.
+
+    frame: one row a method, numbers in full precision with units in the columns' names; None where nothing
+        was measured, "failed" where a measurement failed.
+    notes: what has to be read with it.
+    records: what it was made of.
+    """
+
+    title: str
+    frame: pd.DataFrame
+    tasks: tuple[TaskColumn, ...]
+    notes: tuple[str, ...]
+    records: tuple[Record, ...] = ()
+
+
+def build_tables(records: Sequence[Record], all_protocols: bool = False) -> list[Table]:
+    """One table a backbone, with a column of scores for each task.
+
+    all_protocols: where a backbone's cells differ in protocol, one table for each task and protocol.
+
+    Raises:
+        UserError: there are no records, or (without `all_protocols`) protocols differ.
+    """
+    if not records:
+        raise UserError("there are no results to make a table of; run some cells first.")
+    tables: list[Table] = []
+    for backbone in dict.fromkeys(record.cell.backbone.name for record in records):
+        chosen = [record for record in records if record.cell.backbone.name == backbone]
+        try:
+            check_protocol(chosen)
+            groups = [("", chosen)]
+        except UserError:
+            if not all_protocols:
+                raise
+            groups = list(by_protocol(chosen))
+        tables += [_build(backbone, distinction, group) for distinction, group in groups]
+    return tables
+
+
+def _build(backbone: str, distinction: str, records: Sequence[Record]) -> Table:
+    kept = newest(records)
+    tasks = tuple(_task_column(of_task[0]) for of_task in by_task(kept).values())
+    latency = _Latencies(kept)
+    rows: list[dict[str, Value]] = []
+    for label in sorted({record.cell.method.label for record in kept}, key=lambda name: _rank(name, kept)):
+        rows.append(_row([record for record in kept if record.cell.method.label == label], tasks, latency))
+    reference = next((row for row in rows if row["method"] == "full"), None)
+    score = "average" if len(tasks) > 1 else tasks[0].key
+    for row in rows:
+        full = reference or {}
+        row["delta_vs_full"] = _difference(row[score], full.get(score))
+        row["macs_change_percent"] = _change(row["macs"], full.get("macs") or row["untouched_macs"])
+        if row["untouched_p50_ms"] is None and row["latency_interleaved_id"] == full.get(
+            "latency_interleaved_id"
+        ):
+            row["untouched_p50_ms"] = full.get("latency_p50_ms")
+        row["latency_change_percent"] = _change(row["latency_p50_ms"], row["untouched_p50_ms"])
+    measured = {row["latency_interleaved_id"] for row in rows if row["latency_interleaved_id"]}
+    benchmark = "+".join(sorted({record.data.benchmark for record in kept}))
+    title = f"{', '.join(task.header for task in tasks)} on {backbone}"
+    title += f" ({distinction})" if distinction else ""
+    frame = pd.DataFrame(
+        [{"table": title, "backbone": backbone, "benchmark": benchmark, **row} for row in rows], dtype=object
+    )
+    frame = frame[[*(c for c in frame.columns if c not in _INTERNAL and c not in _LAST), *_LAST]]
+    notes = _notes(kept, rows, len(records) - len(kept), len(measured) > 1)
+    return Table(title, frame.astype(object).where(frame.notna(), None), tasks, notes, tuple(kept))
+
+
+_INTERNAL = ("untouched_macs", "untouched_p50_ms")
+
+
+_LAST = (
+    *("delta_vs_full", "macs", "macs_change_percent", "latency_p50_ms", "latency_p90_ms"),
+    *("latency_change_percent", "latency_interleaved_id", "peak_training_mib", "tuned_file_mib"),
+    *("train_examples_per_second", "search_share_percent"),
+)
+
+
+def _task_column(record: Record) -> TaskColumn:
+    task = record.cell.task
+    header = f"{task.name} (mini)" if record.data.benchmark == "mini" else task.title
+    return TaskColumn(
+        f"{task.name}_{task.primary_metric}",
+        task.name,
+        header,
+        task.primary_metric,
+        task.higher_is_better,
+    )
+
+
+def _rank(label: str, records: Sequence[Record]) -> tuple[int, str]:
+    name = next(record.cell.method.name for record in records if record.cell.method.label == label)
+    order = list(BUILT_IN["methods"])
+    return (order.index(name) if name in order else len(order), label)
+
+
+class _Latencies:
+    """Which batch-1 latency of each record is shown: of the measurement most of its rivals took part in."""
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        taking_part: Counter[tuple[str, int, str]] = Counter()
+        for record in records:
+            for group in {latency.group for latency in _single(record)}:
+                taking_part[record.cell.task.name, record.cell.seed, group] += 1
+        self._taking_part = taking_part
+
+    def of(self, record: Record) -> Latency | None:
+        """None where batch 1 was not measured. Of equally shared measurements the later."""
+        best: Latency | None = None
+        for latency in _single(record):
+            if best is None or self._rivals(record, latency) >= self._rivals(record, best):
+                best = latency
+        return best
+
+    def untouched(self, record: Record) -> float | None:
+        """p50 in ms of the backbone as loaded, where it took part in the measurement that is shown."""
+        shown = self.of(record)
+        reference = [
+            latency
+            for latency in record.full_latency
+            if shown is not None and latency.batch_size == 1 and latency.group == shown.group
+        ]
+        return reference[-1].p50_ms if reference else None
+
+    def _rivals(self, record: Record, latency: Latency) -> int:
+        return self._taking_part[record.cell.task.name, record.cell.seed, latency.group]
+
+
+def _single(record: Record) -> list[Latency]:
+    if isinstance(record.latency, Failure):
+        return []
+    return [latency for latency in record.latency if latency.batch_size == 1]
+
+
+def _row(records: Sequence[Record], tasks: Sequence[TaskColumn], latency: _Latencies) -> dict[str, Value]:
+    of_tasks = list(by_task(records).values())
+    row: dict[str, Value] = {"method": records[0].cell.method.label}
+    complete = len(of_tasks) == len(tasks)
+
+    def over_tasks(get: Callable[[Record], Any]) -> Value:
+        return _mean(
+            [_mean([_value(r, get) for r in group]) for group in of_tasks], strict=True, all_of=complete
+        )
+
+    row["updated_parameters"] = over_tasks(lambda r: r.parameters and r.parameters.updated)
+    row["common_and_head_parameters"] = over_tasks(
+        lambda r: r.parameters and r.parameters.groups.common + r.parameters.groups.head
+    )
+    finished = []
+    for task in tasks:
+        group = next((g for g in of_tasks if _task_column(g[0]).key == task.key), [])
+        scores = [record.primary for record in group if record.primary is not None]
+        row[task.key] = _mean([_value(record, lambda r: r.primary) for record in group])
+        row[f"{task.key}_sd"] = stats.sample_sd(scores)
+        finished.append(len(scores))
+    if len(tasks) > 1:
+        row["average"] = _mean([row[task.key] for task in tasks], strict=True)
+    # A task that is still to be run shows as a gap of its own.
+    row["seeds"] = min((count for count in finished if count), default=0)
+    row["macs"] = over_tasks(lambda r: _of(r.compute, "macs_total"))
+    row["untouched_macs"] = over_tasks(lambda r: _of(r.full_compute, "macs_total"))
+
+    def timed(key: str) -> Callable[[Record], Any]:
+        return lambda r: r.latency if isinstance(r.latency, Failure) else _of(latency.of(r), key)
+
+    row["latency_p50_ms"], row["latency_p90_ms"] = over_tasks(timed("p50_ms")), over_tasks(timed("p90_ms"))
+    shown = [found for record in records if (found := latency.of(record)) is not None]
+    row["latency_interleaved_id"] = " ".join(sorted({found.group for found in shown})) or None
+    row["untouched_p50_ms"] = over_tasks(latency.untouched)
+    row["peak_training_mib"] = over_tasks(lambda r: _of(r.memory, "peak_training_mib"))
+    row["tuned_file_mib"] = over_tasks(lambda r: _scaled(r.tuned_file_bytes, 2**-20))
+    row["train_examples_per_second"] = over_tasks(lambda r: _of(r.training, "examples_per_second"))
+    row["search_share_percent"] = over_tasks(lambda r: _scaled(_of(r.search, "share"), 100))
+    return row
+
+
+def _of(part: Any, key: str) -> Any:
+    """A part's value; the part itself if it is a failure or was not measured."""
+    return part if part is None or isinstance(part, Failure) else getattr(part, key)
+
+
+def _scaled(value: Any, factor: float) -> Any:
+    return value * factor if isinstance(value, (int, float)) else value
+
+
+def _value(record: Record, get: Callable[[Record], Any]) -> Value:
+    found = get(record)
+    if isinstance(found, Failure) or (found is None and record.status == "failed"):
+        return FAILED
+    return None if found is None else float(found)
+
+
+def _mean(values: Sequence[Value], strict: bool = False, all_of: bool = True) -> Value:
+    """Mean of the numbers. strict: one that is missing or failed is missing or failed in the mean too."""
+    numbers = [value for value in values if isinstance(value, float)]
+    if numbers and (not strict or (len(numbers) == len(values) and all_of)):
+        return stats.mean(numbers)
+    return FAILED if FAILED in values else None
+
+
+def _difference(value: Value, reference: Value) -> Value:
+    both = isinstance(value, float) and isinstance(reference, float)
+    return value - reference if both else None  # type: ignore[operator]
+
+
+def _change(value: Value, reference: Value) -> Value:
+    """In percent of the reference."""
+    if isinstance(value, float) and isinstance(reference, float) and reference:
+        return 100 * (value - reference) / reference
+    return None
+
+
+def _notes(
+    records: Sequence[Record], rows: Sequence[dict[str, Value]], replaced: int, mixed: bool
+) -> tuple[str, ...]:
+    notes = []
+    for of_task in by_task(records).values():
+        task, split = of_task[0].cell.task, of_task[0].reported_split
+        if of_task[0].data.benchmark == "mini":
+            official = "the official data" if "mini" in task.title else task.title
+            notes.append(
+                f"{task.name} (mini): accuracy on the embedded mini benchmark, not {official}; "
+                "it does not compare with published figures."
+            )
+        majority = sorted({r.majority_accuracy for r in of_task if r.majority_accuracy is not None})
+        trivial = f"; the most frequent answer, or chance, scores {majority[0]:.2f}" if majority else ""
+        notes.append(f"{task.name}: {task.primary_metric} in percent on the {split} split{trivial}.")
+    counts = sorted(
+        {int(row["seeds"]) for row in rows if isinstance(row["seeds"], (int, float)) and row["seeds"]}
+    )
+    if counts == [1]:
+        notes.append("One seed: no spread is known.")
+    elif counts:
+        number = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+        notes.append(f"± is the sample standard deviation over seeds ({number} of them).")
+    compute = next((r.compute for r in records if isinstance(r.compute, Compute)), None)
+    size = (
+        ""
+        if compute is None
+        else (
+            f"; {compute.image_size[0]}×{compute.image_size[1]} pixels, {compute.text_length} tokens, "
+            f"batch {compute.batch_size}"
+        )
+    )
+    notes.append(f"† multiply-accumulates, as papers of this field count{size}.")
+    notes.append("Updated: what the method trains, without head, poolers and token types (Common+head).")
+    warm = list(dict.fromkeys(record.cell.method.label for record in records if _starts_warm(record)))
+    if warm:
+        notes.append(f"Trained on from where the search left adapters and head: {', '.join(warm)}.")
+    if len(by_task(records)) > 1:
+        notes.append("Costs are means over the tasks.")
+    if mixed:
+        notes.append("Latencies of several measurements: only those that were interleaved compare.")
+    if replaced:
+        notes.append(f"{replaced} older results of the same cells are left out.")
+    return (*notes, *_failures(records))
+
+
+def _starts_warm(record: Record) -> bool:
+    """Whether training began with what the search had trained, which other methods are not given."""
+    settings = None if record.search is None else record.search.decision.get("settings")
+    return isinstance(settings, dict) and settings.get("warm_start") is True
+
+
+def _failures(records: Sequence[Record]) -> list[str]:
+    found = []
+    for record in records:
+        who = f"{record.cell.method.label}, {record.cell.task.name}, seed {record.cell.seed}"
+        if record.error is not None:
+            found.append(f"failed: {who}: {record.error}")
+        for name in ("compute", "latency", "memory"):
+            part = getattr(record, name)
+            if isinstance(part, Failure):
+                found.append(f"failed: {who}, {name}: {part.error}")
+    return [*found[:8], *([f"failed: {len(found) - 8} more"] if len(found) > 8 else [])]

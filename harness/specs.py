@@ -1,0 +1,111 @@
+"""Specs: a method, task or backbone with options, as `das[skip=4],lora[r=8]` or in an experiment file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from harness.errors import UserError
+from harness.options import format_value
+
+_NAME = re.compile(r"[A-Za-z0-9_.:+-]+")
+
+
+OPTION_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A name and its options as they were written: `lora[r=8]` is `Spec("lora", {"r": "8"})`."""
+
+    name: str
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
+def parse_specs(text: str) -> list[Spec]:
+    """Specs separated by commas; commas inside brackets separate options.
+
+    Raises:
+        UserError: naming the character (from 1) where brackets do not match, what is empty, or what is there
+            twice.
+    """
+    specs: list[Spec] = []
+    for part in _split(text):
+        spec = _parse_one(part, text)
+        if spec in specs:
+            raise UserError(f"'{text}': {canonical(spec)} is there twice.")
+        specs.append(spec)
+    return specs
+
+
+def parse_spec(text: str) -> Spec:
+    """Exactly one spec.
+
+    Raises:
+        UserError: it is malformed, or there are several.
+    """
+    specs = parse_specs(text)
+    if len(specs) != 1:
+        raise UserError(f"'{text}': exactly one is wanted here, not {len(specs)}.")
+    return specs[0]
+
+
+def canonical(spec: Spec) -> str:
+    """The one way of writing a spec: options in alphabetical order, no blanks. `parse_spec` undoes it."""
+    options = ",".join(f"{key}={spec.options[key]}" for key in sorted(spec.options))
+    return f"{spec.name}[{options}]" if options else spec.name
+
+
+def options_label(name: str, options: Mapping[str, object], defaults: Mapping[str, object]) -> str:
+    """`lora[r=8]`: the name with those resolved options that differ from the defaults."""
+    different = {
+        key: format_value(value)
+        for key, value in options.items()
+        if key not in defaults or defaults[key] != value
+    }
+    return canonical(Spec(name, different))
+
+
+def _split(text: str) -> Iterator[tuple[int, str]]:
+    """Parts between top-level commas, each with the position of its first character, from 1."""
+    opened: int | None = None
+    start = 0
+    for index, character in enumerate(text):
+        if character == "[":
+            if opened is not None:
+                raise UserError(f"'{text}': character {index + 1}: '[' inside of brackets.")
+            opened = index
+        elif character == "]":
+            if opened is None:
+                raise UserError(f"'{text}': character {index + 1}: ']' without a '[' before it.")
+            opened = None
+        elif character == "," and opened is None:
+            yield start + 1, text[start:index]
+            start = index + 1
+    if opened is not None:
+        raise UserError(f"'{text}': character {opened + 1}: this '[' is never closed.")
+    yield start + 1, text[start:]
+
+
+def _parse_one(part: tuple[int, str], text: str) -> Spec:
+    position, piece = part
+    written, _, inside = piece.strip().partition("[")
+    name = written.strip()
+    where = f"'{text}': character {position}"
+    if not name:
+        raise UserError(f"{where}: a name is missing.")
+    if not _NAME.fullmatch(name):
+        raise UserError(f"{where}: '{name}' cannot be a name.")
+    inside, _, tail = inside.partition("]")
+    if tail.strip():
+        raise UserError(f"{where}: a comma is missing before '{tail.strip()}'.")
+    options: dict[str, str] = {}
+    for option in inside.split(",") if inside.strip() else []:
+        key, equals, value = (word.strip() for word in option.partition("="))
+        if not equals or not OPTION_NAME.fullmatch(key):
+            raise UserError(f"{where}: an option is written name=value, not '{option.strip()}'.")
+        if key in options:
+            raise UserError(f"{where}: option '{key}' of {name} is there twice.")
+        options[key] = value
+    return Spec(name, options)

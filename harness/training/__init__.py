@@ -1,0 +1,1 @@
+"""One model, one training loop: optimiser, checkpoints, search, encoder cache."""

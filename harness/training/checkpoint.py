@@ -1,0 +1,57 @@
+"""Tuned weights and training states, saved and restored."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness.errors import UserError
+from harness.files import write_atomically
+
+
+def tuned_state(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of the parameters that train, by name, on the CPU."""
+    return {
+        name: parameter.detach().to("cpu", copy=True)
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def load_tuned_state(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Put tuned parameters back; the names must be exactly those that train.
+
+    Raises:
+        KeyError: names are missing or unknown.
+    """
+    wanted = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if set(wanted) != set(tensors):
+        different = sorted(set(wanted) ^ set(tensors))
+        raise KeyError(f"{len(different)} names differ, first: {different[0]}")
+    with torch.no_grad():
+        for name, parameter in wanted.items():
+            parameter.copy_(tensors[name])
+
+
+def save_checkpoint(checkpoint: Path, content: dict[str, Any]) -> None:
+    """Through memory, as torch's own writer hides that a disk is full."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_atomically(checkpoint, buffer.getvalue())
+
+
+def load_checkpoint(checkpoint: Path) -> dict[str, Any]:
+    """What `_save` was given; no pickled code is run.
+
+    Raises:
+        UserError: the file is not what was written.
+    """
+    try:
+        found: dict[str, Any] = torch.load(checkpoint, weights_only=True)
+    except Exception as error:  # the reader trips over broken bytes in many ways
+        raise UserError(f"{checkpoint}: cannot be read; delete it and run again.") from error
+    return found

@@ -1,0 +1,233 @@
+"""Encoders run once: their output is kept for every distinct text and image, and read instead of computed.
+
+What a backbone's `encode` computes depends on the input and on the encoders alone, and most methods change
+neither. It is kept under the digest of the encoders' weights, code and settings and of the input's bytes (token
+ids; processed pixels), each half (text, image) for itself. A half in which anything trains, was inserted or
+is overridden is computed anew in training; in evaluation, when nothing trains, its output is kept until the
+evaluation ends.
+
+Nothing that is measured goes this way: compute and latency are those of `encode` and `fuse`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from harness.backbones.base import Backbone
+from harness.backbones.inputs import Inputs, Streams
+from harness.digests import code_digest, digest_state
+from harness.training.encoding_store import MIB, Budgets, EncodingStore
+from methods.base import Inserted
+
+AT_ONCE = 32
+"""Texts or images that go through an encoder together at most: bounds its memory."""
+
+
+HALVES = {"text": "encode_text", "image": "encode_image"}
+
+
+@dataclass(frozen=True)
+class Half:
+    """One half of `encode`, whose output is kept in `store` under `encoder`, the digest of its encoder."""
+
+    store: EncodingStore
+    encoder: str
+
+
+class CachedEncoder:
+    """Takes the place of a backbone's `encode` (`Backbone.encoder`).
+
+    halves: those whose output is kept, "text" or "image"; another is computed as ever, with gradient.
+    """
+
+    def __init__(self, halves: Mapping[str, Half]) -> None:
+        self.halves = dict(halves)
+
+    def __call__(self, backbone: Backbone, inputs: Inputs) -> Streams:
+        """As `backbone.encode`; text and image may have different numbers of rows."""
+        return backbone.join(self._text(backbone, inputs), self._image(backbone, inputs), inputs)
+
+    def _text(self, backbone: Backbone, inputs: Inputs) -> Tensor:
+        ids, mask = inputs.input_ids, inputs.text_mask
+        if "text" not in self.halves:
+            return backbone.encode_text(ids, mask)
+        longest = ids.shape[1]
+        lengths = [longest] * len(ids) if mask is None else mask.sum(dim=1).tolist()
+        numbers = ids.cpu().numpy()
+        keys = [_digest(row[:length].tobytes()) for row, length in zip(numbers, lengths, strict=True)]
+
+        def compute(rows: list[int]) -> Tensor:
+            return backbone.encode_text(ids[rows, : lengths[rows[0]]], None)
+
+        # Texts of one length go together, unpadded: a text's encoding depends on the text alone.
+        found = self._collect(backbone, "text", keys, lengths, compute)
+        stacked = nn.utils.rnn.pad_sequence(found, batch_first=True)
+        return _ready(stacked, ids.device)
+
+    def _image(self, backbone: Backbone, inputs: Inputs) -> Tensor:
+        pixels, keys = inputs.pixels, inputs.image_keys
+        if "image" not in self.halves:
+            return backbone.encode_image(pixels, inputs.image_sizes)
+        # Without keys they are augmented; with sizes it could matter what they are padded to.
+        if keys is None or inputs.image_sizes is not None:
+            with _without_gradient(backbone.encoders()["image"]):
+                return backbone.encode_image(pixels, inputs.image_sizes)
+
+        def compute(rows: list[int]) -> Tensor:
+            return backbone.encode_image(pixels[rows], None)
+
+        named = [_digest(key) for key in keys]
+        found = self._collect(backbone, "image", named, [0] * len(keys), compute)
+        return _ready(torch.stack(found), pixels.device)
+
+    def _collect(
+        self,
+        backbone: Backbone,
+        name: str,
+        keys: Sequence[str],
+        likeness: Sequence[int],
+        compute: Callable[[list[int]], Tensor],
+    ) -> list[Tensor]:
+        """The encoding of every row as it is kept, computed for keys that are not in the store.
+
+        likeness: rows with the same number may be computed together.
+        """
+        half = self.halves[name]
+        modules = backbone.encoders()[name]
+        encoder = f"{half.encoder}-{_arithmetic(next(modules[0].parameters()).device)}"
+        rows: dict[str, Tensor] = {}
+        missing: dict[int, dict[str, int]] = {}
+        for index, key in enumerate(keys):
+            if key not in rows and key not in missing.get(likeness[index], {}):
+                kept = half.store.get(encoder, key)
+                if kept is None:
+                    missing.setdefault(likeness[index], {})[key] = index
+                else:
+                    rows[key] = kept
+        for alike in missing.values():
+            waiting = list(alike.items())
+            for start in range(0, len(waiting), AT_ONCE):
+                part = waiting[start : start + AT_ONCE]
+                with _without_gradient(modules):
+                    encoded = compute([index for _, index in part])
+                for (key, _), row in zip(part, encoded, strict=True):
+                    rows[key] = half.store.put(encoder, key, row)
+        found = [rows[key] for key in keys]
+        # Kept in half precision, but for those that are out of its range.
+        return found if len({row.dtype for row in found}) == 1 else [row.float() for row in found]
+
+
+@contextmanager
+def cached_encoding(
+    backbone: Backbone, store: EncodingStore | None, evaluation: bool = False, tuned: Collection[str] = ()
+) -> Iterator[CachedEncoder | None]:
+    """Within the block, `backbone` reads encodings from `store` where it may; yields what it reads them by.
+
+    evaluation: no weight changes within the block, so that the output of a half that was or is trained is
+        kept, too, but in memory only and until the block's end: no other run has its weights.
+    tuned: names of parameters of `backbone` that were trained and do not show it any more.
+    Yields None where nothing can be kept: there is no store, or `encode` does not fall into halves.
+    """
+    outer = backbone.encoder
+    halves: dict[str, Half] = {}
+    if store is not None and not {"encode", "join"} & set(vars(backbone)):
+        for name, modules in backbone.encoders().items():
+            if isinstance(outer, CachedEncoder) and name in outer.halves:
+                halves[name] = outer.halves[name]
+            elif is_untouched(backbone, name, tuned):
+                halves[name] = Half(store, encoder_digest(backbone, name, modules))
+            elif evaluation:
+                memory = Budgets(memory_mib=store.budgets.memory_mib, folder=None)
+                halves[name] = Half(EncodingStore(memory), "as it is now")
+    backbone.encoder = CachedEncoder(halves) if halves else None
+    try:
+        yield backbone.encoder
+    finally:
+        backbone.encoder = outer
+
+
+def describe_cache(encoder: CachedEncoder, store: EncodingStore | None) -> dict[str, Any]:
+    """What was kept and how much of it there is by now, as `harness.records.record.EncoderCache` has it."""
+    if store is None:
+        raise ValueError("an encoder that keeps nothing")
+    return {
+        "halves": list(encoder.halves),
+        "precision": store.budgets.precision,
+        "memory_mib": store.memory_bytes / MIB,
+        "disk_mib": store.written_bytes / MIB,
+        "notes": list(store.notes),
+    }
+
+
+def is_untouched(backbone: Backbone, name: str, tuned: Collection[str] = ()) -> bool:
+    """Whether a half of `encode` is a function of its weights as they are now, and they stay.
+
+    It is not if a parameter of it trains (or was, see `tuned`), if a method has inserted a module, or if
+    somebody has hooked into it or put another function in the place of its own.
+    """
+    if HALVES[name] in vars(backbone):
+        return False
+    own = {id(parameter) for part in backbone.encoders()[name] for parameter in part.parameters()}
+    if any(id(p) in own for path, p in backbone.named_parameters() if path in tuned):
+        return False
+    for module in (each for part in backbone.encoders()[name] for each in part.modules()):
+        hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+        trains = any(parameter.requires_grad for parameter in module.parameters(recurse=False))
+        if hooked or trains or isinstance(module, Inserted):
+            return False
+    return True
+
+
+def encoder_digest(backbone: Backbone, name: str, modules: Sequence[nn.Module]) -> str:
+    """SHA-256 (32 hex digits) of all that a half's output depends on but its input and the arithmetic."""
+    state: dict[str, Tensor] = {}
+    for place, module in enumerate(modules):
+        for tensors in (module.named_parameters(), module.named_buffers()):
+            state |= {f"{place}.{path}": tensor for path, tensor in tensors}
+    settings = {
+        "half": name,
+        "modules": [repr(module) for module in modules],
+        "backbone": backbone.digest(),
+        "code": code_digest(type(backbone).__module__),
+        "versions": [torch.__version__, transformers.__version__],
+    }
+    return digest_state(state, settings)[:32]
+
+
+@contextmanager
+def _without_gradient(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Evaluation mode, no gradient, and ordinary tensors: training has to be able to use them later."""
+    training = [each for module in modules for each in module.modules() if each.training]
+    for module in training:
+        module.training = False
+    try:
+        with torch.inference_mode(False), torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _arithmetic(device: torch.device) -> str:
+    """Where and how precisely it is computed: `cpu-float32`, `cuda-bfloat16`."""
+    automatic = torch.is_autocast_enabled(device.type)
+    dtype = torch.get_autocast_dtype(device.type) if automatic else torch.get_default_dtype()
+    return f"{device.type}-{str(dtype).removeprefix('torch.')}"
+
+
+def _ready(kept: Tensor, device: torch.device) -> Tensor:
+    """Encodings as the blocks read them: on their device, and not in the 16 bits they may be kept in."""
+    moved = kept.to(device)
+    return moved.float() if moved.dtype == torch.float16 else moved
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,189 @@
+"""The laboratory a method searches in: a super-network to train, and batches kept apart for rewards."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+from harness.backbones.base import Backbone
+from harness.training.checkpoint import load_tuned_state, tuned_state
+from harness.training.loop import Batches, Cost, State, mean_loss, train_epoch
+from harness.training.model import TaskModel
+from harness.training.optim import Training, build_optimizer, build_schedule
+from methods.base import Memory
+from tasks.base import Batch, Example, Task
+
+StepCallback = Callable[[int, int], None]
+
+
+def cut(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
+    """Two disjoint parts, about `1 − share` and `share` of the groups; a group is never torn apart."""
+    kept: list[Example] = []
+    held: list[Example] = []
+    for example in examples:
+        key = hashlib.sha256(f"{seed}:{example.group}".encode()).digest()
+        (held if int.from_bytes(key[:7]) < share * 2**56 else kept).append(example)
+    return kept, held
+
+
+@dataclass
+class FabricSearchTrainer:
+    """`methods.base.SearchTrainer` over a Fabric training loop.
+
+    saved: what `save` was given last in an earlier try; the search goes on from there.
+    save: called at the end of every epoch with all that going on takes: tensors and plain values only.
+    """
+
+    fabric: Fabric
+    task: Task[Any]
+    backbone: Backbone
+    head: nn.Module
+    training_part: Batches
+    held_out_part: Batches | None
+    training: Training
+    learning_rate: float
+    head_learning_rate: float
+    generator: torch.Generator
+    on_step: Callable[[int], None] = lambda examples: None
+    saved: Mapping[str, Any] | None = None
+    save: Callable[[dict[str, Any]], None] = lambda state: None
+    encoding: Callable[[Backbone], AbstractContextManager[object]] = nullcontext
+    """Entered for the training, when it is known what trains: how the backbone encodes within."""
+
+    def __post_init__(self) -> None:
+        self.cost = Cost()
+        self._started = time.perf_counter()
+        self._seconds_before = 0.0 if self.saved is None else float(self.saved["seconds"])
+        self._held_out: Iterator[Batch] | None = None
+        self._held_out_epoch = 0
+        self._held_out_taken = 0
+        self._first_held_out: Batch | None = None
+        self._first_training: Batch | None = None
+        self._model: nn.Module | None = None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps in an epoch of the search."""
+        return len(self.training_part)
+
+    @property
+    def seconds(self) -> float:
+        """Time the search has taken, over all tries."""
+        return self._seconds_before + time.perf_counter() - self._started
+
+    def train(
+        self,
+        epochs: int,
+        before_step: StepCallback,
+        after_step: StepCallback,
+        memory: Memory | None = None,
+    ) -> None:
+        """Train what requires gradient, the head and the common parameters for `epochs`.
+
+        With a `memory` the end of every epoch is saved, and an interrupted search goes on from the last.
+        """
+        for parameter in [*self.backbone.common_parameters(), *self.head.parameters()]:
+            parameter.requires_grad_(True)
+        model = TaskModel(self.task, self.backbone, self.head)
+        optimizer = build_optimizer(model, self.training, self.learning_rate, self.head_learning_rate)
+        schedule = build_schedule(optimizer, epochs * len(self.training_part), self.training.warmup)
+        wrapped, wrapped_optimizer = self.fabric.setup(model, optimizer)
+        self._model = wrapped
+        state = State(wrapped, wrapped_optimizer, schedule, cost=self.cost)
+
+        def stepped(epoch: int, step: int) -> None:
+            after_step(epoch, step)
+            wrapped.train()
+            self.on_step(self.training.batch_size)
+
+        if memory is not None and self.saved is not None:
+            self._go_on(self.saved, model, state, memory)
+            self.on_step(state.epoch * len(self.training_part.examples))
+        with self.encoding(self.backbone):
+            while state.epoch < epochs:
+                train_epoch(self.fabric, state, self.task, self.training_part, before_step, stepped)
+                if memory is not None:
+                    self.save(self._everything(model, state, memory))
+
+    def _everything(self, model: nn.Module, state: State, memory: Memory) -> dict[str, Any]:
+        return {
+            "memory": memory.state(),
+            "tuned": tuned_state(model),
+            "optimizer": state.optimizer.state_dict(),
+            "schedule": state.schedule.state_dict(),
+            "epoch": state.epoch,
+            "cost": asdict(state.cost),
+            "seconds": self.seconds,
+            "held_out": [self._held_out_epoch, self._held_out_taken],
+            "draws": self.generator.get_state(),
+            "random": torch.random.get_rng_state(),
+        }
+
+    def _go_on(self, saved: Mapping[str, Any], model: nn.Module, state: State, memory: Memory) -> None:
+        memory.restore(saved["memory"])
+        load_tuned_state(model, saved["tuned"])
+        state.optimizer.load_state_dict(saved["optimizer"])
+        state.schedule.load_state_dict(saved["schedule"])
+        state.epoch = saved["epoch"]
+        state.cost = self.cost = Cost(**saved["cost"])
+        self._find_held_out(*saved["held_out"])
+        self.generator.set_state(saved["draws"])
+        torch.random.set_rng_state(saved["random"])
+
+    def _find_held_out(self, epoch: int, taken: int) -> None:
+        """Stand in the held-out part where `taken` batches of the `epoch`th round have been taken."""
+        if self.held_out_part is None or not epoch:
+            return
+        self._held_out_epoch = epoch - 1
+        self._turn_held_out()
+        for _ in range(taken):
+            self.held_out_batch()
+
+    def _turn_held_out(self) -> None:
+        assert self.held_out_part is not None
+        self.held_out_part.set_epoch(self._held_out_epoch)
+        self._held_out_epoch += 1
+        self._held_out_taken = 0
+        self._held_out = iter(self.held_out_part)
+
+    def held_out_batch(self, fresh: bool = True) -> Batch:
+        """The next batch of the part kept for rewards; the first one again if not `fresh`."""
+        if self.held_out_part is None:
+            raise ValueError("this search keeps no part for rewards")
+        if not fresh:
+            if self._first_held_out is None:
+                part = copy.copy(self.held_out_part)
+                part.set_epoch(0)
+                self._first_held_out = next(iter(part))
+            return self._first_held_out
+        batch = next(self._held_out, None) if self._held_out is not None else None
+        if batch is None:
+            self._turn_held_out()
+            assert self._held_out is not None
+            batch = next(self._held_out)
+        self._held_out_taken += 1
+        return batch
+
+    def training_batch(self) -> Batch:
+        """The first batch of the training part, the same at every call."""
+        if self._first_training is None:
+            part = copy.copy(self.training_part)
+            part.set_epoch(0)
+            self._first_training = next(iter(part))
+        return self._first_training
+
+    def loss(self, batch: Batch, training_mode: bool = False) -> float:
+        """The task's loss on `batch` without gradient, in evaluation mode unless told otherwise."""
+        if self._model is None:
+            raise ValueError("loss is there once training has begun")
+        self._model.train(training_mode)
+        return mean_loss(self.fabric, self._model, self.task, batch)

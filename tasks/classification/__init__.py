@@ -1,0 +1,1 @@
+"""What tasks over a fixed list of labels share."""

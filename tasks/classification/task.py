@@ -1,0 +1,138 @@
+"""What tasks over a fixed list of labels share: head, forward pass over one or more images, loss, predictions."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from harness.backbones.base import Backbone
+from harness.errors import UserError
+from tasks.base import Batch, Data, Example, Prediction, SplitName, Task
+from tasks.data.files import describe_images
+from tasks.data.subsets import Limits, blanked, limited
+from tasks.heads import build_classifier
+
+OptionsT = TypeVar("OptionsT", bound=Limits)
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """An example's class index; subsets: the official subsets of its split that it belongs to."""
+
+    index: int
+    subsets: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Part:
+    """Examples that become a split: of which official one, which part of it, in words, from which files.
+
+    files: SHA-256 (hex) by file name.
+    notes: what else is to be said about it in the record.
+    """
+
+    official: str
+    part: str
+    examples: Sequence[Example]
+    files: Mapping[str, str]
+    notes: Mapping[str, Any]
+
+
+class Classification(Task[OptionsT]):
+    """A task whose examples are a text and `images_per_example` images, with one of `classes` as the answer."""
+
+    classes: ClassVar[tuple[str, ...]]
+    """The label of each class index, as the official files write it."""
+    images_per_example: ClassVar[int] = 1
+    primary_metric: ClassVar[str] = "accuracy"
+
+    @abstractmethod
+    def read_parts(self, root: Path) -> dict[SplitName, Part]:
+        """The official files under `root`, as splits. Raises `UserError` naming the file and place at fault."""
+
+    def load(self, root: Path) -> Data:
+        """Read the official files. Images are opened later, by the loader.
+
+        Raises `UserError` naming the file and place at fault.
+        """
+        files: dict[str, str] = {}
+        splits: dict[str, list[Example]] = {}
+        origins: dict[str, dict[str, Any]] = {}
+        for name, part in self.read_parts(root).items():
+            options = self.options
+            examples = limited(
+                part.examples, options.limit_of(name), options.limit_seed, lambda example: example.id
+            )
+            if not examples:
+                raise UserError(f"{root}: no {name} examples are left of {part.official}: {part.part}")
+            files |= part.files
+            splits[name] = blanked(examples, options.blank)
+            origins[name] = {
+                "official split": part.official,
+                "part": part.part,
+                **part.notes,
+                "examples": len(examples),
+                **describe_images(path for example in examples for path in example.images),
+            }
+        return Data(splits, {"splits": origins, "files": files, "answers": {"classes": list(self.classes)}})
+
+    def majority_score(self, data: Data) -> float | None:
+        """Accuracy of train's most frequent label (of equally frequent ones the first class)."""
+        counts = Counter(example.target.index for example in data.splits["train"])
+        majority = min(counts, key=lambda index: (-counts[index], index))
+        hits = [example.target.index == majority for example in data.splits["test"]]
+        return 100 * sum(hits) / len(hits)
+
+    def build_head(self, backbone: Backbone, generator: torch.Generator) -> nn.Module:
+        """Two layers over the concatenated features; hidden size twice the width (ViLT and METER: 1536).
+
+        Gives the backbone its token types: they are trained along, so they have to be there before training.
+        """
+        backbone.widen_token_types(1 + self.images_per_example)
+        features = self.images_per_example * backbone.feature_dim
+        return build_classifier(features, 2 * backbone.width, len(self.classes), generator)
+
+    def forward(self, backbone: Backbone, head: nn.Module, batch: Batch) -> Tensor:
+        """Logits `(B, classes)` of one pass per image, image k with token type k + 1 (from 0)."""
+        # Nothing to do but where the head was built for another copy of the backbone.
+        backbone.widen_token_types(1 + self.images_per_example)
+        features = [
+            backbone(replace(inputs, image_token_type=index))
+            for index, inputs in enumerate(batch.inputs, start=1)
+        ]
+        logits: Tensor = head(torch.cat(features, dim=-1))
+        return logits
+
+    def collate_targets(self, examples: Sequence[Example]) -> Tensor | None:
+        """Class indices `(B,)` int64."""
+        return torch.tensor([example.target.index for example in examples])
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy, averaged over the batch."""
+        return functional.cross_entropy(logits, targets)
+
+    def predict(self, logits: Tensor, examples: Sequence[Example]) -> list[Prediction]:
+        """The likeliest label, the true one, and whether they agree (1 or 0)."""
+        predictions = []
+        for example, choice in zip(examples, logits.argmax(dim=-1).tolist(), strict=True):
+            target = cast(Label, example.target)
+            predictions.append(
+                {
+                    "id": example.id,
+                    "group": example.group,
+                    "text": example.text,
+                    "prediction": self.classes[choice],
+                    "label": self.classes[target.index],
+                    "score": float(choice == target.index),
+                    **({"subsets": list(target.subsets)} if target.subsets else {}),
+                }
+            )
+        return predictions

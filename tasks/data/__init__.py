@@ -1,0 +1,1 @@
+"""Reading data: official files, images, batches."""

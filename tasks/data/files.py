@@ -1,0 +1,139 @@
+"""Official files of any task: found plain or gzipped, read with their digest, faults named by file and place."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from harness.errors import UserError
+
+_KINDS: Mapping[type, str] = {int: "an integer", str: "a string", list: "a list"}
+
+
+_LONGEST_LINK = 4096
+"""Bytes of the longest path."""
+
+
+Value = TypeVar("Value", int, str, list[Any])
+
+
+Line = tuple[str, Any]
+"""A JSON line's place, as messages name it (`dev.json: line 3`), and what it holds."""
+
+
+def find_file(root: Path, *names: str) -> Path | None:
+    """The first of `names` that is a file under `root`, plain or gzipped."""
+    candidates = (root / f"{name}{suffix}" for name in names for suffix in ("", ".gz"))
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def require_file(root: Path, *names: str) -> Path:
+    """The same; raises `UserError` saying what was looked for where there is none."""
+    path = find_file(root, *names)
+    if path is None:
+        missing = "" if root.is_dir() else " (no such folder)"
+        looked_for = " and ".join(f"{name}, {name}.gz" for name in names)
+        raise UserError(f"{root}{missing}: looked for {looked_for}, found none of them")
+    return path
+
+
+def read_text(path: Path) -> tuple[str, str]:
+    """The file's text, and the SHA-256 (hex) of its bytes as they lie on disk. `*.gz` is unpacked."""
+    try:
+        raw = path.read_bytes()
+        digest = hashlib.sha256(raw).hexdigest()
+        if path.suffix == ".gz":
+            raw = gzip.decompress(raw)
+        return raw.decode("utf-8"), digest
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: byte {error.start}: not valid {error.encoding}") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+
+
+def read_json(path: Path) -> tuple[Any, str]:
+    """What a JSON file holds, and its digest."""
+    text, digest = read_text(path)
+    try:
+        return json.loads(text), digest
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path}: line {error.lineno}, column {error.colno}: not valid JSON: {error.msg}"
+        ) from None
+
+
+def read_json_lines(path: Path) -> tuple[list[Line], str]:
+    """One JSON value a line, with its place, and the file's digest; blank lines are passed over.
+
+    Raises `UserError` naming file and line, also where there is no line at all.
+    """
+    text, digest = read_text(path)
+    lines = parse_json_lines(text, path)
+    if not lines:
+        raise UserError(f"{path}: is empty")
+    return lines, digest
+
+
+def parse_json_lines(text: str, path: Path) -> list[Line]:
+    """The lines of a text that was read from `path`."""
+    lines: list[Line] = []
+    # Not splitlines(): it also breaks at U+2028 and the like, which JSON strings may hold.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            lines.append((f"{path}: line {number}", json.loads(line)))
+        except json.JSONDecodeError as error:
+            raise UserError(
+                f"{path}: line {number}, column {error.colno}: not valid JSON: {error.msg}"
+            ) from None
+    return lines
+
+
+def field(entry: Any, key: str, kind: type[Value], place: str) -> Value:
+    """`entry[key]`, which has to be of type `kind`. Raises `UserError` naming `place`."""
+    if not isinstance(entry, dict):
+        raise UserError(f"{place}: an object with '{key}' is due, not {shortened(entry)}")
+    if key not in entry:
+        raise UserError(f"{place}: missing key '{key}'")
+    value = entry[key]
+    if type(value) is not kind:  # JSON's true is an int to isinstance
+        raise UserError(f"{place}: '{key}' has to be {_KINDS[kind]}, not {shortened(value)}")
+    return value
+
+
+def shortened(value: Any) -> str:
+    """A JSON value for a message, at most 40 characters."""
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def follow_link(folder: Path) -> Path:
+    """`folder`, or what it points to where a symbolic link was copied as a text file (git without links)."""
+    if folder.is_file() and folder.stat().st_size < _LONGEST_LINK:
+        target = folder.parent / read_text(folder)[0].strip()
+        if target.is_dir():
+            return target
+    return folder
+
+
+def describe_images(paths: Iterable[Path]) -> dict[str, Any]:
+    """Number of images, how many are not there, and SHA-256 (hex) of their names and sizes in bytes."""
+    distinct = set(paths)
+    sizes: dict[Path, dict[str, int]] = {}
+    for folder in {path.parent for path in distinct}:
+        # One pass over the folder instead of one look-up per image: network file systems.
+        entries = os.scandir(folder) if folder.is_dir() else ()
+        sizes[folder] = {entry.name: entry.stat().st_size for entry in entries}
+    listing = sorted((path.name, sizes[path.parent].get(path.name)) for path in distinct)
+    return {
+        "images": len(listing),
+        "images missing": sum(size is None for _, size in listing),
+        "image digest": hashlib.sha256(json.dumps(listing).encode()).hexdigest(),
+    }

@@ -1,0 +1,1 @@
+"""NLVR, the first corpus: statements about drawings."""

@@ -1,0 +1,88 @@
+"""The first NLVR corpus (github.com/lil-lab/nlvr, folder `nlvr`): statements, image names, prediction files.
+
+An example is a sentence and three boxes; six images of it show the boxes in their six orders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.errors import UserError
+from tasks.data.files import field, read_json_lines, require_file
+from tasks.nlvr2.files import parse_label
+from tasks.nlvr2.files import read_predictions as read_csv
+
+ORDERS = 6
+"""Images of an example."""
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """One example. id: `{sentence}-{boxes}`; label: of all its six images."""
+
+    id: str
+    sentence: str
+    label: str
+    directory: str
+
+
+@dataclass(frozen=True)
+class OfficialSplit:
+    """One split in the file's order; `files` maps file names to SHA-256 (hex)."""
+
+    name: str
+    statements: tuple[Statement, ...]
+    files: Mapping[str, str]
+
+
+def read_split(root: Path, name: str) -> OfficialSplit:
+    """A split by name (train, dev, test). Raises `UserError` naming the file and place at fault."""
+    path = require_file(root, f"{name}/{name}.json", f"{name}.json")
+    statements, digest = read_statements(path)
+    return OfficialSplit(name, tuple(statements.values()), {path.name: digest})
+
+
+def read_statements(path: Path) -> tuple[dict[str, Statement], str]:
+    """The examples of one file by identifier, and its SHA-256 (hex)."""
+    lines, digest = read_json_lines(path)
+    statements: dict[str, Statement] = {}
+    for place, entry in lines:
+        identifier = field(entry, "identifier", str, place)
+        if len(identifier.split("-")) != 2:
+            raise UserError(f"{place}: an identifier has two parts, sentence-boxes; not '{identifier}'")
+        if identifier in statements:
+            raise UserError(f"{place}: '{identifier}' is there twice")
+        statements[identifier] = Statement(
+            identifier,
+            field(entry, "sentence", str, place),
+            parse_label(field(entry, "label", str, place), place),
+            field(entry, "directory", str, place),
+        )
+    return statements, digest
+
+
+def image_ids(split: str, statement_id: str) -> list[str]:
+    """Names of an example's images without their ending: `{split}-{identifier}-{order}`."""
+    return [f"{split}-{statement_id}-{order}" for order in range(ORDERS)]
+
+
+def image_path(root: Path, split: str, statement: Statement, image_id: str) -> Path:
+    """`{split}/images/{directory}/{split}-{identifier}-{order}.png`."""
+    return root / split / "images" / statement.directory / f"{image_id}.png"
+
+
+def sentence_of(image_id: str) -> str:
+    """What images of the same sentence share: split and the identifier's first field."""
+    return "-".join(image_id.split("-")[:2])
+
+
+def boxes_of(image_id: str) -> str:
+    """What the six orders of the same boxes share: all but the order."""
+    return image_id.rpartition("-")[0]
+
+
+def read_predictions(path: Path) -> dict[str, str]:
+    """Labels by image id, from the CSV `{image id}.png,label` that the official script reads."""
+    return {name.removesuffix(".png"): label for name, label in read_csv(path).items()}

@@ -1,0 +1,97 @@
+"""NLVR, the first corpus: is a sentence that a person wrote true of a drawing of three boxes?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from tasks.base import Example, Prediction, Recipe, SplitName
+from tasks.classification.task import Classification, Label, Part
+from tasks.data.files import find_file
+from tasks.data.subsets import Limits, cut_off
+from tasks.nlvr.files import OfficialSplit, Statement, image_ids, image_path, read_split, sentence_of
+from tasks.nlvr.scoring import score
+from tasks.nlvr2.files import LABELS, write_predictions
+
+
+@dataclass(frozen=True)
+class NLVROptions(Limits):
+    """Options of NLVR beside the limits, which count images: an example has six.
+
+    train: official split to train on. "auto": train where it is there, else dev. With dev, validation is cut
+        off it by sentence; with train, validation is dev.
+    val_fraction: share of dev's sentences that is cut off.
+    """
+
+    train: Literal["auto", "train", "dev"] = "auto"
+    val_fraction: float = 0.1
+
+    def __post_init__(self) -> None:
+        Limits.__post_init__(self)
+        if not 0 < self.val_fraction < 1:
+            raise ValueError(f"val_fraction has to lie between 0 and 1, not {self.val_fraction}")
+
+
+class NLVR(Classification[NLVROptions]):
+    """NLVR with its images (not the structured representation), each of them one example."""
+
+    name: ClassVar[str] = "nlvr"
+    title: ClassVar[str] = "NLVR"
+    version: ClassVar[int] = 1
+    Options: ClassVar[type[Any]] = NLVROptions
+    recipe: ClassVar[Recipe] = Recipe(epochs=10, batch_size=128)
+    """NLVR2's: ViLT, METER and DAS do not report NLVR."""
+    classes: ClassVar[tuple[str, ...]] = LABELS
+
+    def read_parts(self, root: Path) -> dict[SplitName, Part]:
+        """train, dev and test, or dev cut in two where train is not there."""
+        dev, test = read_split(root, "dev"), read_split(root, "test")
+        train = self.options.train
+        if train == "auto":
+            train = "train" if find_file(root, "train/train.json", "train.json") else "dev"
+        if train == "train":
+            parts = {"train": _part(root, read_split(root, "train")), "val": _part(root, dev)}
+        else:
+            parts = self._cut(root, dev)
+        return {"train": parts["train"], "val": parts["val"], "test": _part(root, test)}
+
+    def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:
+        """`accuracy`, `consistency` (over sentences) and `consistency (orders)`, in percent."""
+        return score(predictions)
+
+    def write_submission(self, predictions: Sequence[Prediction], path: Path) -> None:
+        """The official script's CSV: `{image}.png,{label}`, labels in lower case as in the corpus."""
+        write_predictions(((f"{each['id']}.png", each["prediction"].lower()) for each in predictions), path)
+
+    def _cut(self, root: Path, dev: OfficialSplit) -> dict[str, Part]:
+        fraction = self.options.val_fraction
+        held = cut_off({_sentence(dev, statement) for statement in dev.statements}, fraction)
+        share = f"of the sentences by hash, val_fraction={fraction}"
+        return {
+            "train": _part(root, dev, f"the rest {share}", lambda sentence: sentence not in held),
+            "val": _part(root, dev, f"a part {share}", lambda sentence: sentence in held),
+        }
+
+
+def _sentence(split: OfficialSplit, statement: Statement) -> str:
+    return sentence_of(f"{split.name}-{statement.id}")
+
+
+def _part(
+    root: Path, split: OfficialSplit, part: str = "all", takes: Callable[[str], bool] = lambda sentence: True
+) -> Part:
+    examples = [
+        Example(
+            image_id,
+            statement.sentence,
+            (image_path(root, split.name, statement, image_id),),
+            Label(LABELS.index(statement.label)),
+            _sentence(split, statement),
+        )
+        for statement in split.statements
+        if takes(_sentence(split, statement))
+        for image_id in image_ids(split.name, statement.id)
+    ]
+    return Part(split.name, part, examples, split.files, {})

@@ -1,0 +1,1 @@
+"""NLVR2: statements about pairs of photographs."""

@@ -1,0 +1,147 @@
+"""NLVR2's official files: examples, image names, the balanced and unbalanced subsets, prediction files.
+
+Layout of github.com/lil-lab/nlvr (`nlvr2/data`) for the labels and of its image archive for the photographs.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.errors import UserError
+from tasks.data.files import field, find_file, read_json_lines, read_text, require_file
+
+FOLDERS = ("", "nlvr2/data/", "data/")
+"""Where under the data folder the JSON files may be: beside the images, or in a clone of the repository."""
+
+
+SUBSETS = ("balanced", "unbalanced")
+
+
+LABELS = ("False", "True")
+"""By class index."""
+
+
+_LABEL_OF = {label.lower(): label for label in LABELS}
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """One example: a sentence about a pair of images.
+
+    id: `{split}-{image set}-{pair}-{sentence}`.
+    directory: folder of a training image in the image archive; None for the other splits.
+    """
+
+    id: str
+    sentence: str
+    label: str
+    directory: str | None
+
+    @property
+    def image_set(self) -> str:
+        """The eight images that the pair was made of; other pairs and sentences share them."""
+        return "-".join(self.id.split("-")[:2])
+
+
+@dataclass(frozen=True)
+class OfficialSplit:
+    """One split in the file's order.
+
+    subsets: identifiers of each official subset whose file is there.
+    files: SHA-256 (hex) by file name.
+    """
+
+    name: str
+    statements: tuple[Statement, ...]
+    subsets: Mapping[str, frozenset[str]]
+    files: Mapping[str, str]
+
+
+def read_split(root: Path, name: str) -> OfficialSplit:
+    """A split and its subsets. Raises `UserError` naming the file and place at fault."""
+    path = require_file(root, *(f"{folder}{name}.json" for folder in FOLDERS))
+    statements, digest = read_statements(path)
+    files = {path.name: digest}
+    subsets: dict[str, frozenset[str]] = {}
+    for subset in SUBSETS:
+        names = (f"{folder}{subset}/{subset}_{name}.json" for folder in FOLDERS)
+        subset_path = find_file(root, *names, f"{subset}_{name}.json")
+        if subset_path is None:
+            continue
+        members, files[subset_path.name] = read_statements(subset_path)
+        if unknown := sorted(members.keys() - statements.keys()):
+            raise UserError(f"{subset_path}: '{unknown[0]}' is not in {path}")
+        subsets[subset] = frozenset(members)
+    return OfficialSplit(name, tuple(statements.values()), subsets, files)
+
+
+def read_statements(path: Path) -> tuple[dict[str, Statement], str]:
+    """The examples of one file by identifier, and its SHA-256 (hex)."""
+    lines, digest = read_json_lines(path)
+    statements: dict[str, Statement] = {}
+    for place, entry in lines:
+        identifier = field(entry, "identifier", str, place)
+        if len(identifier.split("-")) != 4:
+            raise UserError(
+                f"{place}: an identifier has four parts, split-set-pair-sentence; not '{identifier}'"
+            )
+        if identifier in statements:
+            raise UserError(f"{place}: '{identifier}' is there twice")
+        label = parse_label(field(entry, "label", str, place), place)
+        directory = str(entry["directory"]) if "directory" in entry else None
+        statements[identifier] = Statement(identifier, field(entry, "sentence", str, place), label, directory)
+    return statements, digest
+
+
+def parse_label(text: str, place: str) -> str:
+    """`True` or `False` in whatever case, as the official script compares them."""
+    label = _LABEL_OF.get(text.strip().lower())
+    if label is None:
+        raise UserError(f"{place}: a label is True or False, not '{text}'")
+    return label
+
+
+def image_folder(root: Path, split: str) -> Path:
+    """`images/train`, and `images/dev` or `dev` (where the archive unpacks to), whichever is there."""
+    nested = root / "images" / split
+    return nested if nested.is_dir() or not (root / split).is_dir() else root / split
+
+
+def image_paths(folder: Path, statement: Statement) -> tuple[Path, Path]:
+    """The left and the right image: `{identifier without its last field}-img0.png`, `-img1.png`."""
+    pair = statement.id.rpartition("-")[0]
+    place = folder if statement.directory is None else folder / statement.directory
+    return place / f"{pair}-img0.png", place / f"{pair}-img1.png"
+
+
+def consistency_group(identifier: str) -> str:
+    """Examples of the same sentence with other pairs of the set: all fields but the third agree."""
+    fields = identifier.split("-")
+    return "-".join((*fields[:2], "", *fields[3:]))
+
+
+def write_predictions(answers: Iterable[tuple[str, str]], path: Path) -> None:
+    """The CSV that the official script reads: `identifier,prediction`, sorted, without a header."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(sorted(answers))
+    path.write_text(text.getvalue(), encoding="utf-8")
+
+
+def read_predictions(path: Path) -> dict[str, str]:
+    """Labels by identifier from such a CSV. Raises `UserError` naming the line at fault."""
+    answers: dict[str, str] = {}
+    for number, row in enumerate(csv.reader(io.StringIO(read_text(path)[0])), start=1):
+        if not row:
+            continue
+        place = f"{path}: line {number}"
+        if len(row) != 2:
+            raise UserError(f"{place}: identifier,prediction is due, not {len(row)} columns")
+        identifier = row[0].strip()
+        if identifier in answers:
+            raise UserError(f"{place}: '{identifier}' is there twice")
+        answers[identifier] = parse_label(row[1], place)
+    return answers

@@ -1,0 +1,189 @@
+"""Batches of image-text pairs: negatives to train on, and every image with every caption to evaluate."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+from torch import Tensor
+
+from harness.backbones.inputs import Inputs
+from harness.errors import UserError
+from tasks.base import Batch, Example
+from tasks.data.batches import pad_text, stack_images
+from tasks.data.images import ImageCache, decode
+from tasks.data.loader import Loader
+from tasks.data.resumable_scores import PartialScores
+
+CAPTIONS_AT_ONCE = 64
+"""Captions in a batch of evaluation, if it is large enough to have several images with as many."""
+
+
+class NegativeSampler:
+    """Draws captions that do not belong to an example's image.
+
+    A draw is a function of (seed, epoch, example id) alone. By default the captions are distinct and of other
+    images; `exclude_own=False` is the published draw: independent, over all captions, the right one included.
+    """
+
+    def __init__(self, examples: Sequence[Example], count: int, exclude_own: bool, seed: int) -> None:
+        self._count = count
+        self._exclude_own = exclude_own
+        self._seed = seed
+        # Captions of an image side by side, so that leaving them out is leaving out a range.
+        self.order = sorted(range(len(examples)), key=lambda index: (examples[index].group, index))
+        self._range: dict[str, tuple[int, int]] = {}
+        for place, index in enumerate(self.order):
+            first = self._range.get(examples[index].group, (place, place))[0]
+            self._range[examples[index].group] = (first, place + 1)
+        most = max((stop - start for start, stop in self._range.values()), default=0)
+        if exclude_own and len(examples) - most < count:
+            raise UserError(
+                f"{count} captions of other images are due as negatives, but there are {len(examples)} "
+                f"captions in all and up to {most} of one image; lower the number of negatives"
+            )
+
+    def draw(self, example: Example, epoch: int) -> list[int]:
+        """Indices into the examples."""
+        key = hashlib.sha256(f"{self._seed}:{epoch}:{example.id}".encode()).digest()
+        generator = np.random.default_rng(int.from_bytes(key[:8]))
+        if not self._exclude_own:
+            places = generator.integers(len(self.order), size=self._count)
+        else:
+            start, stop = self._range[example.group]
+            others = len(self.order) - (stop - start)
+            places = generator.choice(others, size=self._count, replace=False)
+            places = places + np.where(places >= start, stop - start, 0)
+        return [self.order[place] for place in places.tolist()]
+
+
+class RankingBatches:
+    """A loader's batches, the text of each example followed by its negatives.
+
+    The text of a batch of B has B · (1 + negatives) rows, its images B: `Retrieval.forward` pairs them.
+    """
+
+    def __init__(self, loader: Loader, sampler: NegativeSampler) -> None:
+        self.loader = loader
+        self.examples = loader.examples
+        self.wait_seconds = 0.0
+        self._sampler = sampler
+        self._processor = loader.cache.processor
+        self._tokens = self._processor.tokenize([example.text for example in loader.examples])
+        self._index = {example.id: index for index, example in enumerate(loader.examples)}
+        self._epoch = 0
+
+    def __copy__(self) -> RankingBatches:
+        """Another position in the same data: the loader holds one, so it is copied along."""
+        made = object.__new__(type(self))
+        vars(made).update(vars(self), loader=copy.copy(self.loader))
+        return made
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order and the negatives of the next iteration."""
+        self._epoch = epoch
+        self.loader.set_epoch(epoch)
+
+    def examples_of(self, batch: Batch) -> list[Example]:
+        """The examples of a batch, in its order."""
+        return self.loader.examples_of(batch)
+
+    def __iter__(self) -> Iterator[Batch]:
+        epoch = self._epoch
+        waited = self.loader.wait_seconds
+        for batch in self.loader:
+            started = time.perf_counter()
+            made = self._with_negatives(batch, epoch)
+            self.wait_seconds += time.perf_counter() - started + self.loader.wait_seconds - waited
+            waited = self.loader.wait_seconds
+            yield made
+
+    def _with_negatives(self, batch: Batch, epoch: int) -> Batch:
+        (inputs,) = batch.inputs
+        rows = [
+            self._tokens[index]
+            for example in self.examples_of(batch)
+            for index in (self._index[example.id], *self._sampler.draw(example, epoch))
+        ]
+        input_ids, text_mask = pad_text(rows, self._processor.pad_id)
+        return replace(batch, inputs=(replace(inputs, input_ids=input_ids, text_mask=text_mask),))
+
+
+def score_matrix(
+    score: Callable[[Batch], Tensor],
+    examples: Sequence[Example],
+    images: ImageCache,
+    pairs_per_batch: int,
+    on_pairs: Callable[[int], None] = lambda count: None,
+    partial: PartialScores | None = None,
+) -> tuple[np.ndarray, np.ndarray, list[Example]]:
+    """Scores of every image of `examples` with every caption.
+
+    score: a batch of B images and B · T texts → `(B, T)` float32 on the CPU.
+    on_pairs: called with the number of pairs that are done.
+    partial: where the rows of an interrupted evaluation are, and where those of this one go.
+    Returns `(M, N)` scores, `(N,)` the row of each caption's image, and the first example of each row.
+    Captions are sorted by length and images by shape, so that little is padded; each image is decoded once. A
+    batch has few images and many captions: of the two sides it is the images' that costs most to prepare.
+    """
+    firsts = list({example.group: example for example in reversed(examples)}.values())[::-1]
+    rows = {example.group: row for row, example in enumerate(firsts)}
+    image_of = np.array([rows[example.group] for example in examples])
+    tokens = images.processor.tokenize([example.text for example in examples])
+    by_length = sorted(range(len(examples)), key=lambda index: len(tokens[index]))
+    paths = [str(example.images[0]) for example in firsts]
+    by_shape = sorted(range(len(firsts)), key=lambda row: images.shape(paths[row]))
+    together = min(len(firsts), max(1, pairs_per_batch // CAPTIONS_AT_ONCE))
+    texts = min(len(examples), pairs_per_batch // together)
+    chunks = [by_length[start : start + texts] for start in range(0, len(examples), texts)]
+    padded = [pad_text([tokens[index] for index in chunk], images.processor.pad_id) for chunk in chunks]
+    scores = np.empty((len(firsts), len(examples)), dtype=np.float32)
+    done = np.zeros(len(firsts), dtype=bool)
+    scored = _digest_of(examples, pairs_per_batch)
+    if partial is not None:
+        scores, done = partial.load(scored, scores.shape)
+        on_pairs(int(done.sum()) * len(examples))
+    for start in range(0, len(firsts), together):
+        chosen = by_shape[start : start + together]
+        if done[chosen].all():
+            continue
+        pictures = [_image(paths[row], images) for row in chosen]
+        keys = tuple(images.key(paths[row], picture) for row, picture in zip(chosen, pictures, strict=True))
+        pixels, sizes = stack_images(pictures, images.processor)
+        for chunk, (ids, mask) in zip(chunks, padded, strict=True):
+            repeated = None if mask is None else mask.repeat(len(chosen), 1)
+            inputs = Inputs(ids.repeat(len(chosen), 1), repeated, pixels, sizes, image_keys=keys)
+            found = score(Batch((inputs,), None, tuple(firsts[row].group for row in chosen)))
+            scores[np.ix_(chosen, chunk)] = found.numpy()
+            on_pairs(len(chosen) * len(chunk))
+        done[chosen] = True
+        if partial is not None:
+            partial.save(scored, scores, done)
+    if partial is not None:
+        partial.remove()
+    return scores, image_of, firsts
+
+
+def _digest_of(examples: Sequence[Example], pairs_per_batch: int) -> str:
+    """Of the pairs and how they come in batches, which shows in a score's last digits."""
+    hasher = hashlib.sha256(f"{pairs_per_batch}".encode())
+    for example in examples:
+        hasher.update(f"\n{example.id} {example.group} {example.text}".encode())
+    return hasher.hexdigest()
+
+
+def _image(path: str, images: ImageCache) -> Tensor:
+    found = images.get(path)
+    if found is None:
+        found = decode(path, images.processor)
+        images.add(path, found)
+    if isinstance(found, UserError):
+        raise found
+    return found

@@ -1,0 +1,120 @@
+"""Karpathy's split files (`dataset_flickr30k.json`, `dataset_coco.json`, `dataset_flickr8k.json`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.errors import UserError
+from tasks.data.files import field, follow_link, read_json, require_file
+
+FOLDERS = ("", "karpathy/")
+"""Where under the data folder the file may be."""
+
+
+SPLITS = ("train", "val", "test", "restval")
+
+
+@dataclass(frozen=True, slots=True)
+class Caption:
+    """One sentence about an image; `id` is unique in the file."""
+
+    id: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Photograph:
+    """One image with its captions; filepath: its folder (COCO only)."""
+
+    id: int
+    filename: str
+    filepath: str | None
+    split: str
+    captions: tuple[Caption, ...]
+
+
+@dataclass(frozen=True)
+class Captions:
+    """One of Karpathy's files, images in its order; digest: SHA-256 (hex) of its bytes."""
+
+    path: Path
+    photographs: tuple[Photograph, ...]
+    digest: str
+
+    @property
+    def dataset(self) -> str:
+        """`flickr8k` for `dataset_flickr8k.json`."""
+        return self.path.name.partition(".")[0].removeprefix("dataset_")
+
+    def of(self, *splits: str) -> list[Photograph]:
+        """The images of some splits."""
+        return [photograph for photograph in self.photographs if photograph.split in splits]
+
+
+def find_dataset(root: Path, name: str) -> Path:
+    """`dataset_{name}.json`; with "auto" the only such file. Raises `UserError` saying what was looked for."""
+    if name != "auto":
+        return require_file(root, *(f"{folder}dataset_{name}.json" for folder in FOLDERS))
+    found = [path for folder in FOLDERS for path in sorted((root / folder).glob("dataset_*.json*"))]
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise UserError(f"{root}: has {names}; choose one with the option dataset")
+    if not found:
+        missing = "" if root.is_dir() else " (no such folder)"
+        raise UserError(f"{root}{missing}: looked for dataset_*.json, also in karpathy, found none")
+    return found[0]
+
+
+def read_captions(path: Path) -> Captions:
+    """One file. Raises `UserError` naming the file and place at fault."""
+    content, digest = read_json(path)
+    photographs: dict[int, Photograph] = {}
+    caption_ids: set[int] = set()
+    for index, entry in enumerate(field(content, "images", list, str(path))):
+        place = f"{path}: images[{index}]"
+        photograph = _read_photograph(entry, place)
+        if photograph.id in photographs:
+            raise UserError(f"{place}: imgid {photograph.id} is there twice")
+        for position, caption in enumerate(photograph.captions):
+            if caption.id in caption_ids:
+                raise UserError(f"{place}.sentences[{position}]: sentid {caption.id} is there twice")
+            caption_ids.add(caption.id)
+        photographs[photograph.id] = photograph
+    if not photographs:
+        raise UserError(f"{path}: 'images' is empty")
+    return Captions(path, tuple(photographs.values()), digest)
+
+
+def image_paths(root: Path, captions: Captions) -> Mapping[int, Path]:
+    """Where each image is, by its id: COCO's in the folder it names, others' in `{dataset}-images` or so."""
+    names = (f"{captions.dataset}-images", f"{captions.dataset}_images", "images")
+    folders = [follow_link(root / name) for name in names]
+    folder = next((folder for folder in folders if folder.is_dir()), folders[0])
+    return {
+        photograph.id: (folder if photograph.filepath is None else root / photograph.filepath)
+        / photograph.filename
+        for photograph in captions.photographs
+    }
+
+
+def _read_photograph(entry: Any, place: str) -> Photograph:
+    split = field(entry, "split", str, place)
+    if split not in SPLITS:
+        raise UserError(f"{place}: a split is one of {', '.join(SPLITS)}; not '{split}'")
+    sentences = field(entry, "sentences", list, place)
+    if not sentences:
+        raise UserError(f"{place}: 'sentences' is empty")
+    captions = []
+    for position, sentence in enumerate(sentences):
+        inside = f"{place}.sentences[{position}]"
+        captions.append(Caption(field(sentence, "sentid", int, inside), field(sentence, "raw", str, inside)))
+    return Photograph(
+        field(entry, "imgid", int, place),
+        field(entry, "filename", str, place),
+        field(entry, "filepath", str, place) if "filepath" in entry else None,
+        split,
+        tuple(captions),
+    )

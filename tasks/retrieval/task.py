@@ -1,0 +1,225 @@
+"""Image-text retrieval (Flickr30k, COCO, Flickr8k): every test image ranked against every test caption."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from harness.backbones.base import Backbone
+from harness.errors import UserError
+from tasks.base import Batch, Data, Example, Prediction, Recipe, SplitName, Task
+from tasks.data.files import describe_images
+from tasks.data.loader import Loader
+from tasks.data.resumable_scores import PartialScores
+from tasks.data.subsets import Limits, blanked, limited
+from tasks.heads import HEAD_INITIAL_STD, blank_linear
+from tasks.mini.retrieval import ensure_retrieval
+from tasks.retrieval.batches import NegativeSampler, RankingBatches, score_matrix
+from tasks.retrieval.files import Captions, Photograph, find_dataset, image_paths, read_captions
+from tasks.retrieval.scoring import chance_at_1, hit_at_1, rank, score
+
+MATCHING = "itm_score.fc"
+"""The pretrained matching head; its row 1 is "matches"."""
+
+
+RANKING = "rank_output"
+
+
+@dataclass(frozen=True)
+class RetrievalOptions(Limits):
+    """Options of retrieval beside the limits, which count images: all captions of an image are kept.
+
+    dataset: flickr30k, coco, flickr8k or another `dataset_{name}.json`; "auto" takes the only one there.
+    negatives: captions beside the right one that a training example is ranked against.
+    exclude_own: negatives are distinct and of other images; false is the published draw, which may give the
+        image's own captions, the right one among them.
+    rank_head: "pretrained" starts from the matching head; "random" is for backbones that have none.
+    pairs: image-caption pairs in an evaluation batch; bounds its memory.
+    """
+
+    dataset: str = "auto"
+    negatives: int = 15
+    exclude_own: bool = True
+    rank_head: str = "pretrained"
+    pairs: int = 512
+
+    def __post_init__(self) -> None:
+        Limits.__post_init__(self)
+        if self.negatives < 1 or self.pairs < 1:
+            raise ValueError(
+                f"negatives and pairs have to be at least 1, not {self.negatives} and {self.pairs}"
+            )
+        if self.rank_head not in ("pretrained", "random"):
+            raise ValueError(f"rank_head has to be pretrained or random, not '{self.rank_head}'")
+
+
+class Retrieval(Task[RetrievalOptions]):
+    """Retrieval by a rank score of each image-caption pair, as in ViLT and METER; an example is a caption."""
+
+    name: ClassVar[str] = "retrieval"
+    title: ClassVar[str] = "Retrieval"
+    version: ClassVar[int] = 1
+    primary_metric: ClassVar[str] = "R@1"
+    evaluates_splits: ClassVar[bool] = True
+    Options: ClassVar[type[Any]] = RetrievalOptions
+    recipe: ClassVar[Recipe] = Recipe(epochs=10, batch_size=256)
+    # An example is 16 passes, so that 4 of them fill a batch and 800 an epoch.
+    embedded_recipe: ClassVar[Recipe] = Recipe(epochs=2, batch_size=4)
+
+    def load(self, root: Path) -> Data:
+        """Read Karpathy's file. Images are opened later.
+
+        Raises `UserError` naming the file and place at fault.
+        """
+        captions = read_captions(find_dataset(root, self.options.dataset))
+        # COCO's restval is training data in every published result; Flickr8k's is in no split.
+        train = ("train", "restval") if captions.dataset == "coco" else ("train",)
+        official: dict[SplitName, tuple[str, ...]] = {"train": train, "val": ("val",), "test": ("test",)}
+        paths = image_paths(root, captions)
+        splits: dict[str, list[Example]] = {}
+        origins: dict[str, dict[str, Any]] = {}
+        for split, names in official.items():
+            chosen = self._chosen(captions, split, names)
+            splits[split] = blanked(_examples(chosen, paths), self.options.blank)
+            origins[split] = {
+                "official split": "+".join(names),
+                "part": "all" if self.options.limit_of(split) is None else "some of the images, by hash",
+                "captions": len(splits[split]),
+                **describe_images(paths[photograph.id] for photograph in chosen),
+            }
+        files = {captions.path.name: captions.digest}
+        return Data(splits, {"dataset": captions.dataset, "splits": origins, "files": files})
+
+    def embedded_data(self, cache: Path) -> Path:
+        """The mini benchmark's pictures and descriptions, in Karpathy's format."""
+        return ensure_retrieval(cache)
+
+    def majority_score(self, data: Data) -> float | None:
+        """`R@1` of a random order."""
+        return chance_at_1(len({example.group for example in data.splits["test"]}))
+
+    def build_head(self, backbone: Backbone, generator: torch.Generator) -> nn.Module:
+        """One rank score a pair, from the matching row of the pretrained matching head (ViLT, METER)."""
+        head = blank_linear(backbone.feature_dim, 1)
+        if self.options.rank_head == "random":
+            nn.init.normal_(head.weight, std=HEAD_INITIAL_STD, generator=generator)
+            nn.init.zeros_(head.bias)
+            return head
+        heads: dict[str, Tensor] = getattr(backbone, "pretrained_heads", {})
+        with torch.no_grad():
+            if f"{MATCHING}.weight" in heads:
+                head.weight.copy_(heads[f"{MATCHING}.weight"][1:2])
+                head.bias.copy_(heads[f"{MATCHING}.bias"][1:2])
+            elif f"{RANKING}.weight" in heads:
+                head.weight.copy_(heads[f"{RANKING}.weight"])
+                head.bias.copy_(heads[f"{RANKING}.bias"])
+            else:
+                raise UserError(
+                    f"{backbone.name}: its weights bring no matching head ({MATCHING}, {RANKING}) to start the "
+                    "rank head from; retrieval[rank_head=random] draws one"
+                )
+        return head
+
+    def training_batches(self, loader: Loader, seed: int) -> RankingBatches:
+        """A loader's batches with negatives; without them there is nothing to rank."""
+        options = self.options
+        sampler = NegativeSampler(loader.examples, options.negatives, options.exclude_own, seed)
+        return RankingBatches(loader, sampler)
+
+    def forward(self, backbone: Backbone, head: nn.Module, batch: Batch) -> Tensor:
+        """Rank scores `(B, T)` of each image with its T texts."""
+        (inputs,) = batch.inputs
+        scores: Tensor = head(backbone.forward_pairs(inputs))
+        return scores.view(inputs.pixels.shape[0], -1)
+
+    def collate_targets(self, examples: Sequence[Example]) -> Tensor | None:
+        """The right caption is the first: zeros `(B,)` int64."""
+        return torch.zeros(len(examples), dtype=torch.int64)
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy over the right caption and its negatives."""
+        if logits.shape[1] < 2:
+            raise ValueError("a training batch of retrieval needs negatives: see `training_batches`")
+        return functional.cross_entropy(logits, targets)
+
+    def evaluate(
+        self,
+        scores_of: Callable[[Batch], Tensor],
+        loader: Loader,
+        on_batch: Callable[[int], None] = lambda count: None,
+        partial: PartialScores | None = None,
+    ) -> list[Prediction]:
+        """Predictions of a whole split from all its pairs, ordered by example id.
+
+        scores_of: the model on a batch `(B, T)`, float32 on the CPU.
+        loader: its examples and images are read, not its batches.
+        on_batch: called with the number of captions that the pairs done since the last call amount to.
+        partial: goes on with the images that an interrupted evaluation has done, and saves those of this one.
+        """
+        examples = loader.examples
+        images = len({example.group for example in examples})
+        done = 0
+
+        def advance(pairs: int) -> None:
+            nonlocal done
+            before, done = done, done + pairs
+            on_batch(done // images - before // images)
+
+        matrix, image_of, firsts = score_matrix(
+            scores_of, examples, loader.cache, self.options.pairs, advance, partial
+        )
+        ranking = rank(matrix, image_of)
+        predictions: list[Prediction] = []
+        for column, example in enumerate(examples):
+            row = int(image_of[column])
+            prediction = {
+                "id": example.id,
+                "group": example.group,
+                "text": example.text,
+                "image_rank": int(ranking.image_rank[column]),
+                "text_rank": int(ranking.text_rank[row]),
+                "top_images": [firsts[index].group for index in ranking.top_images[column].tolist()],
+                "top_captions": [examples[index].id for index in ranking.top_captions[row].tolist()],
+            }
+            predictions.append({**prediction, "score": hit_at_1(prediction)})
+        return sorted(predictions, key=lambda prediction: str(prediction["id"]))
+
+    def predict(self, logits: Tensor, examples: Sequence[Example]) -> list[Prediction]:
+        """Not there: ranks are known once all pairs are scored. Raises `TypeError`."""
+        raise TypeError("retrieval is evaluated on whole splits: see `evaluate`")
+
+    def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:
+        """`R@1`, `TR@K`, `IR@K` and `rsum` in percent."""
+        return score(predictions)
+
+    def write_submission(self, predictions: Sequence[Prediction], path: Path) -> None:
+        """JSON lines of each caption's best images and its image's best captions: there is no server."""
+        kept = ("id", "top_images", "top_captions")
+        lines = [json.dumps({key: each[key] for key in kept}) for each in predictions]
+        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+    def _chosen(self, captions: Captions, split: SplitName, names: tuple[str, ...]) -> list[Photograph]:
+        found = captions.of(*names)
+        if not found:
+            raise UserError(f"{captions.path}: no image of split {' or '.join(names)}")
+        return limited(
+            found,
+            self.options.limit_of(split),
+            self.options.limit_seed,
+            lambda photograph: str(photograph.id),
+        )
+
+
+def _examples(photographs: Sequence[Photograph], paths: Mapping[int, Path]) -> list[Example]:
+    return [
+        Example(str(caption.id), caption.text, (paths[photograph.id],), None, str(photograph.id))
+        for photograph in photographs
+        for caption in photograph.captions
+    ]

@@ -1,0 +1,1 @@
+"""SNLI-VE: visual entailment."""

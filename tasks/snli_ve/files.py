@@ -1,0 +1,87 @@
+"""SNLI-VE's official files (github.com/necla-ml/SNLI-VE): hypotheses about Flickr30k photographs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.errors import UserError
+from tasks.data.files import field, follow_link, read_json_lines, require_file
+
+LABELS = ("contradiction", "neutral", "entailment")
+"""By class index, as METER has them."""
+
+
+NO_CONSENSUS = "-"
+"""SNLI's gold label where the annotators did not agree; such pairs are in no published figure."""
+
+
+IMAGE_FOLDERS = ("flickr30k_images", "flickr30k-images")
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A photograph as the premise, and a hypothesis about it."""
+
+    id: str
+    hypothesis: str
+    label: str
+    image: str
+
+
+@dataclass(frozen=True)
+class PairFile:
+    """The pairs of one file in its order; undecided: pairs left out for want of a gold label."""
+
+    path: Path
+    pairs: tuple[Pair, ...]
+    undecided: int
+    digest: str
+
+
+def read_split(root: Path, name: str) -> PairFile:
+    """A split by name (train, dev, test). Raises `UserError` naming the file and place at fault."""
+    return read_pairs(require_file(root, f"snli_ve_{name}.jsonl"))
+
+
+def read_pairs(path: Path) -> PairFile:
+    """The pairs of one file. The premise's sentence is not read: the image stands for it."""
+    lines, digest = read_json_lines(path)
+    pairs: dict[str, Pair] = {}
+    undecided = 0
+    for place, entry in lines:
+        label = field(entry, "gold_label", str, place)
+        if label == NO_CONSENSUS:
+            undecided += 1
+            continue
+        identifier = field(entry, "pairID", str, place)
+        if identifier in pairs:
+            raise UserError(f"{place}: pairID '{identifier}' is there twice")
+        pairs[identifier] = Pair(
+            identifier,
+            field(entry, "sentence2", str, place),
+            check_label(label, place),
+            field(entry, "Flickr30K_ID", str, place),
+        )
+    return PairFile(path, tuple(pairs.values()), undecided, digest)
+
+
+def check_label(label: str, place: str) -> str:
+    """`label`, if it is one of the three."""
+    if label not in LABELS:
+        raise UserError(f"{place}: a label is one of {', '.join(LABELS)}; not '{label}'")
+    return label
+
+
+def image_folder(root: Path) -> Path:
+    """Flickr30k's images; the first of the two usual names where neither is there."""
+    folders = [follow_link(root / name) for name in IMAGE_FOLDERS]
+    return next((folder for folder in folders if folder.is_dir()), folders[0])
+
+
+def write_predictions(answers: Iterable[tuple[str, str]], path: Path) -> None:
+    """JSON lines `{"pairID": …, "prediction": …}`, sorted: SNLI-VE has no server and no format of its own."""
+    lines = [json.dumps({"pairID": pair, "prediction": label}) for pair, label in sorted(answers)]
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

@@ -1,0 +1,65 @@
+"""SNLI-VE: does a photograph entail a hypothesis, contradict it, or neither?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from tasks.base import Example, Prediction, Recipe, SplitName
+from tasks.classification.task import Classification, Label, Part
+from tasks.data.subsets import Limits
+from tasks.mini.snli_ve import ensure_snli_ve
+from tasks.snli_ve.files import LABELS, image_folder, read_split, write_predictions
+from tasks.snli_ve.scoring import score
+
+
+@dataclass(frozen=True)
+class SNLIVEOptions(Limits):
+    """Options of SNLI-VE: the limits."""
+
+
+class SNLIVE(Classification[SNLIVEOptions]):
+    """SNLI-VE with the image as the premise; the model reads the hypothesis alone."""
+
+    name: ClassVar[str] = "snli_ve"
+    title: ClassVar[str] = "SNLI-VE"
+    version: ClassVar[int] = 1
+    Options: ClassVar[type[Any]] = SNLIVEOptions
+    recipe: ClassVar[Recipe] = Recipe(epochs=5, batch_size=64)
+    embedded_recipe: ClassVar[Recipe] = Recipe(epochs=4, batch_size=16)
+    classes: ClassVar[tuple[str, ...]] = LABELS
+
+    def embedded_data(self, cache: Path) -> Path:
+        """The mini benchmark's pictures and hypotheses, in SNLI-VE's formats."""
+        return ensure_snli_ve(cache)
+
+    def read_parts(self, root: Path) -> dict[SplitName, Part]:
+        """train, dev for validation, and test."""
+        official: dict[SplitName, str] = {"train": "train", "val": "dev", "test": "test"}
+        return {split: _part(root, name) for split, name in official.items()}
+
+    def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:
+        """`accuracy` in percent, and that of each class."""
+        return score(predictions)
+
+    def write_submission(self, predictions: Sequence[Prediction], path: Path) -> None:
+        """JSON lines with `pairID` and `prediction`."""
+        write_predictions(((each["id"], each["prediction"]) for each in predictions), path)
+
+
+def _part(root: Path, name: str) -> Part:
+    folder, found = image_folder(root), read_split(root, name)
+    examples = [
+        Example(
+            pair.id,
+            pair.hypothesis,
+            (folder / f"{pair.image}.jpg",),
+            Label(LABELS.index(pair.label)),
+            pair.image,
+        )
+        for pair in found.pairs
+    ]
+    notes = {"left out, no gold label": found.undecided}
+    return Part(name, "all", examples, {found.path.name: found.digest}, notes)

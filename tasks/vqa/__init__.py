@@ -1,0 +1,1 @@
+"""VQA2.0: open-ended questions about photographs."""

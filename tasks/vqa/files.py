@@ -1,0 +1,221 @@
+"""VQA v2's official files: questions, annotations, image names, and the answer vocabulary."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.errors import UserError
+from tasks.data.files import field, find_file, read_json, require_file
+from tasks.vqa.scoring import AnnotatorAnswer, normalize_answer
+
+ANNOTATORS = 10
+
+
+MIN_OCCURRENCES = 9
+"""How often an answer has to be the majority answer over train and val to enter the vocabulary."""
+
+
+ANSWER_FILES = ("trainval_label2ans.json", "trainval_ans2label.json")
+
+
+_TARGET_SCORES = (0.0, 0.3, 0.6, 0.9)
+
+
+@dataclass(frozen=True, slots=True)
+class Annotation:
+    """What is known of a question's answer: all ten annotators', its type, and the majority's."""
+
+    answers: tuple[AnnotatorAnswer, ...]
+    answer_type: str
+    majority_answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One question in the official files; `annotation` is None in a split without annotations."""
+
+    id: int
+    image_id: int
+    text: str
+    annotation: Annotation | None
+
+
+@dataclass(frozen=True)
+class OfficialSplit:
+    """One split as published, questions in the file's order; `files` maps file names to SHA-256 (hex)."""
+
+    name: str
+    questions: tuple[Question, ...]
+    files: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The answers a model chooses from, by class index, and where they come from."""
+
+    answers: tuple[str, ...]
+    provenance: Mapping[str, Any]
+
+
+def image_path(root: Path, split: str, image_id: int) -> Path:
+    """`{root}/val2014/COCO_val2014_000000000042.jpg`; test-dev2015 is a part of test2015's images."""
+    folder = "test2015" if split == "test-dev2015" else split
+    return root / folder / f"COCO_{folder}_{image_id:012d}.jpg"
+
+
+def has_annotated_split(root: Path, split: str) -> bool:
+    """Whether both of the split's files are under `root`, plain or gzipped."""
+    return find_file(root, _questions_name(split)) is not None and (
+        find_file(root, _annotations_name(split)) is not None
+    )
+
+
+def read_split(root: Path, split: str, annotated: bool = True) -> OfficialSplit:
+    """Questions of a split with their annotations. Raises `UserError` naming the file and place at fault."""
+    question_path, digest = require_file(root, _questions_name(split)), {}
+    entries, digest[question_path.name] = _read_entries(question_path, "questions")
+    annotations: dict[int, Annotation] = {}
+    image_ids: dict[int, int] = {}
+    annotation_path = None
+    if annotated:
+        annotation_path = require_file(root, _annotations_name(split))
+        annotation_entries, digest[annotation_path.name] = _read_entries(annotation_path, "annotations")
+        annotations, image_ids = _read_annotations(annotation_path, annotation_entries)
+        del annotation_entries  # VQA v2's take some gigabytes
+
+    questions: dict[int, Question] = {}
+    for index, entry in enumerate(entries):
+        place = f"{question_path}: questions[{index}]"
+        identifier = field(entry, "question_id", int, place)
+        image_id = field(entry, "image_id", int, place)
+        text = field(entry, "question", str, place)
+        if identifier in questions:
+            raise UserError(f"{place}: question_id {identifier} is there twice")
+        if annotated and identifier not in annotations:
+            raise UserError(f"{place}: question_id {identifier} has no annotation in {annotation_path}")
+        if image_ids.get(identifier, image_id) != image_id:
+            raise UserError(
+                f"{place}: question_id {identifier} is about image {image_id}, "
+                f"but about image {image_ids[identifier]} in {annotation_path}"
+            )
+        questions[identifier] = Question(identifier, image_id, text, annotations.get(identifier))
+
+    for identifier in annotations:
+        if identifier not in questions:
+            raise UserError(f"{annotation_path}: question_id {identifier} has no question in {question_path}")
+    return OfficialSplit(split, tuple(questions.values()), digest)
+
+
+def count_vocabulary(splits: Sequence[OfficialSplit]) -> Vocabulary:
+    """The official rule: normalised majority answers that occur at least nine times over `splits`."""
+    counts: Counter[str] = Counter()
+    for split in splits:
+        for question in split.questions:
+            if question.annotation is not None:
+                counts[normalize_answer(question.annotation.majority_answer)] += 1
+    kept = sorted(
+        (answer for answer, count in counts.items() if count >= MIN_OCCURRENCES),
+        key=lambda answer: (-counts[answer], answer),
+    )
+    names = ", ".join(split.name for split in splits)
+    if not kept:
+        raise UserError(
+            f"no answer occurs {MIN_OCCURRENCES} times in {names}, so there is no answer vocabulary: "
+            f"put a {ANSWER_FILES[0]} beside the questions"
+        )
+    source = f"majority answers with at least {MIN_OCCURRENCES} occurrences in {names}"
+    return Vocabulary(tuple(kept), {"source": source, "count": len(kept)})
+
+
+def find_answer_file(root: Path) -> Path | None:
+    """The published answer list under `root`, if there is one."""
+    return next((root / name for name in ANSWER_FILES if (root / name).is_file()), None)
+
+
+def read_vocabulary(path: Path) -> Vocabulary:
+    """An answer list (`label2ans`: a JSON list) or its inverse (`ans2label`: answer → class index)."""
+    content, digest = read_json(path)
+    if isinstance(content, dict):
+        by_index = {index: answer for answer, index in content.items() if type(index) is int}
+        if sorted(by_index) != list(range(len(content))):
+            raise UserError(
+                f"{path}: class indices have to run from 0 to {len(content) - 1}, each of them once"
+            )
+        content = [by_index[index] for index in range(len(content))]
+    if not isinstance(content, list) or not content:
+        raise UserError(f"{path}: a list of answers, or an object from answer to class index, is due")
+    seen: dict[str, int] = {}
+    for index, answer in enumerate(content):
+        if not isinstance(answer, str):
+            raise UserError(f"{path}: entry {index} is not a string: {answer!r}")
+        if answer in seen:
+            raise UserError(f"{path}: entries {seen[answer]} and {index} are the same answer, '{answer}'")
+        seen[answer] = index
+    return Vocabulary(tuple(content), {"source": path.name, "sha256": digest, "count": len(content)})
+
+
+def target_scores(answers: Iterable[AnnotatorAnswer], answer_index: Mapping[str, int]) -> dict[int, float]:
+    """Soft targets by class index: 0/.3/.6/.9/1 for 0/1/2/3/4 or more annotators.
+
+    Answers are counted in normalised form, which is the vocabulary's; those outside it are left out.
+    """
+    counts = Counter(normalize_answer(text) for _, text in answers)
+    return {
+        answer_index[answer]: _TARGET_SCORES[count] if count < len(_TARGET_SCORES) else 1.0
+        for answer, count in counts.items()
+        if answer in answer_index
+    }
+
+
+def _questions_name(split: str) -> str:
+    return f"v2_OpenEnded_mscoco_{split}_questions.json"
+
+
+def _annotations_name(split: str) -> str:
+    return f"v2_mscoco_{split}_annotations.json"
+
+
+def _read_entries(path: Path, key: str) -> tuple[list[Any], str]:
+    content, digest = read_json(path)
+    entries = field(content, key, list, str(path))
+    if not entries:
+        raise UserError(f"{path}: '{key}' is empty")
+    return entries, digest
+
+
+def _read_annotations(path: Path, entries: list[Any]) -> tuple[dict[int, Annotation], dict[int, int]]:
+    """Annotations and image ids by question id."""
+    annotations: dict[int, Annotation] = {}
+    image_ids: dict[int, int] = {}
+    shared: dict[AnnotatorAnswer, AnnotatorAnswer] = {}  # one object for each of millions of equal pairs
+    for index, entry in enumerate(entries):
+        place = f"{path}: annotations[{index}]"
+        identifier = field(entry, "question_id", int, place)
+        if identifier in annotations:
+            raise UserError(f"{place}: question_id {identifier} is there twice")
+        answers: list[AnnotatorAnswer] = []
+        for position, given in enumerate(field(entry, "answers", list, place)):
+            answer_place = f"{place}.answers[{position}]"
+            pair = (
+                field(given, "answer_id", int, answer_place),
+                field(given, "answer", str, answer_place),
+            )
+            answers.append(shared.setdefault(pair, pair))
+        if len({annotator for annotator, _ in answers}) != ANNOTATORS or len(answers) != ANNOTATORS:
+            raise UserError(
+                f"{place}: {ANNOTATORS} answers with different answer_id are due; answer_id has "
+                f"{[annotator for annotator, _ in answers]}"
+            )
+        annotations[identifier] = Annotation(
+            tuple(answers),
+            sys.intern(field(entry, "answer_type", str, place)),
+            sys.intern(field(entry, "multiple_choice_answer", str, place)),
+        )
+        if "image_id" in entry:
+            image_ids[identifier] = field(entry, "image_id", int, place)
+    return annotations, image_ids

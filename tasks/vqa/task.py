@@ -1,0 +1,251 @@
+"""VQA2.0: open-ended questions about photographs, as classification over the frequent answers."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from harness.backbones.base import Backbone
+from harness.errors import UserError
+from tasks.base import Batch, Data, Example, Prediction, Recipe, SplitName, Task
+from tasks.data.files import describe_images
+from tasks.data.subsets import Limits, blanked, cut_off, limited
+from tasks.heads import build_classifier
+from tasks.mini.vqa import ensure_vqa
+from tasks.vqa import scoring as vqa_scoring
+from tasks.vqa.files import (
+    OfficialSplit,
+    Question,
+    Vocabulary,
+    count_vocabulary,
+    find_answer_file,
+    has_annotated_split,
+    image_path,
+    read_split,
+    read_vocabulary,
+    target_scores,
+)
+from tasks.vqa.scoring import AnnotatorAnswer, normalize_answer, soft_accuracy
+
+
+@dataclass(frozen=True)
+class VQATarget:
+    """What is known of a question's answer.
+
+    scores: soft target by class index; classes that are not in it have 0.
+    answers: all annotators' answers, for the official accuracy.
+    """
+
+    scores: Mapping[int, float]
+    answers: tuple[AnnotatorAnswer, ...]
+    answer_type: str
+
+
+@dataclass(frozen=True)
+class VQAOptions(Limits):
+    """Options of VQA beside the limits, which count questions.
+
+    answers: path of an answer list (`label2ans` or `ans2label` JSON); "auto" takes the one beside the
+        questions and counts by the official rule where there is none.
+    test: official split to report on. "auto": test2015 where it has annotations, else val2014. With val2014,
+        validation questions are cut off train2014; with any other, validation is val2014.
+    val_fraction: share of train2014's images that is cut off for validation.
+    """
+
+    answers: str = "auto"
+    test: str = "auto"
+    val_fraction: float = 0.1
+
+    def __post_init__(self) -> None:
+        Limits.__post_init__(self)
+        if not 0 < self.val_fraction < 1:
+            raise ValueError(f"val_fraction has to lie between 0 and 1, not {self.val_fraction}")
+        if self.test not in ("auto", "val2014", "test2015", "test-dev2015"):
+            raise ValueError(f"test has to be auto, val2014, test2015 or test-dev2015, not '{self.test}'")
+
+
+Part = tuple[OfficialSplit, str, Sequence[Question]]
+"""An official split, which part of it is taken, in words, and that part's questions."""
+
+
+class VQA(Task[VQAOptions]):
+    """VQA2.0 with the published answer vocabulary, head, loss and soft accuracy."""
+
+    name: ClassVar[str] = "vqa"
+    title: ClassVar[str] = "VQA2.0"
+    version: ClassVar[int] = 1
+    primary_metric: ClassVar[str] = "accuracy"
+    Options: ClassVar[type[Any]] = VQAOptions
+    recipe: ClassVar[Recipe] = Recipe(epochs=10, batch_size=256)
+    embedded_recipe: ClassVar[Recipe] = Recipe(epochs=5, batch_size=16)
+
+    answers: tuple[str, ...]
+    """The answer of each class; set by `load`."""
+
+    def load(self, root: Path) -> Data:
+        """Read questions, annotations and the answer vocabulary. Images are opened later, by the loader.
+
+        Raises `UserError` naming the file and place at fault.
+        """
+        train, other = read_split(root, "train2014"), read_split(root, "val2014")
+        parts = self._parts(root, train, other)
+        # train2014 and val2014 also where val2014 is what is tested on: that is the published 3,129.
+        vocabulary = self._vocabulary(root, (train, other))
+        self.answers = vocabulary.answers
+        answer_index = {answer: index for index, answer in enumerate(vocabulary.answers)}
+        files: dict[str, str] = {}
+        splits: dict[str, list[Example]] = {}
+        origins: dict[str, dict[str, Any]] = {}
+        for name, (official, part, questions) in parts.items():
+            files |= official.files
+            examples = _examples(root, official.name, questions, answer_index)
+            origins[name] = {"official split": official.name, "part": part}
+            if name == "train":
+                # As ViLT and METER do: nothing can be learnt about an answer outside the vocabulary.
+                answerable = [example for example in examples if example.target.scores]
+                origins[name]["left out, no answer in the vocabulary"] = len(examples) - len(answerable)
+                examples = answerable
+            examples = limited(
+                examples, self.options.limit_of(name), self.options.limit_seed, lambda example: example.id
+            )
+            if not examples:
+                raise UserError(f"{root}: no {name} questions are left of {official.name}: {part}")
+            splits[name] = blanked(examples, self.options.blank)
+            origins[name] |= {
+                "questions": len(examples),
+                **describe_images(example.images[0] for example in examples),
+            }
+        return Data(splits, {"splits": origins, "files": files, "answers": vocabulary.provenance})
+
+    def embedded_data(self, cache: Path) -> Path:
+        """The mini benchmark's scenes and questions, in VQA v2's formats."""
+        return ensure_vqa(cache)
+
+    def majority_score(self, data: Data) -> float | None:
+        """Soft accuracy of the most frequent answer of train; None where test has no annotations."""
+        annotated = all(example.target is not None for example in data.splits["test"])
+        return majority_answer_accuracy(data) if annotated else None
+
+    def build_head(self, backbone: Backbone, generator: torch.Generator) -> nn.Module:
+        """Linear → LN → GELU → Linear; hidden size twice the backbone's width (ViLT and METER: 1536)."""
+        return build_classifier(backbone.feature_dim, 2 * backbone.width, len(self.answers), generator)
+
+    def forward(self, backbone: Backbone, head: nn.Module, batch: Batch) -> Tensor:
+        """Logits `(B, answers)`."""
+        (inputs,) = batch.inputs
+        logits: Tensor = head(backbone(inputs))
+        return logits
+
+    def collate_targets(self, examples: Sequence[Example]) -> Tensor | None:
+        """Soft targets `(B, answers)` float32."""
+        if any(example.target is None for example in examples):
+            return None
+        entries = [
+            (row, column, value)
+            for row, example in enumerate(examples)
+            for column, value in example.target.scores.items()
+        ]
+        targets = torch.zeros(len(examples), len(self.answers))
+        if entries:
+            rows, columns, values = zip(*entries, strict=True)
+            targets[list(rows), list(columns)] = torch.tensor(values)
+        return targets
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Binary cross-entropy, mean × number of labels (ViLT, `compute_vqa`)."""
+        return functional.binary_cross_entropy_with_logits(logits, targets) * targets.shape[1]
+
+    def predict(self, logits: Tensor, examples: Sequence[Example]) -> list[Prediction]:
+        """The likeliest answer, and its official soft accuracy in [0, 1] (None without annotations)."""
+        predictions = []
+        for example, choice in zip(examples, logits.argmax(dim=-1).tolist(), strict=True):
+            answer = self.answers[choice]
+            target: VQATarget | None = example.target
+            predictions.append(
+                {
+                    "id": example.id,
+                    "group": example.group,
+                    "question": example.text,
+                    "answer": answer,
+                    "answer_type": target.answer_type if target else None,
+                    "score": soft_accuracy(answer, target.answers) if target else None,
+                }
+            )
+        return predictions
+
+    def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:
+        """Soft accuracy in percent: `accuracy`, and per answer type that occurs (`yes/no`, `number`, …)."""
+        return vqa_scoring.score(predictions)
+
+    def write_submission(self, predictions: Sequence[Prediction], path: Path) -> None:
+        """EvalAI's result file: `[{"question_id": int, "answer": str}]`, by question id."""
+        results = [{"question_id": int(each["id"]), "answer": each["answer"]} for each in predictions]
+        results.sort(key=lambda result: result["question_id"])
+        path.write_text(json.dumps(results), encoding="utf-8")
+
+    def _parts(self, root: Path, train: OfficialSplit, other: OfficialSplit) -> dict[SplitName, Part]:
+        """Which official questions become train, val and test."""
+        test_name = self.options.test
+        if test_name == "auto":
+            test_name = "test2015" if has_annotated_split(root, "test2015") else "val2014"
+        if test_name != "val2014":
+            annotated = has_annotated_split(root, test_name)
+            test = read_split(root, test_name, annotated)
+            part = "all" if annotated else "all, without annotations"
+            return {
+                "train": (train, "all", train.questions),
+                "val": (other, "all", other.questions),
+                "test": (test, part, test.questions),
+            }
+        validation = cut_off({q.image_id for q in train.questions}, self.options.val_fraction)
+        share = f"of the images by hash, val_fraction={self.options.val_fraction}"
+        return {
+            "train": (
+                train,
+                f"the rest {share}",
+                [q for q in train.questions if q.image_id not in validation],
+            ),
+            "val": (train, f"a part {share}", [q for q in train.questions if q.image_id in validation]),
+            "test": (other, "all", other.questions),
+        }
+
+    def _vocabulary(self, root: Path, counted: Sequence[OfficialSplit]) -> Vocabulary:
+        if self.options.answers != "auto":
+            return read_vocabulary(Path(self.options.answers))
+        published = find_answer_file(root)
+        return count_vocabulary(counted) if published is None else read_vocabulary(published)
+
+
+def majority_answer_accuracy(data: Data) -> float:
+    """Accuracy on test, in percent, of always giving the answer that train's annotators gave most often."""
+    counts = Counter(
+        normalize_answer(text) for example in data.splits["train"] for _, text in example.target.answers
+    )
+    majority = min(counts, key=lambda answer: (-counts[answer], answer))
+    scores = [soft_accuracy(majority, example.target.answers) for example in data.splits["test"]]
+    return 100 * sum(scores) / len(scores)
+
+
+def _examples(
+    root: Path, split: str, questions: Iterable[Question], answer_index: Mapping[str, int]
+) -> list[Example]:
+    paths: dict[int, Path] = {}
+    examples = []
+    for question in questions:
+        image_id, annotation = question.image_id, question.annotation
+        if image_id not in paths:
+            paths[image_id] = image_path(root, split, image_id)
+        target = None
+        if annotation is not None:
+            scores = target_scores(annotation.answers, answer_index)
+            target = VQATarget(scores, annotation.answers, annotation.answer_type)
+        examples.append(Example(str(question.id), question.text, (paths[image_id],), target, str(image_id)))
+    return examples

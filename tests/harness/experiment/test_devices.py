@@ -1,0 +1,144 @@
+"""Nothing is made on another device than the model's: every method's and task's passes, on the meta device.
+
+It stands for a GPU here: what a forward pass makes on the CPU meets tensors that are not there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+
+from harness.config import Request
+from harness.experiment.cell import adapted_model, loader
+from harness.experiment.plan import Cell, build_cells, open_testbeds
+from harness.measure.flops import count_forward
+from harness.specs import parse_specs
+from harness.training.model import TaskModel
+from methods.das import DAS, skip_only
+from tasks.mini import nlvr2, retrieval, snli_ve, vqa
+
+META = torch.device("meta")
+METHODS = (
+    "full,classifier,bitfit,lora[dropout=0.1],adapter,parallel[learn_scale=true],shallow_prompt,deep_prompt,"
+    "das[blocks={blocks}],das[search_epochs=2],seq_bn,dora"
+)
+FEW_METHODS = "full,deep_prompt,das[search_epochs=2]"
+BLOCKS = {"vilt-mini": "3+7", "meter-mini": "text.1+image.0"}
+DATA: dict[str, Callable[[Path], Path]] = {
+    "vqa": partial(vqa.ensure_vqa, sizes=vqa.Sizes(20, 2, 4, 2, 4, 2)),
+    "nlvr2": partial(nlvr2.ensure_nlvr2, sizes=nlvr2.Sizes(6, 2, 2)),
+    "snli_ve": partial(snli_ve.ensure_snli_ve, sizes=snli_ve.Sizes(12, 4, 4)),
+    "retrieval": partial(retrieval.ensure_retrieval, sizes=retrieval.Sizes(20, 4, 4)),
+}
+
+
+class OneDevice(TorchDispatchMode):
+    """Refuses operators over tensors of several devices; single numbers may come from the CPU, as on a GPU."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        tensors = [part for part in tree_flatten((args, kwargs or {}))[0] if isinstance(part, Tensor)]
+        devices = {tensor.device.type for tensor in tensors if tensor.dim()}
+        if len(devices) > 1:
+            raise AssertionError(f"{func} over {' and '.join(sorted(devices))}")
+        if func is torch.ops.aten.unique_dim.default:
+            # It asks for values, and there are none: let all rows differ.
+            rows = torch.arange(len(args[0]), device=META)
+            return args[0].clone(), rows, torch.ones_like(rows)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture(scope="module")
+def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {name: ensure(tmp_path_factory.mktemp(name)) for name, ensure in DATA.items()}
+
+
+def cells(backbone: str, task: str, root: Path) -> list[Cell]:
+    methods = METHODS.format(blocks=BLOCKS[backbone]) if task == "vqa" else FEW_METHODS
+    request = Request(
+        backbone=backbone,
+        methods=tuple(parse_specs(methods)),
+        tasks=tuple(parse_specs(task)),
+        data_root=root,
+        batch_size=4,
+        accelerator="cpu",
+    )
+    return build_cells(request, open_testbeds(request))
+
+
+@pytest.fixture(autouse=True)
+def _no_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which this device does not know."""
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)
+
+
+def test_a_mixture_is_refused() -> None:
+    with OneDevice(), pytest.raises(AssertionError, match="cpu and meta"):
+        torch.where(torch.ones(2, device=META) > 0, torch.ones(2), torch.ones(2))
+
+
+@pytest.mark.parametrize("task", DATA)
+@pytest.mark.parametrize("backbone", BLOCKS)
+def test_every_method_stays_on_the_models_device(roots: dict[str, Path], backbone: str, task: str) -> None:
+    for cell in cells(backbone, task, roots[task]):
+        method = cell.method()
+        testbed = cell.testbed
+        if isinstance(method, DAS) and method.searches:
+            _search_pass(cell, method)
+            continue
+        model = adapted_model(cell, method).to(META)
+        _train_pass(cell, model)
+        method.finalize(model.backbone)
+        model.requires_grad_(False).eval()
+        with OneDevice():
+            model(next(iter(loader(testbed, "test"))).to(META))
+        size = testbed.measured_input
+        count_forward(
+            testbed.task,
+            model.backbone,
+            model.head,
+            method,
+            image_size=size.image_size,
+            text_length=size.text_length,
+        )
+
+
+def _step(cell: Cell, model: TaskModel) -> None:
+    """Forward and backward over a training batch."""
+    batch = next(iter(loader(cell.testbed, "train", seed=0))).to(META)
+    assert batch.targets is not None
+    with OneDevice():
+        cell.testbed.task.loss(model.train()(batch), batch.targets).backward()
+
+
+def _train_pass(cell: Cell, model: TaskModel) -> None:
+    _step(cell, model)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert trained
+    assert all(parameter.grad is not None and parameter.grad.device == META for parameter in trained)
+
+
+def _search_pass(cell: Cell, method: DAS) -> None:
+    """The super-network's steps with some blocks skipped."""
+
+    class FakeTrainer:
+        backbone = cell.testbed.fresh_backbone()
+        generator = torch.Generator().manual_seed(0)
+        steps_per_epoch = 1
+
+        def train(self, *_: Any) -> None:
+            head = cell.testbed.task.build_head(self.backbone, self.generator)
+            for parameter in self.backbone.common_parameters():
+                parameter.requires_grad_(True)
+            model = TaskModel(cell.testbed.task, self.backbone, head).to(META)
+            skip_only(self.backbone, (0, len(self.backbone.blocks) - 1))
+            _step(cell, model)
+
+    method.search(FakeTrainer())  # type: ignore[arg-type]

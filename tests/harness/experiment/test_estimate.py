@@ -1,0 +1,50 @@
+"""Estimates of a cell's time count the passes through the backbone that it will take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from harness.config import Request
+from harness.experiment.estimate import PASSES, estimate_seconds, evaluation_passes, passes_of_an_example
+from harness.experiment.plan import Cell, build_cells, open_testbeds
+from harness.specs import parse_specs
+from tasks.mini.retrieval import Sizes, ensure_retrieval
+from tasks.mini.vqa import Sizes as VQASizes
+from tasks.mini.vqa import ensure_vqa
+
+
+def cell_of(task: str, root: Path, method: str = "full") -> Cell:
+    request = Request(
+        methods=tuple(parse_specs(method)),
+        tasks=tuple(parse_specs(task)),
+        backbone="vilt-mini",
+        data_root=root,
+        epochs=2,
+        accelerator="cpu",
+    )
+    (cell,) = build_cells(request, open_testbeds(request))
+    return cell
+
+
+def test_retrieval_trains_on_negatives_and_is_evaluated_on_all_pairs(tmp_path: Path) -> None:
+    root = ensure_retrieval(tmp_path, sizes=Sizes(10, 2, 3))
+    many, few = cell_of("retrieval", root), cell_of("retrieval[negatives=3]", root)
+    assert (passes_of_an_example(many.testbed), passes_of_an_example(few.testbed)) == (16, 4)
+    evaluated = 3 * (2 * 10) + 3 * 15  # two epochs and the report on validation data, then the test split
+    assert evaluation_passes(many.testbed) == evaluated
+    ratio = (PASSES * 2 * 50 * 16 + evaluated) / (PASSES * 2 * 50 * 4 + evaluated)
+    assert estimate_seconds(many, []) / estimate_seconds(few, []) == pytest.approx(ratio)
+
+
+def test_a_search_takes_its_epochs_too(tmp_path: Path) -> None:
+    root = ensure_vqa(tmp_path, sizes=VQASizes(20, 2, 4, 2, 5, 2))
+    plain = cell_of("vqa", root)
+    assert passes_of_an_example(plain.testbed) == 1
+    splits = plain.testbed.data.splits
+    assert evaluation_passes(plain.testbed) == 3 * len(splits["val"]) + len(splits["test"])
+    longer = estimate_seconds(cell_of("vqa", root, "das"), []) - estimate_seconds(plain, [])
+    train = PASSES * 2 * len(splits["train"])
+    passes = train + evaluation_passes(plain.testbed)
+    assert longer / estimate_seconds(plain, []) == pytest.approx(PASSES * 3 * len(splits["train"]) / passes)

@@ -1,0 +1,116 @@
+"""Exported weights, loaded by their README's code into other libraries, give our finalised model's features."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from harness.backbones.vilt.loading import MINI_FOLDER
+from harness.config import Request
+from harness.errors import UserError
+from harness.experiment.cell import deployed_model
+from harness.experiment.export import _reduction_factor, export_cell
+from harness.experiment.plan import build_cells, open_testbeds
+from harness.experiment.runner import run_cells
+from harness.records.store import WEIGHTS, Store
+from harness.specs import parse_specs
+from tasks.mini.vqa import Sizes, ensure_vqa
+from tests.support.reporters import Notes
+
+LABELS = (
+    "lora[r=3,alpha=6,targets=query+value+up]",
+    "adapter[bottleneck=24]",
+    "parallel[bottleneck=16,learn_scale=true]",
+    "bitfit",
+    "lora[r=2,targets=output+query]",
+)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, dict[str, Any], Path]:
+    """A results folder with a cell of each label, its tuned weights moved well away from their start."""
+    root = ensure_vqa(tmp_path_factory.mktemp("data"), sizes=Sizes(60, 2, 3, 1, 3, 1))
+    request = Request(
+        methods=tuple(parse_specs(",".join(LABELS))),
+        tasks=tuple(parse_specs("vqa")),
+        data_root=root,
+        epochs=1,
+        batch_size=16,
+        accelerator="cpu",
+    )
+    built = build_cells(request, open_testbeds(request))
+    cells = dict(zip(LABELS, built, strict=True))
+    found = Store(tmp_path_factory.mktemp("results"))
+    for record in run_cells(list(cells.values()), found, Notes()):
+        assert record.status == "finished", record.error
+        path = found.folder(record.cell.id) / WEIGHTS
+        generator = torch.Generator().manual_seed(0)
+        moved = {
+            name: tensor + 0.05 * torch.randn(tensor.shape, generator=generator)
+            for name, tensor in load_file(path).items()
+        }
+        save_file(moved, path)
+    return found, cells, root
+
+
+def load(folder: Path) -> Any:
+    """What the README's code makes of the folder."""
+    (code,) = re.findall(r"^```python\n(.*?)^```$", (folder / "README.md").read_text(), re.M | re.S)
+    code = re.sub(r"^BASE = .*$", f'BASE = "{MINI_FOLDER}"', code, flags=re.M)
+    code = code.replace('Path(".")', f'Path("{folder}")')
+    names: dict[str, Any] = {}
+    exec(compile(code, "README.md", "exec"), names)
+    return names["model"]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize(
+    ("label", "form"),
+    [*((label, "adapters") for label in LABELS[:3]), (LABELS[0], "peft"), (LABELS[4], "peft")],
+)
+def test_loaded_by_the_readmes_code_it_gives_the_same_features(
+    store: tuple[Store, dict[str, Any], Path], tmp_path: Path, label: str, form: Any
+) -> None:
+    found, cells, root = store
+    if form == "peft":
+        pytest.importorskip("peft")
+    cell = cells[label]
+    export_cell(cell.id, found.root, tmp_path / "out", form, root, None, None)
+    ours = deployed_model(cell, load_file(found.folder(cell.id) / WEIGHTS), None).backbone
+    inputs = ours.example_inputs(2, 6, (64, 64), torch.Generator().manual_seed(1))
+    theirs = load(tmp_path / "out")
+    with torch.no_grad():
+        expected = ours(inputs)
+        features = theirs(input_ids=inputs.input_ids, pixel_values=inputs.pixels).pooler_output
+        untouched = cell.testbed.fresh_backbone()(inputs)
+    assert (expected - untouched).abs().max() > 1e-2
+    torch.testing.assert_close(features, expected, atol=1e-5, rtol=0)
+    head = load_file(tmp_path / "out" / "head.safetensors")
+    assert {name.rsplit(".", 1)[-1] for name in head} == {"weight", "bias"}
+
+
+@pytest.mark.parametrize("width", [128, 768])
+def test_the_library_gets_every_size_of_bottleneck(width: int) -> None:
+    for size in range(1, width + 1):
+        assert int(width // _reduction_factor(width, size)) == size
+
+
+def test_what_has_no_form_there_is_named(store: tuple[Store, dict[str, Any], Path], tmp_path: Path) -> None:
+    found, cells, root = store
+    by_method = {cell.method().name: cell for cell in cells.values()}
+    with pytest.raises(UserError, match="adapters has no form for the method bitfit; it has for lora"):
+        export_cell(by_method["bitfit"].id, found.root, tmp_path / "a", "adapters", root, None, None)
+    with pytest.raises(UserError, match="peft has no form for the method adapter"):
+        export_cell(by_method["adapter"].id, found.root, tmp_path / "a", "peft", root, None, None)
+    output = next(cell for label, cell in cells.items() if "output" in label)
+    with pytest.raises(UserError, match="no LoRA on attention's output projection"):
+        export_cell(output.id, found.root, tmp_path / "b", "adapters", root, None, None)
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "mine.txt").write_text("keep")
+    with pytest.raises(UserError, match="not empty; choose another folder"):
+        export_cell(output.id, found.root, tmp_path / "c", "peft", root, None, None)

@@ -1,0 +1,172 @@
+"""An interrupted cell goes on at its last epoch, and ends as if nothing had happened: bit by bit on the CPU."""
+
+from __future__ import annotations
+
+import json
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from harness.config import Request
+from harness.errors import UserError
+from harness.experiment import cell as cell_module
+from harness.experiment.cell import CHECKPOINT, DECISION, SEARCH_CHECKPOINT, SEARCHED, Outcome, run_cell
+from harness.experiment.plan import Cell, build_cells, open_testbeds
+from harness.specs import parse_specs
+from harness.training.checkpoint import tuned_state
+from harness.training.model import TaskModel
+from tasks.mini.vqa import Sizes, ensure_vqa
+
+EPOCHS, BATCH = 3, 8
+METHODS = "das[search_epochs=3,period=1],lora[dropout=0.1]"
+
+
+class StoppedError(Exception):
+    """Stands for the end of the process."""
+
+
+class Counting:
+    """Progress that stops the cell at one moment, given as a stage and examples into it."""
+
+    def __init__(self, stage: str = "", examples: int = 0) -> None:
+        self.at = (stage, examples)
+        self.seen: dict[str, int] = {}
+        self.first: int | None = None
+        self.current = ""
+
+    def stage(self, name: str, total: int) -> None:
+        self.current = name
+        self.seen[name] = 0
+
+    def advance(self, count: int) -> None:
+        self.seen[self.current] += count
+        self.first = count if self.first is None else self.first
+        if self.at[0] == self.current and self.seen[self.current] >= self.at[1]:
+            raise StoppedError
+
+    def epoch(self, figures: dict[str, float]) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Cell]:
+    root = ensure_vqa(tmp_path_factory.mktemp("data"), sizes=Sizes(60, 2, 6, 2, 6, 2))
+    request = Request(
+        methods=tuple(parse_specs(METHODS)),
+        tasks=tuple(parse_specs("vqa")),
+        data_root=root,
+        epochs=EPOCHS,
+        batch_size=BATCH,
+        accelerator="cpu",
+    )
+    return {cell.method().name: cell for cell in build_cells(request, open_testbeds(request))}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(cells: dict[str, Cell], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
+    return {name: run_cell(cell, tmp_path_factory.mktemp(name), Counting()) for name, cell in cells.items()}
+
+
+def interrupted(cell: Cell, scratch: Path, *moments: tuple[str, int]) -> tuple[Outcome, list[Counting]]:
+    tries = [Counting(*moment) for moment in moments]
+    for progress in tries:
+        torch.manual_seed(99)  # a new process knows nothing of the old one's random state
+        with pytest.raises(StoppedError):
+            run_cell(cell, scratch, progress)
+    last = Counting()
+    return run_cell(cell, scratch, last), [*tries, last]
+
+
+def _padded(examples: int) -> int:
+    """Examples of an epoch as progress counts them: in whole batches."""
+    return ceil(examples / BATCH) * BATCH
+
+
+def decision(outcome: Outcome) -> Any:
+    return None if outcome.search is None else outcome.search["decision"]
+
+
+def assert_same(found: Outcome, expected: Outcome) -> None:
+    assert found.predictions == expected.predictions
+    assert found.metrics == expected.metrics
+    assert found.curve == expected.curve
+    assert decision(found) == decision(expected)
+    assert found.tuned.keys() == expected.tuned.keys()
+    assert all(torch.equal(found.tuned[name], expected.tuned[name]) for name in expected.tuned)
+
+
+@pytest.mark.parametrize("done", range(EPOCHS))
+def test_training_goes_on_at_its_last_epoch(
+    cells: dict[str, Cell], uninterrupted: dict[str, Outcome], tmp_path: Path, done: int
+) -> None:
+    examples = len(cells["lora"].testbed.data.splits["train"])
+    found, tries = interrupted(cells["lora"], tmp_path, ("train", done * _padded(examples) + BATCH))
+    assert_same(found, uninterrupted["lora"])
+    assert found.training["steps"] == EPOCHS * _padded(examples) // BATCH
+    assert (tmp_path / CHECKPOINT).is_file()
+    assert tries[-1].first == done * examples
+
+
+def test_a_search_stopped_in_every_epoch_ends_as_the_uninterrupted_one(
+    cells: dict[str, Cell], uninterrupted: dict[str, Outcome], tmp_path: Path
+) -> None:
+    search = uninterrupted["das"].search
+    assert search is not None
+    # What is done of a resumed search is told at once, in examples; then come batches.
+    moments = [("search", search["training_examples"] * epoch + BATCH) for epoch in range(3)]
+    found, tries = interrupted(cells["das"], tmp_path, *moments, ("train", 2 * BATCH))
+    assert_same(found, uninterrupted["das"])
+    assert len(decision(found)["history"]) > 4
+    assert "search" not in tries[-1].seen  # its decision is kept, not found again
+    assert (tmp_path / DECISION).is_file()
+    assert not (tmp_path / SEARCH_CHECKPOINT).exists()
+
+
+def test_a_resumed_search_does_not_begin_at_its_beginning(
+    cells: dict[str, Cell], uninterrupted: dict[str, Outcome], tmp_path: Path
+) -> None:
+    search = uninterrupted["das"].search
+    assert search is not None
+    with pytest.raises(StoppedError):
+        run_cell(cells["das"], tmp_path, Counting("search", 2 * _padded(search["training_examples"]) + 1))
+    assert torch.load(tmp_path / SEARCH_CHECKPOINT, weights_only=True)["epoch"] == 2
+    second = Counting("search", 1)
+    with pytest.raises(StoppedError):
+        run_cell(cells["das"], tmp_path, second)
+    assert second.first == 2 * search["training_examples"]
+
+
+@pytest.mark.parametrize("interrupt", [False, True])
+def test_training_begins_with_what_the_search_has_trained(
+    cells: dict[str, Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupt: bool
+) -> None:
+    begun: list[dict[str, Tensor]] = []
+
+    def train(cell: Cell, model: TaskModel, *others: Any) -> Any:
+        begun.append(tuned_state(model))
+        raise StoppedError
+
+    monkeypatch.setattr(cell_module, "_train", train)
+    for _ in range(1 + interrupt):
+        with pytest.raises(StoppedError):
+            run_cell(cells["das"], tmp_path, Counting())
+    searched = torch.load(tmp_path / SEARCHED, weights_only=True)
+    skipped = {
+        name.split(".")[1] for name in json.loads((tmp_path / DECISION).read_text())["decision"]["skipped"]
+    }
+    assert begun[-1].keys() == begun[0].keys()
+    for name, tensor in begun[-1].items():
+        layer, _, rest = name.partition(".layer.")[2].partition(".")
+        part = "shortcut" if layer in skipped else "block"
+        source = name.replace(f".{layer}.{rest}", f".{layer}.{part}.{rest}") if layer else name
+        assert torch.equal(tensor, searched[source]), name
+
+
+def test_a_checkpoint_that_cannot_be_read_is_named(cells: dict[str, Cell], tmp_path: Path) -> None:
+    (tmp_path / CHECKPOINT).write_bytes(b"half a file")
+    with pytest.raises(UserError, match=r"state\.pt: cannot be read; delete it and run again"):
+        run_cell(cells["lora"], tmp_path, Counting())

@@ -1,0 +1,135 @@
+"""What a run does where its results folder holds something unexpected: each said in one line."""
+
+from __future__ import annotations
+
+import errno
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from harness.config import Request
+from harness.errors import UserError
+from harness.experiment import plan, runner
+from harness.experiment.cell import adapted_model
+from harness.experiment.latency import SMALL_BATCH, measure_side_by_side
+from harness.experiment.plan import Cell, build_cells, open_testbeds
+from harness.experiment.runner import TRACEBACK, run_cells
+from harness.records.record import RECORD
+from harness.records.store import WEIGHTS, Store
+from harness.specs import parse_specs
+from harness.training.fabric import make_fabric
+from methods.classifier import Classifier
+from tasks.mini.vqa import Sizes, ensure_vqa
+from tests.support.reporters import Notes
+
+
+@pytest.fixture(scope="module")
+def request_of_one(tmp_path_factory: pytest.TempPathFactory) -> Request:
+    root = ensure_vqa(tmp_path_factory.mktemp("data"), sizes=Sizes(60, 2, 3, 1, 3, 1))
+    return Request(
+        methods=tuple(parse_specs("classifier")),
+        tasks=tuple(parse_specs("vqa")),
+        data_root=root,
+        epochs=2,
+        batch_size=16,
+        accelerator="cpu",
+    )
+
+
+@pytest.fixture(scope="module")
+def cell(request_of_one: Request) -> Cell:
+    return build_cells(request_of_one, open_testbeds(request_of_one))[0]
+
+
+def test_a_cell_another_run_holds_is_left_out(cell: Cell, tmp_path: Path) -> None:
+    notes = Notes()
+    with Store(tmp_path).begin(cell.id):
+        assert run_cells([cell], Store(tmp_path), notes) == []
+    ((_, note),) = notes.ended
+    assert note.startswith("left out: ")
+    assert note.endswith("is running this cell.")
+
+
+def test_a_cell_whose_weights_are_not_there_is_timed(cell: Cell, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    run_cells([cell], store, Notes())
+    assert store.record(cell.id).latency == ()
+    (store.folder(cell.id) / WEIGHTS).unlink()
+    (record,) = measure_side_by_side([cell], store)
+    assert [latency.batch_size for latency in record.latency] == [1, SMALL_BATCH[0]]  # type: ignore[union-attr]
+    assert store.record(cell.id) == record
+
+
+@pytest.mark.parametrize("per_token", [False, True])
+def test_training_is_shortened_if_the_method_says_it_may(
+    cell: Cell, per_token: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Classifier, "per_token", per_token)
+    assert adapted_model(cell, cell.method()).backbone.pooled_token_only is per_token
+
+
+@pytest.mark.parametrize("method", ["classifier", "das[search_epochs=2,period=1]"])
+def test_a_cell_runs_in_mixed_precision(method: str, request_of_one: Request, tmp_path: Path) -> None:
+    asked = replace(request_of_one, methods=tuple(parse_specs(method)), precision="bf16-mixed")
+    (mixed,) = build_cells(asked, open_testbeds(asked))
+    (record,) = run_cells([mixed], Store(tmp_path), Notes())
+    assert record.status == "finished", record.error
+    with make_fabric(mixed.testbed).autocast():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype is torch.bfloat16
+
+
+def test_changed_code_is_another_cell(
+    cell: Cell, request_of_one: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "code_digest", lambda *modules: f"changed {modules[0]}")
+    (changed,) = build_cells(request_of_one, [cell.testbed])
+    assert changed.id != cell.id
+    assert changed.code["method"] == "changed methods.classifier"
+    monkeypatch.undo()
+    (same,) = build_cells(request_of_one, [cell.testbed])
+    assert (same.id, same.code) == (cell.id, cell.code)
+
+
+def test_a_record_of_an_older_schema_is_named_with_its_folder(cell: Cell, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.folder(cell.id).mkdir(parents=True)
+    (store.folder(cell.id) / RECORD).write_text(json.dumps({"schema_version": 0}))
+    with pytest.raises(UserError, match=rf"older harness.*move away \S+{cell.id}, then run the cell again"):
+        run_cells([cell], store, Notes())
+
+
+def test_a_disk_that_is_full_at_a_checkpoint_is_no_failure_of_the_cell(
+    cell: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Path.write_bytes
+
+    def full(path: Path, content: Any) -> int:
+        if path.name.startswith(".state.pt"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, content)
+
+    store = Store(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(UserError, match=r"state\.pt: no space left on the disk"):
+            run_cells([cell], store, Notes())
+    assert store.records() == []
+    (record,) = run_cells([cell], store, Notes())
+    assert record.status == "finished"
+
+
+def test_memory_that_runs_out_is_the_cells_reason(
+    cell: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def greedy(*arguments: Any) -> Any:
+        raise MemoryError("cannot allocate 900 GiB")
+
+    monkeypatch.setattr(runner, "run_cell", greedy)
+    store, notes = Store(tmp_path), Notes()
+    (record,) = run_cells([cell], store, notes)
+    assert (record.status, record.error) == ("failed", "MemoryError: cannot allocate 900 GiB")
+    assert "greedy" in (store.folder(cell.id) / TRACEBACK).read_text()

@@ -1,0 +1,67 @@
+"""Unreadable images in a run: an error that names the file, or left out, counted by split and named in the record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from harness.config import Request
+from harness.errors import UserError
+from harness.experiment.cell import run_cell
+from harness.experiment.plan import Cell, build_cells, open_testbeds
+from harness.specs import parse_specs
+from tasks.mini.snli_ve import Sizes, ensure_snli_ve
+
+
+class Silent:
+    """Progress that nobody is told of."""
+
+    def stage(self, name: str, total: int) -> None:
+        """A stage begins."""
+
+    def advance(self, count: int) -> None:
+        """Examples are done."""
+
+    def epoch(self, figures: Mapping[str, float]) -> None:
+        """An epoch is over."""
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Sets of three pictures with three hypotheses each: 1 to 9 train, 10 to 12 dev, 13 to 18 test."""
+    found = ensure_snli_ve(tmp_path, 0, Sizes(3, 1, 2))
+    for number in (2, 5, 14):
+        path = found / "flickr30k_images" / f"{number}.jpg"
+        path.write_bytes(path.read_bytes()[:400])
+    return found
+
+
+def cell(root: Path, skip: bool) -> Cell:
+    request = Request(
+        methods=tuple(parse_specs("classifier")),
+        tasks=tuple(parse_specs("snli_ve")),
+        accelerator="cpu",
+        data_root=root,
+        epochs=1,
+        batch_size=9,
+        skip_bad_images=skip,
+        measured_image_size=(64, 64),
+    )
+    (found,) = build_cells(request, open_testbeds(request))
+    # As if another task's image of the same run had been unreadable: it is none of this cell's.
+    found.testbed.images.skipped["elsewhere.jpg"] = UserError("elsewhere.jpg: no such image")
+    return found
+
+
+def test_left_out_examples_are_counted_by_split_and_their_files_named(root: Path, tmp_path: Path) -> None:
+    outcome = run_cell(cell(root, skip=True), tmp_path / "scratch", Silent())
+    assert outcome.skipped_files == ("14.jpg", "2.jpg", "5.jpg")
+    assert outcome.skipped_examples == {"train": 6, "val": 0, "test": 3}
+    assert len(outcome.predictions["test"]) == 15
+
+
+def test_a_truncated_file_is_an_error_that_names_it(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"flickr30k_images/(2|5)\.jpg: not a readable image"):
+        run_cell(cell(root, skip=False), tmp_path / "scratch", Silent())

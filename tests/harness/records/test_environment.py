@@ -1,0 +1,84 @@
+"""The environment fits its record and tells nothing of host or user."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from harness.records import environment
+from harness.records.record import Environment
+
+
+def test_it_fits_the_records_model_and_is_json_able() -> None:
+    found = environment.describe_environment()
+    read = Environment.model_validate(json.loads(json.dumps(found)))
+    assert read.versions["python"] == platform.python_version()
+    assert read.versions["torch"] is not None
+    assert read.threads >= 1
+    assert read.hardware["cpu"]
+
+
+def test_neither_host_nor_user_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("USER", "hdoe")
+    monkeypatch.setattr(Path, "home", lambda: Path("/home/hdoe"))
+    monkeypatch.setattr(
+        "sys.argv",
+        [
+            "/home/hdoe/.venv/bin/harness",
+            "run",
+            "--data-root",
+            "/home/hdoe/vqa",
+            "/scratch/hdoe/my data",
+            "hdoes",
+        ],
+    )
+    found = environment.describe_environment()
+    assert found["command"] == "harness run --data-root '~/vqa' '/scratch/USER/my data' hdoes"
+    assert platform.node() not in json.dumps(found) or platform.node() in ("", "localhost", "x86_64")
+
+
+def test_paths_that_only_begin_like_the_home_directory_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("USER", raising=False)
+    monkeypatch.delenv("LOGNAME", raising=False)
+    monkeypatch.setattr(Path, "home", lambda: Path("/home/h"))
+    assert environment.command_line(["x", "/home/hx/data", "/home/h"]) == "x /home/hx/data '~'"
+    assert environment.command_line(["/x/harness/__main__.py", "run"]) == "python -m harness run"
+
+
+def git(folder: Path, *arguments: str) -> None:
+    identity = ["-c", "user.name=n", "-c", "user.email=e@example.org"]
+    subprocess.run(["git", "-C", str(folder), *identity, *arguments], check=True, capture_output=True)
+
+
+def test_a_checkout_is_dirty_by_its_code_and_not_by_its_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment, "_SOURCE", tmp_path)
+    assert environment.describe_environment()["commit"] is None
+    (tmp_path / "methods").mkdir()
+    (tmp_path / "methods" / "a.py").write_text("1\n")
+    git(tmp_path, "init", "-q")
+    assert environment.describe_environment()["commit"] is None
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-q", "-m", "m")
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "record.json").write_text("{}")
+    clean = environment.describe_environment()
+    assert len(clean["commit"]) == 40
+    assert clean["dirty"] is False
+    (tmp_path / "methods" / "b.py").write_text("2\n")
+    assert environment.describe_environment()["dirty"] is True
+
+
+def test_without_git_there_is_no_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    found = environment.describe_environment()
+    assert (found["commit"], found["dirty"]) == (None, None)
+
+
+def test_a_package_that_is_not_there_has_no_version() -> None:
+    assert environment.package_version("no-such-package-at-all") is None

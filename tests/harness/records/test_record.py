@@ -1,0 +1,130 @@
+"""Records: complete round trip, invariants, and errors that name file and key."""
+
+from __future__ import annotations
+
+import errno
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from harness.errors import UserError
+from harness.files import replacing, write_atomically
+from harness.records.record import RECORD, Failure, Part, Record, read_record, write_record
+from tests.support.stored_results import as_json, make_record
+
+
+def write(tmp_path: Path, content: Any) -> Path:
+    path = tmp_path / RECORD
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
+    record = make_record(
+        search={"seconds": 3.5, "share": 0.2, "decision": {"skipped": ["joint.3"]}, "history": [[0.0, 0.5]]}
+    )
+    assert read_record(write_record(tmp_path, record)) == record
+    assert [path.name for path in tmp_path.iterdir()] == [RECORD]
+
+
+def test_a_failed_measurement_is_kept_as_its_error(tmp_path: Path) -> None:
+    failure = {"error": "out of memory"}
+    record = make_record(compute=failure, latency=failure, memory=failure)
+    assert read_record(write_record(tmp_path, record)).latency == Failure(error="out of memory")
+    assert json.loads((tmp_path / RECORD).read_text())["memory"] == failure
+
+
+def test_every_key_is_documented() -> None:
+    fields = {
+        f"{part.__name__}.{key}": field
+        for part in (Record, *Part.__subclasses__())
+        for key, field in part.model_fields.items()
+    }
+    assert len(fields) > 80
+    assert [name for name, field in fields.items() if not field.description] == []
+
+
+def test_the_primary_metric_is_that_of_the_reported_split() -> None:
+    assert make_record(accuracy=60.0).primary == 60.0
+    assert make_record(accuracy=60.0, reported_split="val").primary == 61.0
+    assert make_record(status="failed", error="boom", metrics={}).primary is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"cell__method__lable": "x"}, "cell.method.lable: Extra inputs are not permitted"),
+        ({"cell__seed": "many"}, "cell.seed: Input should be a valid integer"),
+        ({"parameters__total": 5}, "parameters: groups add up to"),
+        ({"parameters__updated": 5}, "parameters: updated is 5, not backbone_tuned"),
+        ({"compute__flops_total": 5}, "flops_total is 5, not 2 × macs_total"),
+        ({"compute__macs": {"head": 1}}, "components add up to 1 MACs"),
+        ({"metrics": {"val": {"accuracy": 1.0}}}, "a finished cell needs metrics.test.accuracy"),
+        ({"error": "boom"}, "error has to be given exactly if status is 'failed'"),
+        ({"timestamps__started": "2025-01-01T10:00:00"}, "timestamps.started: "),
+    ],
+)
+def test_an_error_names_the_file_and_the_key(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    path = write(tmp_path, as_json(**changes))
+    with pytest.raises(UserError) as raised:
+        read_record(path)
+    assert str(raised.value).startswith(f"{path}: ")
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_records_of_another_schema_are_refused_with_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"schema_version 0 is of an older harness.*run the cell again"):
+        read_record(write(tmp_path, {"schema_version": 0, "anything": 1}))
+    with pytest.raises(UserError, match=r"schema_version 99 is of a newer harness.*update the harness"):
+        read_record(write(tmp_path, {"schema_version": 99}))
+
+
+def test_what_is_no_record_at_all_is_told_so(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"not valid JSON: .*line 1"):
+        read_record(write(tmp_path, '{"schema_ver'))
+    with pytest.raises(UserError, match="valid dictionary"):
+        read_record(write(tmp_path, [1]))
+    with pytest.raises(UserError, match="No such file"):
+        read_record(tmp_path / "none.json")
+
+
+def test_a_score_that_is_no_number_cannot_be_recorded() -> None:
+    with pytest.raises(ValidationError, match="finite"):
+        make_record(accuracy=float("nan"))
+
+
+def test_a_record_cannot_be_changed_in_place() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        make_record().timestamps.started = datetime(2025, 1, 1, tzinfo=UTC)  # type: ignore[misc]
+
+
+def test_a_write_that_breaks_off_leaves_the_old_file_whole(tmp_path: Path) -> None:
+    path = tmp_path / "table.md"
+    write_atomically(path, b"old")
+
+    def break_off() -> None:
+        with replacing(path) as partial:
+            partial.write_bytes(b"ne")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        break_off()
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [(errno.ENOSPC, "no space left"), (errno.EDQUOT, "no space left"), (errno.EROFS, "cannot be written")],
+)
+def test_a_disk_that_is_full_or_read_only_is_the_users_to_mend(
+    tmp_path: Path, number: int, message: str
+) -> None:
+    with pytest.raises(UserError, match=message), replacing(tmp_path / "file"):
+        raise OSError(number, "as the system says")
+    assert list(tmp_path.iterdir()) == []

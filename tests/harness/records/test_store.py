@@ -1,0 +1,196 @@
+"""The results folder survives a kill at any moment, and no two processes run one cell."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness.errors import UserError
+from harness.records.record import RECORD
+from harness.records.store import CHECKPOINT, CURVE, LOCK, PREDICTIONS, WEIGHTS, CellBusyError, Store
+from tests.support.paths import ROOT
+from tests.support.stored_results import make_record
+
+ROWS = [{"id": "1", "group": "a", "score": 1.0}, {"id": "2", "group": "b", "score": 0.3}]
+CURVE_ROWS = [{"epoch": 1, "train_loss": 0.5}, {"epoch": 2, "train_loss": 0.25, "val_accuracy": 50.0}]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "results")
+
+
+def test_a_committed_cell_has_its_files_and_no_checkpoint(store: Store) -> None:
+    record = make_record()
+    with store.begin(record.cell.id) as folder:
+        store.checkpoint(record.cell.id).mkdir()
+        assert not store.finished(record.cell.id)
+        store.commit(
+            record, predictions=ROWS, curve=CURVE_ROWS, write_weights=lambda path: path.write_bytes(b"w")
+        )
+    assert store.finished(record.cell.id)
+    assert {path.name for path in folder.iterdir()} == {RECORD, PREDICTIONS, CURVE, WEIGHTS}
+    assert (folder / CURVE).read_text() == "epoch,train_loss,val_accuracy\n1,0.5,\n2,0.25,50.0\n"
+    assert list(store.predictions(record.cell.id)) == ROWS
+
+
+def test_packed_predictions_replace_plain_ones_and_are_the_same_bytes_each_time(store: Store) -> None:
+    record = make_record()
+    store.commit(record, predictions=ROWS)
+    folder = store.commit(record, predictions=iter(ROWS), compress=True)
+    first = (folder / f"{PREDICTIONS}.gz").read_bytes()
+    assert not (folder / PREDICTIONS).exists()
+    assert list(store.predictions(record.cell.id)) == ROWS
+    store.commit(record, predictions=ROWS, compress=True)
+    assert (folder / f"{PREDICTIONS}.gz").read_bytes() == first
+
+
+@pytest.mark.parametrize("survived", range(4))
+def test_a_kill_between_any_two_writes_leaves_an_unfinished_cell(
+    store: Store, monkeypatch: pytest.MonkeyPatch, survived: int
+) -> None:
+    record = make_record()
+    store.checkpoint(record.cell.id).mkdir(parents=True)
+    replace, calls = Path.replace, []
+
+    def killed(path: Path, target: Path) -> Path:
+        if len(calls) == survived:
+            raise KeyboardInterrupt
+        calls.append(target)
+        return replace(path, target)
+
+    def commit() -> None:
+        store.commit(
+            record, predictions=ROWS, curve=CURVE_ROWS, write_weights=lambda path: path.write_bytes(b"w")
+        )
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            commit()
+    assert len(calls) == survived
+    assert not store.finished(record.cell.id)
+    assert store.records() == []
+    assert store.unfinished() == 1
+    assert store.checkpoint(record.cell.id).is_dir()
+    commit()
+    assert store.records() == [record]
+    assert store.unfinished() == 0
+
+
+def test_half_written_files_of_a_killed_process_are_swept_at_the_next_begin(store: Store) -> None:
+    folder = store.folder("cell")
+    folder.mkdir(parents=True)
+    (folder / f".{WEIGHTS}.999.partial").write_bytes(b"half")
+    with store.begin("cell"):
+        assert [path.name for path in folder.iterdir()] == [LOCK]
+
+
+def test_a_failed_cell_is_listed_but_not_finished_and_keeps_its_checkpoint(store: Store) -> None:
+    record = make_record(status="failed", error="out of memory", metrics={})
+    store.checkpoint(record.cell.id).mkdir(parents=True)
+    folder = store.commit(record)
+    assert not store.finished(record.cell.id)
+    assert store.records() == [record]
+    assert (folder / CHECKPOINT).is_dir()
+
+
+def test_a_cell_that_is_held_cannot_be_begun_again(store: Store) -> None:
+    with store.begin("cell"):
+        with pytest.raises(CellBusyError, match=f"process {os.getpid()} is running"), store.begin("cell"):
+            pass
+        with store.begin("other"):
+            pass
+    with store.begin("cell"):
+        pass
+    assert not (store.folder("cell") / LOCK).exists()
+
+
+def test_the_lock_of_a_killed_process_is_taken_over(store: Store) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from harness.records.store import Store\n"
+        "with Store(Path(sys.argv[1])).begin('cell'): print('held', flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(store.root)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(CellBusyError, match=f"process {process.pid} is"), store.begin("cell"):
+            pass
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+    assert (store.folder("cell") / LOCK).exists()
+    with store.begin("cell"):
+        pass
+
+
+def test_an_exception_inside_releases_the_cell(store: Store) -> None:
+    with pytest.raises(RuntimeError), store.begin("cell"):
+        raise RuntimeError
+    with store.begin("cell"):
+        pass
+
+
+def test_records_come_in_an_order_of_their_own(store: Store) -> None:
+    records = [make_record("lora", 1), make_record("lora", 0), make_record("full", 0)]
+    for record in records:
+        store.commit(record)
+    assert [(r.cell.method.label, r.cell.seed) for r in store.records()] == [
+        ("full", 0),
+        ("lora", 0),
+        ("lora", 1),
+    ]
+
+
+def test_a_cell_is_found_by_how_its_id_begins(store: Store) -> None:
+    for seed in (0, 1):
+        store.commit(make_record("lora", seed))
+    assert store.find("lora.1").cell.seed == 1
+    with pytest.raises(UserError, match=r"begins the ids of lora.0.0a1b2c, lora.1.0a1b2c"):
+        store.find("lora")
+    with pytest.raises(UserError, match="no cell's id begins with 'full'"):
+        store.find("full")
+
+
+def test_a_folder_that_cannot_be_made_is_one_line_for_the_user(tmp_path: Path) -> None:
+    (tmp_path / "results").write_text("a file in the way")
+    store = Store(tmp_path / "results")
+    with pytest.raises(UserError, match="cannot be written"), store.begin("cell"):
+        pass
+    with pytest.raises(UserError, match="cannot be written"):
+        store.commit(make_record())
+
+
+def test_a_full_disk_leaves_no_record(store: Store) -> None:
+    def full(path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(UserError, match="no space left on the disk"):
+        store.commit(make_record(), write_weights=full)
+    assert [path.name for path in store.folder(make_record().cell.id).iterdir()] == []
+
+
+def test_an_id_cannot_lead_out_of_the_folder(store: Store) -> None:
+    for wrong in ("../x", "a/b", "", ".hidden"):
+        with pytest.raises(ValueError, match="cannot be a cell's id"):
+            store.folder(wrong)
+
+
+def test_missing_predictions_are_told(store: Store) -> None:
+    store.commit(make_record())
+    with pytest.raises(UserError, match="run the cell again"):
+        list(store.predictions(make_record().cell.id))

@@ -1,0 +1,175 @@
+"""The report: all of it in one file, everything from data escaped, both right and wrong shown."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from PIL import Image
+from typer.testing import CliRunner
+
+from harness.cli.report import report as report_command
+from harness.errors import UserError
+from harness.records.store import Store
+from harness.report.html.diagrams import block_diagram, small_curve
+from harness.report.html.page import build_report
+from harness.report.html.samples import Examples, choose, load_examples, render_samples
+from tasks.base import Example
+from tests.support.stored_results import predictions_of, record_of, store_scores
+
+EVIL = '<script>alert(1)</script> & "co"'
+VOID = {"meta", "img", "br", "path", "use", "rect", "circle", "polyline"}
+
+
+class Checker(HTMLParser):
+    """Collects tags and attributes; every tag has to be closed in its turn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.scripts = 0
+        self.links: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.scripts += tag == "script"
+        self.links += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """Two methods on data that are not there any more; a question that is a script."""
+    changes = {"data__benchmark": "VQA2.0", "cell__task__options": {}}
+    store = store_scores(
+        tmp_path / "results", {("full", 0): [1.0, 0.0] * 10, ("lora", 0): [1.0, 1.0, 0.0, 0.5] * 5}, **changes
+    )
+    predictions = [
+        {**each, "question": EVIL, "answer": EVIL} for each in predictions_of([1.0, 0.0, 0.5, 1.0] * 5)
+    ]
+    search: dict[str, Any] = {
+        "seconds": 9.0,
+        "share": 0.4,
+        "decision": {"skipped": ["joint.1"], "gates": {"joint.0": 0.0, "joint.1": 0.5}},
+        "history": [{"epoch": 1, "step": 9, "gates": [0.0, 0.5]}],
+    }
+    store.commit(record_of("das", 0, predictions, search=search, **changes), predictions=predictions)
+    return store
+
+
+def test_the_page_is_whole_and_needs_no_network(store: Store) -> None:
+    page = build_report(store)
+    checker = Checker()
+    checker.feed(page)
+    assert checker.open == []
+    assert checker.scripts == 1
+    assert all(link.startswith(("#", "data:")) for link in checker.links)
+    assert not re.search(r"url\((?!#)", page)
+    assert "@import" not in page
+
+
+def test_texts_from_data_are_escaped(store: Store) -> None:
+    page = build_report(store)
+    assert "<script>alert" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; &quot;co&quot;" in page
+
+
+def test_every_cell_is_there_with_choice_curve_and_predictions(store: Store) -> None:
+    page = build_report(store)
+    cells = page.split("<details>")[1:]
+    assert len(cells) == 3
+    das = next(cell for cell in cells if cell.startswith("<summary><b>das"))
+    assert "2 blocks; skipped: joint.1" in das
+    assert das.count('class="sample right"') == 4
+    assert das.count('class="sample wrong"') + das.count('class="sample partly"') == 4
+    assert "the data of VQA2.0 were not named (--data-root)" in das
+    full = next(cell for cell in cells if cell.startswith("<summary><b>full"))
+    assert "train_loss, epochs 1 to 3" in full
+    assert "<dt>versions</dt><dd>python 3.11.0</dd>" in full
+    assert page.count("<figure><svg") == 3  # trade-off, curves, gates
+
+
+def test_the_table_can_be_sorted_by_numbers(store: Store) -> None:
+    page = build_report(store)
+    (table,) = re.findall(r'<table class="results">.*?</table>', page, re.DOTALL)
+    heads = re.findall(r'<button type="button">(.*?)</button>', table)
+    rows = [re.findall(r'data-value="(.*?)"', row) for row in table.split("<tr>")[2:]]
+    assert heads[0] == "Method"
+    assert {row[0] for row in rows} == {"full", "lora", "das"}
+    assert all(len(row) == len(heads) for row in rows)
+    accuracy = heads.index("Accuracy")
+    assert {float(row[accuracy]) for row in rows} == {50.0, 62.5}
+    interval = heads.index("95 % interval")
+    # Every picture of full tuning's has one right and one wrong answer: no width.
+    assert all(float(row[interval]) <= float(row[accuracy]) for row in rows)
+
+
+def test_predictions_are_chosen_alike_every_time_right_and_wrong() -> None:
+    predictions = predictions_of([1.0, 0.0, 0.9, 0.5] * 10)
+    chosen = choose(predictions, 3)
+    assert [each["score"] for each in chosen[:3]] == [1.0] * 3
+    assert all(each["score"] <= 0.5 for each in chosen[3:])
+    assert len(chosen) == 6
+    assert choose(predictions[::-1], 3) == chosen
+    assert choose([{"id": "1", "score": None}]) == []
+
+
+def test_images_are_small_data_uris_and_unreadable_ones_are_told(tmp_path: Path) -> None:
+    picture, broken = tmp_path / "a.png", tmp_path / "<b>.png"
+    Image.new("RGB", (1000, 500), "red").save(picture)
+    broken.write_bytes(b"no picture")
+    predictions = [
+        {"id": "1", "group": "1", "prediction": "true", "label": "false", "score": 0.0},
+        {"id": "2", "group": "2", "image_rank": 1, "text_rank": 3, "text": "a caption", "score": 0.5},
+    ]
+    examples = Examples(
+        {
+            "1": Example("1", "a sentence", (picture, broken), None, "1"),
+            "2": Example("2", "a caption", (picture,), None, "2"),
+        }
+    )
+    text = render_samples(predictions, examples)
+    assert text.count("data:image/jpeg;base64,") == 2
+    assert len(text) < 10_000
+    assert "&lt;b&gt;.png cannot be read" in text
+    assert "truth: false" in text
+    assert "its caption ranked: <b>3</b>" in text
+    assert render_samples([], examples) == '<p class="dim">No scored predictions.</p>'
+
+
+def test_data_that_changed_give_no_images(tmp_path: Path, store: Store) -> None:
+    record = store.records()[0]
+    found = load_examples(record, tmp_path / "nowhere")
+    assert found.by_id == {}
+    assert "the data are not there any more" in found.missing
+
+
+def test_skipped_blocks_are_marked_in_each_stream() -> None:
+    drawing = block_diagram([f"text.{k}" for k in range(3)] + ["image.0", "image.<1>"], ["image.0", "text.2"])
+    assert drawing.count("stroke-dasharray") == 2
+    assert drawing.count(">skipped<") == 2
+    assert "text: 3 blocks, 1 skipped" in drawing
+    assert "image: 2 blocks, 1 skipped" in drawing
+    assert "image.&lt;1&gt;" in drawing
+
+
+def test_a_curve_of_one_epoch_is_a_dot() -> None:
+    assert small_curve({1: 30.0}, "val_accuracy").count("<circle") == 1
+
+
+def test_the_command_writes_the_page(store: Store, tmp_path: Path) -> None:
+    app = typer.Typer()
+    app.command()(report_command)
+    done = CliRunner().invoke(app, [str(store.root), "-o", str(tmp_path / "new" / "page.html")])
+    assert done.exit_code == 0, done.exception
+    assert (tmp_path / "new" / "page.html").read_text().startswith("<!doctype html>")
+    error = CliRunner().invoke(app, [str(tmp_path / "none")]).exception
+    assert isinstance(error, UserError)

@@ -1,0 +1,184 @@
+"""Figures: what is drawn, from hand-made results; and the same bytes again."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from harness.cli.plot import plot as plot_command
+from harness.errors import UserError
+from harness.records.store import Store
+from harness.registry import BUILT_IN
+from harness.report.intervals import with_intervals
+from harness.report.plots.curves import Curve, curves_figure
+from harness.report.plots.figures import read_curve, write_figures
+from harness.report.plots.gates import gates_figure, read_search
+from harness.report.plots.style import as_bytes, looks
+from harness.report.plots.tradeoff import Point, pareto_front, tradeoff_figure
+from harness.report.tables import build_tables
+from tests.support.stored_results import make_record, store_scores
+
+HISTORY = [
+    {"epoch": 1, "step": 9, "gates": [0.0, 0.5, -0.5]},
+    {"epoch": 1, "step": 19, "gates": [0.1, 0.8, -0.7]},
+    {"epoch": 2, "step": 9, "gates": [0.1, 1.2, -0.9]},
+]
+SEARCH = {
+    "seconds": 9.0,
+    "share": 0.4,
+    "decision": {"skipped": ["joint.1"], "gates": {"joint.0": 0.1, "joint.1": 1.2, "joint.2": -0.9}},
+    "history": HISTORY,
+}
+
+
+def point(label: str, cost: float, score: float) -> Point:
+    return Point(label, cost, score)
+
+
+def test_the_front_is_what_no_other_beats() -> None:
+    points = [point("a", 1, 50), point("b", 2, 60), point("c", 3, 55), point("d", 4, 70), point("e", 4, 65)]
+    assert [p.label for p in pareto_front(points)] == ["a", "b", "d"]
+    # Where low is good, the cheapest already is the best.
+    assert [p.label for p in pareto_front(points, higher_is_better=False)] == ["a"]
+
+
+def test_equals_are_on_the_front_once() -> None:
+    assert [p.label for p in pareto_front([point("b", 1, 5), point("a", 1, 5)])] == ["a"]
+
+
+def test_every_method_has_its_own_look_without_colour_too() -> None:
+    labels = [*BUILT_IN["methods"], *(f"das[skip={k}]" for k in range(12))]
+    found = looks(labels)
+    for one, other in combinations(labels[:9], 2):
+        assert found[one].marker != found[other].marker
+    pairs = {(look.color, look.marker, look.hollow) for look in found.values()}
+    assert len(pairs) == len(labels)
+    assert looks(labels[::-1]) == found
+    assert looks(["full"])["full"] == found["full"]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    random = np.random.default_rng(0)
+    scores = {
+        (method, seed): [float(value) for value in random.integers(0, 2, 40)]
+        for method in ("full", "lora", "das")
+        for seed in (0, 1)
+    }
+    store = store_scores(tmp_path / "results", scores)
+    das = next(record for record in store.records() if record.cell.method.name == "das")
+    changed = das.model_dump(mode="json") | {"search": SEARCH}
+    store.commit(type(das).model_validate(changed))
+    return store
+
+
+def test_accuracy_is_drawn_against_three_costs_with_whiskers_and_names(store: Store) -> None:
+    (table,) = build_tables(store.records())
+    figure = tradeoff_figure(with_intervals(table, store))
+    assert figure is not None
+    assert [axis.get_xlabel() for axis in figure.axes] == [
+        "Inference compute (MMACs)",
+        "Latency, batch 1 (ms, median)",
+        "Updated parameters",
+    ]
+    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    for axis in figure.axes:
+        names = [text for text in axis.texts if text.get_text()]
+        assert {text.get_text() for text in names} == {"full", "lora", "das"}
+        assert len(axis.containers) == 3
+        boxes = [text.get_window_extent(renderer) for text in names]
+        assert not any(a.overlaps(b) for a, b in combinations(boxes, 2))
+
+
+def test_one_method_alone_is_no_trade_off(tmp_path: Path) -> None:
+    store = store_scores(tmp_path, {("full", 0): [1.0, 0.0]})
+    assert tradeoff_figure(build_tables(store.records())[0]) is None
+
+
+def test_a_method_that_updates_nothing_has_its_place_on_the_logarithmic_axis() -> None:
+    records = [make_record("full", updated=2_000_000), make_record("classifier", updated=0)]
+    figure = tradeoff_figure(build_tables(records)[0])
+    assert figure is not None
+    axis = figure.axes[-1]
+    assert [text.get_text() for text in axis.get_xticklabels()] == ["0", "1M"]
+
+
+def test_gates_begin_at_zero_and_end_at_the_decision() -> None:
+    search = read_search(make_record("das", search=SEARCH))
+    assert search is not None
+    assert search.gates.tolist() == [[0, 0, 0], [0, 0.5, -0.5], [0.1, 0.8, -0.7], [0.1, 1.2, -0.9]]
+    assert search.epoch_starts == ((0, 2), (2, 3))
+    figure = gates_figure(search, "das")
+    lines, chart = figure.axes[:2]
+    bold = [text.get_text() for text in lines.texts if text.get_fontweight() == "bold"]
+    assert bold == ["joint.1"]
+    assert [text.get_text() for text in chart.get_yticklabels()] == ["joint.0", "joint.1", "joint.2"]
+    assert chart.images[0].get_array().shape == (3, 4)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("search", [None, {**SEARCH, "history": None}, {**SEARCH, "history": []}])
+def test_without_a_history_there_are_no_gates(search: Any) -> None:
+    assert read_search(make_record("das", search=search)) is None
+
+
+def test_curves_are_means_over_seeds() -> None:
+    curves = {
+        "full": [
+            Curve((1, 2), {"train_loss": {1: 4.0, 2: 2.0}}),
+            Curve((1, 2), {"train_loss": {1: 2.0, 2: 2.0}}),
+        ]
+    }
+    figure = curves_figure(curves, "accuracy", "vqa")
+    assert figure is not None
+    (axis,) = figure.axes  # no validation metric, no panel
+    assert list(axis.lines[0].get_ydata()) == [3.0, 2.0]
+    assert len(axis.collections) == 1
+    assert curves_figure({"full": []}, "accuracy", "vqa") is None
+
+
+def test_a_broken_curve_names_its_line(store: Store) -> None:
+    record = store.records()[0]
+    path = store.folder(record.cell.id) / "curve.csv"
+    path.write_text("epoch,train_loss\n1,2.5\nx,3\n")
+    with pytest.raises(UserError, match=r"curve\.csv:3: not a line"):
+        read_curve(store, record)
+    path.unlink()
+    assert read_curve(store, record) is None
+
+
+def test_all_figures_are_written_and_are_the_same_bytes_again(store: Store, tmp_path: Path) -> None:
+    first = write_figures(store, tmp_path / "one")
+    assert [path.name for path in first] == [
+        f"{name}.{form}"
+        for name in ("tradeoff-vilt-mini-vqa", "curves-vilt-mini-vqa", "gates-vilt-mini-vqa-das-seed0")
+        for form in ("png", "svg")
+    ]
+    again = write_figures(store, tmp_path / "two")
+    for one, other in zip(first, again, strict=True):
+        assert one.read_bytes() == other.read_bytes(), one.name
+    text = first[1].read_text()
+    assert "<dc:date>" not in text
+
+
+def test_a_figure_is_png_or_svg() -> None:
+    search = read_search(make_record("das", search=SEARCH))
+    assert search is not None
+    figure = gates_figure(search, "das")
+    assert as_bytes(figure, "png").startswith(b"\x89PNG")
+    assert b"<svg" in as_bytes(figure, "svg")
+
+
+def test_the_command_writes_beside_the_results(store: Store, tmp_path: Path) -> None:
+    app = typer.Typer()
+    app.command()(plot_command)
+    done = CliRunner().invoke(app, [str(store.root)])
+    assert done.exit_code == 0, done.exception
+    assert (store.root / "plots" / "tradeoff-vilt-mini-vqa.svg").is_file()
+    error = CliRunner().invoke(app, [str(tmp_path / "none")]).exception
+    assert isinstance(error, UserError)

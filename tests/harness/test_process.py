@@ -1,0 +1,91 @@
+"""Ctrl-C counts also where Python loses the exception."""
+
+from __future__ import annotations
+
+import io
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from harness.cli.terminal import TerminalReporter
+from harness.process import Interrupts
+
+
+class Interrupted:
+    """Something during whose removal Ctrl-C is pressed: Python ignores what is raised there."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.fixture(autouse=True)
+def handler_of_a_program() -> Iterator[None]:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def press_unheard() -> None:
+    thing = Interrupted()
+    del thing
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_that_python_loses_is_raised_by_the_next_check() -> None:
+    with Interrupts() as interrupts:
+        interrupts.check()
+        press_unheard()
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                interrupts.check()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_elsewhere_it_is_raised_at_once() -> None:
+    with Interrupts() as interrupts:
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        assert interrupts.came
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("told", ["begin", "stage", "advance", "epoch", "note"])
+def test_whatever_a_run_reports_next_ends_it(told: str) -> None:
+    cell: Any = object()
+    arguments = {
+        "begin": (cell,),
+        "stage": (cell, "train", 1),
+        "advance": (cell, 1),
+        "epoch": (cell, {}),
+        "note": ("",),
+    }
+    with Interrupts() as interrupts:
+        press_unheard()
+        reporter = TerminalReporter(Console(file=io.StringIO()), [], {}, interrupts)
+        with pytest.raises(KeyboardInterrupt):
+            getattr(reporter, told)(*arguments[told])
+
+
+def test_somebody_elses_handler_stays() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with Interrupts() as interrupts:
+        signal.raise_signal(signal.SIGINT)
+        interrupts.check()
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+def test_outside_the_main_thread_nothing_is_touched() -> None:
+    seen: list[object] = []
+
+    def enter() -> None:
+        with Interrupts():
+            seen.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert seen == [signal.default_int_handler]

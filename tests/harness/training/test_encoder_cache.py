@@ -1,0 +1,449 @@
+"""Encodings that are computed once: equal to those computed anew, and never another model's."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from harness.backbones.base import Backbone
+from harness.backbones.inputs import Inputs
+from harness.backbones.meter.model import MeterBackbone
+from harness.backbones.meter.processor import MeterProcessor
+from harness.config import Request
+from harness.experiment.cell import Outcome, adapted_model, loader, run_cell
+from harness.experiment.plan import Cell, build_cell, build_testbed, open_encodings
+from harness.records.record import TrainingCost
+from harness.specs import parse_spec
+from harness.training.encoder_cache import CachedEncoder, cached_encoding, encoder_digest, is_untouched
+from harness.training.encoding_store import Budgets, EncodingStore
+from harness.training.fabric import make_fabric
+from harness.training.loop import State, predict, train_epoch
+from harness.training.optim import build_optimizer, build_schedule
+from methods.base import Inserted
+from tasks.data.images import ImageCache
+from tasks.mini.vqa import Sizes, ensure_vqa
+from tests.support.meter_methods import METHODS
+
+Maker = Callable[..., MeterBackbone]
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How many texts and images METER's encoders have seen."""
+    seen: Counter[str] = Counter()
+    for name in ("encode_text", "encode_image"):
+        plain = getattr(MeterBackbone, name)
+
+        def counted(self: Any, rows: Tensor, *more: Any, name: str = name, plain: Any = plain) -> Tensor:
+            seen[name] += len(rows)
+            result: Tensor = plain(self, rows, *more)
+            return result
+
+        monkeypatch.setattr(MeterBackbone, name, counted)
+    return seen
+
+
+def memory() -> EncodingStore:
+    return EncodingStore(Budgets(100, 0))
+
+
+def frozen(make_meter: Maker) -> MeterBackbone:
+    """As methods leave the encoders; the digest is taken of the weights as loaded, as a plan does."""
+    backbone = make_meter().requires_grad_(False)
+    backbone.digest()
+    return backbone
+
+
+def padded_inputs(lengths: Sequence[int] = (3, 5, 5, 8), images: Sequence[int] = (0, 1, 0, 2)) -> Inputs:
+    """Texts of these lengths, and these of some pictures, under the keys a loader would give them."""
+    generator = torch.Generator().manual_seed(3)
+    pictures = torch.randn(3, 3, 32, 32, generator=generator)
+    ids = torch.ones(len(lengths), max(lengths), dtype=torch.long)
+    for row, length in enumerate(lengths):
+        ids[row, :length] = torch.randint(3, 50, (length,), generator=generator)
+    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    return Inputs(ids, mask, pictures[list(images)], image_keys=tuple(bytes([k]) for k in images))
+
+
+def only(inputs: Inputs, rows: Sequence[int]) -> Inputs:
+    """Some rows, as padded as before."""
+    assert inputs.text_mask is not None
+    assert inputs.image_keys is not None
+    keys = tuple(inputs.image_keys[row] for row in rows)
+    return replace(
+        inputs,
+        input_ids=inputs.input_ids[rows],
+        text_mask=inputs.text_mask[rows],
+        pixels=inputs.pixels[rows],
+        image_keys=keys,
+    )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("first", [[0, 1, 2, 3], [2, 0], [3]])
+def test_it_equals_what_is_computed_anew_whatever_the_batches(first: list[int], make_meter: Maker) -> None:
+    backbone, inputs = frozen(make_meter), padded_inputs()
+    with cached_encoding(backbone, memory()):
+        backbone.encoded(only(inputs, first))
+        found = backbone.encoded(inputs)
+    plain = backbone.encode(inputs)
+    assert inputs.text_mask is not None
+    mask = inputs.text_mask
+    torch.testing.assert_close(found["text"].hidden[mask], plain["text"].hidden[mask], atol=1e-5, rtol=0)
+    torch.testing.assert_close(found["image"].hidden, plain["image"].hidden, atol=1e-5, rtol=0)
+    torch.testing.assert_close(backbone.fuse(found), backbone(inputs), atol=1e-5, rtol=0)
+    assert [s.token_type for s in found.values()] == [s.token_type for s in plain.values()]
+
+
+@torch.no_grad()
+def test_an_encoding_is_the_same_up_to_rounding_whoever_it_was_computed_beside(make_meter: Maker) -> None:
+    backbone, inputs = frozen(make_meter), padded_inputs((5,) * 40, (0,) * 40)
+    found = []
+    for rows in ([7], [7, 3], [1, 2, 7], list(range(40))):
+        with cached_encoding(backbone, memory()):
+            found.append(backbone.encoded(only(inputs, rows))["text"].hidden[rows.index(7)])
+    for one in found:  # products over several threads are cut by the number of rows
+        torch.testing.assert_close(one, found[0], atol=1e-6, rtol=0)
+
+
+@torch.no_grad()
+def test_each_distinct_text_and_image_is_computed_once(make_meter: Maker, calls: Counter[str]) -> None:
+    backbone, inputs = frozen(make_meter), padded_inputs()
+    repeated = only(inputs, [0, 1, 2, 3, 0, 1])
+    with cached_encoding(backbone, memory()):
+        for batch in (only(inputs, [1, 3]), repeated, inputs):
+            backbone(batch)
+    assert calls == {"encode_text": 4, "encode_image": 3}
+
+
+@torch.no_grad()
+def test_another_padding_of_a_text_is_the_same_text(make_meter: Maker, calls: Counter[str]) -> None:
+    backbone, inputs = frozen(make_meter), padded_inputs()
+    alone = Inputs(inputs.input_ids[:1, :3], None, inputs.pixels[:1], image_keys=(b"\0",))
+    with cached_encoding(backbone, memory()):
+        found = backbone.encoded(alone)["text"].hidden
+        again = backbone.encoded(inputs)["text"].hidden[:1, :3]
+    assert torch.equal(found, again)
+    assert calls["encode_text"] == 4
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_keep_encodings_unless_they_train_the_encoders(name: str, make_meter: Maker) -> None:
+    backbone = make_meter()
+    METHODS[name]().adapt(backbone, torch.Generator().manual_seed(0))
+    with cached_encoding(backbone, memory()) as encoder:
+        kept = set() if encoder is None else set(encoder.halves)
+    assert kept == (set() if name == "full" else {"text", "image"})
+    assert backbone.encoder is None
+
+
+class Change(Inserted):
+    def __init__(self, inside: nn.Module) -> None:
+        super().__init__()
+        self.inside = inside
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        result: Tensor = self.inside(hidden) + 1
+        return result
+
+
+def insert(backbone: MeterBackbone) -> None:
+    backbone.model.text_projection = Change(backbone.model.text_projection)
+
+
+def train_a_bias(backbone: MeterBackbone) -> None:
+    backbone.model.text_projection.bias.requires_grad_(True)
+
+
+def hook(backbone: MeterBackbone) -> None:
+    backbone.model.text_encoder.register_forward_hook(lambda *_: None)
+
+
+def override(backbone: MeterBackbone) -> None:
+    backbone.encode_text = lambda ids, mask: torch.zeros(*ids.shape, 64)  # type: ignore[method-assign]
+
+
+def override_a_module(backbone: MeterBackbone) -> None:
+    backbone.model.text_projection.forward = lambda hidden: hidden
+
+
+@pytest.mark.parametrize("change", [insert, train_a_bias, hook, override, override_a_module])
+def test_what_changes_one_half_switches_that_half_off(
+    change: Callable[[MeterBackbone], None], make_meter: Maker
+) -> None:
+    backbone = frozen(make_meter)
+    assert is_untouched(backbone, "text")
+    change(backbone)
+    inputs = padded_inputs()
+    with cached_encoding(backbone, memory()) as encoder:
+        assert isinstance(encoder, CachedEncoder)
+        assert set(encoder.halves) == {"image"}
+        torch.testing.assert_close(backbone(inputs), backbone.fuse(backbone.encode(inputs)))
+
+
+def test_a_trained_half_still_gets_its_gradient(make_meter: Maker) -> None:
+    backbone = frozen(make_meter)
+    train_a_bias(backbone)
+    with cached_encoding(backbone, memory()):
+        backbone(padded_inputs()).sum().backward()
+    assert backbone.model.text_projection.bias.grad is not None
+
+
+def test_an_override_of_encode_as_a_whole_switches_it_off(make_meter: Maker) -> None:
+    backbone = frozen(make_meter)
+    backbone.encode = backbone.encode  # type: ignore[method-assign]
+    with cached_encoding(backbone, memory()) as encoder:
+        assert encoder is None
+
+
+def test_encodings_of_other_weights_are_not_taken(make_meter: Maker) -> None:
+    store, inputs = memory(), padded_inputs()
+    found = []
+    for change in (0.0, 0.5):
+        backbone = frozen(make_meter)
+        backbone.model.image_encoder.embeddings.class_embedding += change
+        with cached_encoding(backbone, store), torch.no_grad():
+            found.append(backbone.encoded(inputs)["image"].hidden)
+        torch.testing.assert_close(found[-1], backbone.encode(inputs)["image"].hidden, atol=1e-5, rtol=0)
+    assert not torch.allclose(found[0], found[1])
+    assert len(store) == 4 + 2 * 3
+
+
+def test_the_digest_tells_weights_code_and_configuration(make_meter: Maker) -> None:
+    def digest(backbone: Backbone) -> str:
+        return encoder_digest(backbone, "text", backbone.encoders()["text"])
+
+    plain, same, other_weights = make_meter(), make_meter(), make_meter()
+    with torch.no_grad():
+        other_weights.model.text_projection.weight[0, 0] += 1e-6
+    other_heads = make_meter(num_attention_heads=2)
+    assert digest(plain) == digest(same)
+    assert len({digest(plain), digest(other_weights), digest(other_heads)}) == 3
+
+
+def test_evaluation_keeps_trained_halves_until_its_end(make_meter: Maker, calls: Counter[str]) -> None:
+    backbone, inputs, store = make_meter(), padded_inputs(), memory()
+    backbone.eval()
+    with torch.inference_mode():
+        for _ in range(2):
+            with cached_encoding(backbone, store, evaluation=True):
+                first = backbone(inputs)
+                assert torch.equal(first, backbone(inputs))
+            backbone.model.text_projection.bias += 1
+            assert not torch.allclose(first, backbone(inputs))
+            calls.subtract(encode_text=4, encode_image=4)
+    assert calls == {"encode_text": 8, "encode_image": 6}
+    assert len(store) == 0
+
+
+def test_weights_that_were_trained_are_not_kept_for_other_runs(make_meter: Maker) -> None:
+    backbone, store = frozen(make_meter), memory()
+    tuned = ["model.text_projection.bias", "model.text_pooler.dense.bias"]
+    with cached_encoding(backbone, store, evaluation=True, tuned=tuned), torch.inference_mode():
+        backbone(padded_inputs())
+    assert len(store) == 3  # images
+
+
+def test_what_evaluation_has_computed_can_be_trained_on(make_meter: Maker) -> None:
+    backbone, inputs = make_meter(), padded_inputs()
+    METHODS["adapter"]().adapt(backbone, torch.Generator().manual_seed(0))
+    with cached_encoding(backbone, memory()):
+        with torch.inference_mode():
+            backbone.eval()(inputs)
+        backbone.train()(inputs).sum().backward()
+    assert all(p.grad is not None for p in backbone.blocks[0].sequential.parameters())
+
+
+def test_augmented_images_are_computed_without_gradient_and_not_kept(
+    make_meter: Maker, calls: Counter[str]
+) -> None:
+    backbone, store = frozen(make_meter), memory()
+    augmented = replace(padded_inputs(), image_keys=None)
+    backbone.train()
+    with cached_encoding(backbone, store):
+        for _ in range(2):
+            streams = backbone.encoded(augmented)
+            assert not streams["image"].hidden.requires_grad
+    assert calls == {"encode_text": 4, "encode_image": 8}
+    assert len(store) == 4
+    assert backbone.model.image_encoder.training
+
+
+def test_encoders_run_in_evaluation_mode_and_the_mode_comes_back(make_meter: Maker) -> None:
+    backbone, inputs = frozen(make_meter), padded_inputs()
+    for module in backbone.model.text_encoder.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.5
+    backbone.train()
+    with cached_encoding(backbone, memory()):
+        found = backbone.encoded(inputs)["text"].hidden
+    assert all(module.training for module in backbone.model.modules())
+    expected = backbone.eval().encode(inputs)["text"].hidden
+    torch.testing.assert_close(found[inputs.text_mask], expected[inputs.text_mask], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_half_precision_rounds_and_no_more(make_meter: Maker) -> None:
+    backbone, inputs = frozen(make_meter), padded_inputs()
+    with cached_encoding(backbone, EncodingStore(Budgets(100, 0, None, "half"))):
+        first, again = backbone(inputs), backbone(inputs)
+    assert torch.equal(first, again)
+    plain = backbone(inputs)
+    assert 0 < (first - plain).abs().max() < 1e-2
+
+
+@torch.no_grad()
+def test_precisions_do_not_mix(make_meter: Maker, calls: Counter[str]) -> None:
+    backbone, inputs, store = frozen(make_meter), padded_inputs(), memory()
+    with cached_encoding(backbone, store):
+        backbone(inputs)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert backbone.encoded(inputs)["image"].hidden.dtype == torch.bfloat16
+        assert backbone.encoded(inputs)["image"].hidden.dtype == torch.float32
+    assert calls["encode_image"] == 6
+
+
+# The same in cells: METER small, on the generated questions.
+
+
+class Letters(MeterProcessor):
+    """Tokens are letters; there is no vocabulary to be had."""
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        rows = [[3 + ord(letter) % 47 for letter in text[:: len(text) // 6 or 1]] for text in texts]
+        return [[0, *row[: self.max_text_length - 2], 2] for row in rows]
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return ensure_vqa(tmp_path_factory.mktemp("data"), sizes=Sizes(60, 2, 6, 3, 6, 3))
+
+
+class Silent:
+    def stage(self, name: str, total: int) -> None: ...
+
+    def advance(self, count: int) -> None: ...
+
+    def epoch(self, figures: Mapping[str, float]) -> None: ...
+
+
+@pytest.fixture
+def cell_with(
+    questions: Path, make_meter: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Cell]]:
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+
+    def build(method: str, **changes: Any) -> Cell:
+        backbone = make_meter()
+        backbone.processor = Letters(None, 32, 16, 12)
+        spec = parse_spec(method)
+        settings = {"backbone": "meter", "epochs": 2, "batch_size": 8, "accelerator": "cpu", **changes}
+        request = Request((spec,), (parse_spec("vqa"),), data_root=questions, **settings)
+        images = ImageCache(backbone.processor)
+        store = open_encodings(request, backbone)
+        return build_cell(
+            build_testbed(request, request.tasks[0], backbone, images, encodings=store), spec, 0
+        )
+
+    return build
+
+
+def outcome_of(cell: Cell, folder: Path) -> Outcome:
+    return run_cell(cell, folder, Silent())
+
+
+def test_from_the_second_epoch_on_no_encoder_is_touched(
+    cell_with: Callable[..., Cell], calls: Counter[str]
+) -> None:
+    cell = cell_with("adapter")
+    testbed = cell.testbed
+    model = adapted_model(cell, cell.method())
+    batches = loader(testbed, "train", 0, augmented=True)  # as training asks for them
+    optimizer = build_optimizer(model, testbed.training, 1e-3, 1e-3)
+    fabric = make_fabric(testbed)
+    wrapped, wrapped_optimizer = fabric.setup(model, optimizer)
+    state = State(wrapped, wrapped_optimizer, build_schedule(optimizer, 100, 0.1))
+    with cached_encoding(model.backbone, testbed.encodings):
+        train_epoch(fabric, state, testbed.task, batches)
+        texts = {example.text for example in batches.examples}
+        pictures = {example.images for example in batches.examples}
+        assert 0 < calls["encode_text"] <= len(texts)
+        assert calls["encode_image"] == len(pictures)
+        calls.clear()
+        train_epoch(fabric, state, testbed.task, batches)
+        predict(fabric, wrapped, testbed.task, loader(testbed, "train"))
+    assert not calls
+    predict(fabric, wrapped, testbed.task, loader(testbed, "train"))
+    assert calls["encode_image"] == len(batches.examples)
+
+
+def test_a_cell_is_the_same_with_without_and_with_a_cache_that_is_there(
+    cell_with: Callable[..., Cell], tmp_path: Path, calls: Counter[str]
+) -> None:
+    first = outcome_of(cell_with("lora"), tmp_path / "a")
+    calls.clear()
+    again = outcome_of(cell_with("lora"), tmp_path / "b")  # finds the first one's encodings on disk
+    with_disk = calls.copy()
+    off = outcome_of(cell_with("lora", cache_mib=0.0, cache_disk_gib=0.0), tmp_path / "c")
+    assert first.predictions == again.predictions
+    assert first.compute == again.compute == off.compute
+    assert first.full_compute == again.full_compute == off.full_compute
+    for name, tensor in first.tuned.items():
+        assert torch.equal(tensor, again.tuned[name])
+        torch.testing.assert_close(tensor, off.tuned[name], atol=1e-5, rtol=0)
+    assert first.training["encoder_cache"]["halves"] == ["text", "image"]
+    assert TrainingCost(**first.training).encoder_cache is not None
+    assert first.training["encoder_cache"]["memory_mib"] > 0
+    assert first.training["encoder_cache"]["disk_mib"] > 0
+    assert again.training["encoder_cache"]["disk_mib"] == 0
+    assert off.training["encoder_cache"] is None
+    # What still runs is measured: memory over two training steps, and one pass each for the compute.
+    assert with_disk["encode_image"] <= 2 * 8 + 2
+
+
+def test_full_tuning_trains_without_and_leaves_no_encodings(
+    cell_with: Callable[..., Cell], tmp_path: Path
+) -> None:
+    cell = cell_with("full", epochs=1)
+    outcome = outcome_of(cell, tmp_path / "a")
+    assert outcome.training["encoder_cache"] is None
+    assert cell.testbed.encodings is not None
+    assert len(cell.testbed.encodings) == 0
+    assert not list((tmp_path / "cache").glob("encodings/*/*/*"))
+
+
+def test_das_searches_on_kept_encodings(
+    cell_with: Callable[..., Cell], tmp_path: Path, calls: Counter[str]
+) -> None:
+    cell = cell_with("das[skip=1]", epochs=1)
+    outcome = outcome_of(cell, tmp_path / "a")
+    assert outcome.search is not None
+    distinct = {e.images for split in cell.testbed.data.splits.values() for e in split}
+    assert calls["encode_image"] <= len(distinct) + 2 * 8 + 2
+
+
+def test_half_precision_is_another_protocol(cell_with: Callable[..., Cell]) -> None:
+    plain, half = cell_with("lora"), cell_with("lora", cache_precision="half")
+    off = cell_with("lora", cache_mib=0.0, cache_disk_gib=0.0)
+    assert plain.id == off.id != half.id
+    assert half.testbed.protocol["encodings"] == "kept in half precision"
+
+
+def test_a_backbone_without_halves_is_left_alone() -> None:
+    class Plain:
+        encoder = None
+
+        def encoders(self) -> dict[str, list[nn.Module]]:
+            return {}
+
+    backbone: Any = Plain()
+    with cached_encoding(backbone, memory()) as encoder:
+        assert encoder is None
+    assert open_encodings(Request((), ()), backbone) is None

@@ -1,0 +1,49 @@
+"""Every method, with options that fit the small METER of the tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from harness.backbones.base import Backbone
+from methods.adapter import SequentialAdapter
+from methods.adapters_library import AdaptersMethod
+from methods.base import Method
+from methods.bitfit import BitFit
+from methods.classifier import Classifier
+from methods.das import DAS, DASOptions
+from methods.full import Full
+from methods.lora import LoRA
+from methods.parallel import ParallelAdapter
+from methods.prompts import DeepPrompt, PromptOptions, ShallowPrompt
+
+METHODS: dict[str, Callable[[], Method[Any]]] = {
+    "full": Full,
+    "classifier": Classifier,
+    "bitfit": BitFit,
+    "lora": LoRA,
+    "adapter": SequentialAdapter,
+    "parallel": ParallelAdapter,
+    "shallow_prompt": lambda: ShallowPrompt(PromptOptions(tokens=3)),
+    "deep_prompt": lambda: DeepPrompt(PromptOptions(tokens=3)),
+    "das": lambda: DAS(DASOptions(blocks=("text.1", "image.0"))),
+    "seq_bn": lambda: AdaptersMethod("seq_bn", {"reduction_factor": 8}),
+    "double_seq_bn": lambda: AdaptersMethod("double_seq_bn", {"reduction_factor": 8}),
+    "par_bn": lambda: AdaptersMethod("par_bn"),
+    "scaled_par_bn": lambda: AdaptersMethod("scaled_par_bn"),
+    "compacter": lambda: AdaptersMethod("compacter", {"reduction_factor": 8}),
+    "ia3": lambda: AdaptersMethod("ia3"),
+    "dora": lambda: AdaptersMethod("dora"),
+    "adapters:lora": lambda: AdaptersMethod("lora"),
+}
+every_method = pytest.mark.parametrize("make", METHODS.values(), ids=METHODS.keys())
+
+
+def randomize(method: Method[Any], backbone: Backbone) -> None:
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in method.method_parameters(backbone):
+            parameter.add_(torch.empty_like(parameter).normal_(std=0.1, generator=generator))

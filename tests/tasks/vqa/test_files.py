@@ -1,0 +1,258 @@
+"""VQA v2's files: what is read from them, and that bad ones are named on one line with the place at fault."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.errors import UserError
+from tasks.vqa.files import (
+    count_vocabulary,
+    find_answer_file,
+    has_annotated_split,
+    image_path,
+    read_split,
+    read_vocabulary,
+    target_scores,
+)
+from tasks.vqa.scoring import normalize_answer
+from tests.support.paths import SHARED, needs_shared_data
+
+QUESTIONS = "v2_OpenEnded_mscoco_train2014_questions.json"
+ANNOTATIONS = "v2_mscoco_train2014_annotations.json"
+
+
+def question(identifier: int, image: int = 5) -> dict[str, Any]:
+    return {"question_id": identifier, "image_id": image, "question": f"What is {identifier}?"}
+
+
+def annotation(identifier: int, answer: str = "cat", image: int = 5) -> dict[str, Any]:
+    return {
+        "question_id": identifier,
+        "image_id": image,
+        "answer_type": "other",
+        "multiple_choice_answer": answer,
+        "answers": [{"answer": answer, "answer_id": k} for k in range(1, 11)],
+    }
+
+
+def write(root: Path, questions: Any, annotations: Any) -> None:
+    (root / QUESTIONS).write_text(json.dumps({"questions": questions}))
+    (root / ANNOTATIONS).write_text(json.dumps({"annotations": annotations}))
+
+
+def test_reads_questions_in_order_with_their_annotations(tmp_path: Path) -> None:
+    write(tmp_path, [question(2), question(1)], [annotation(1, "dog"), annotation(2, "cat")])
+    split = read_split(tmp_path, "train2014")
+    assert [(q.id, q.image_id, q.text) for q in split.questions] == [
+        (2, 5, "What is 2?"),
+        (1, 5, "What is 1?"),
+    ]
+    first = split.questions[0].annotation
+    assert first is not None
+    assert first.answers == tuple((k, "cat") for k in range(1, 11))
+    assert (first.answer_type, first.majority_answer) == ("other", "cat")
+    assert split.files == {
+        name: hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in (QUESTIONS, ANNOTATIONS)
+    }
+
+
+def test_gzipped_files_read_like_plain_ones(tmp_path: Path) -> None:
+    write(tmp_path, [question(1)], [annotation(1)])
+    plain = read_split(tmp_path, "train2014")
+    for name in (QUESTIONS, ANNOTATIONS):
+        path = tmp_path / name
+        path.with_name(f"{name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+    zipped = read_split(tmp_path, "train2014")
+    assert zipped.questions == plain.questions
+    assert set(zipped.files) == {f"{QUESTIONS}.gz", f"{ANNOTATIONS}.gz"}
+
+
+def test_split_without_annotations_reads_its_questions(tmp_path: Path) -> None:
+    (tmp_path / QUESTIONS).write_text(json.dumps({"questions": [question(1)]}))
+    assert not has_annotated_split(tmp_path, "train2014")
+    assert read_split(tmp_path, "train2014", annotated=False).questions[0].annotation is None
+
+
+def without(entry: dict[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in entry.items() if name != key}
+
+
+def nine_annotators(entry: dict[str, Any]) -> dict[str, Any]:
+    return entry | {"answers": entry["answers"][:9]}
+
+
+def same_annotator_twice(entry: dict[str, Any]) -> dict[str, Any]:
+    return entry | {"answers": [*entry["answers"][:9], entry["answers"][0]]}
+
+
+def answer_without_id(entry: dict[str, Any]) -> dict[str, Any]:
+    return entry | {"answers": [*entry["answers"][:3], {"answer": "x"}]}
+
+
+Q, A = question, annotation
+
+
+@pytest.mark.parametrize(
+    ("questions", "annotations", "message"),
+    [
+        ([Q(1), without(Q(2), "image_id")], [A(1)], rf"{QUESTIONS}: questions\[1\]: missing key 'image_id'"),
+        ([Q(1), without(Q(2), "question")], [A(1)], rf"{QUESTIONS}: questions\[1\]: missing key 'question'"),
+        ([Q(1)], [without(A(1), "answers")], rf"{ANNOTATIONS}: annotations\[0\]: missing key 'answers'"),
+        ([Q(1)], [answer_without_id(A(1))], r"annotations\[0\]\.answers\[3\]: missing key 'answer_id'"),
+        ([Q(1)], [nine_annotators(A(1))], r"annotations\[0\]: 10 answers with different answer_id are due"),
+        ([Q(1)], [same_annotator_twice(A(1))], r"annotations\[0\]: 10 answers with different answer_id"),
+        (
+            [Q(1) | {"question_id": "1"}],
+            [A(1)],
+            r"questions\[0\]: 'question_id' has to be an integer, not \"1\"",
+        ),
+        ([Q(1) | {"question": None}], [A(1)], r"questions\[0\]: 'question' has to be a string, not null"),
+        ([Q(1), "x"], [A(1)], r"questions\[1\]: an object with 'question_id' is due, not \"x\""),
+        ([Q(1), Q(2), Q(1)], [A(1), A(2)], r"questions\[2\]: question_id 1 is there twice"),
+        ([Q(1)], [A(1), A(1)], r"annotations\[1\]: question_id 1 is there twice"),
+        ([Q(1), Q(2)], [A(1)], rf"questions\[1\]: question_id 2 has no annotation in .*{ANNOTATIONS}"),
+        ([Q(1)], [A(1), A(3)], rf"{ANNOTATIONS}: question_id 3 has no question in .*{QUESTIONS}"),
+        ([Q(1, 5)], [A(1, image=6)], r"question_id 1 is about image 5, but about image 6 in"),
+        ([], [A(1)], rf"{QUESTIONS}: 'questions' is empty"),
+        ([Q(1)], [], rf"{ANNOTATIONS}: 'annotations' is empty"),
+        ({"a": 1}, [A(1)], rf"{QUESTIONS}: 'questions' has to be a list"),
+    ],
+)
+def test_bad_entries_are_named_by_file_and_place(
+    tmp_path: Path, questions: Any, annotations: Any, message: str
+) -> None:
+    write(tmp_path, questions, annotations)
+    with pytest.raises(UserError, match=message) as caught:
+        read_split(tmp_path, "train2014")
+    assert "\n" not in str(caught.value)
+
+
+def cut_short(path: Path) -> None:
+    path.write_text('{"questions": [\n  {"question_id": 1,\n')
+
+
+def not_utf8(path: Path) -> None:
+    path.write_bytes(b'{"questions": "\xff"}')
+
+
+def a_list(path: Path) -> None:
+    path.write_text("[1]")
+
+
+def broken_gzip(path: Path) -> None:
+    path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes())[:-20])
+    path.unlink()
+
+
+def not_gzip(path: Path) -> None:
+    path.rename(path.with_name(f"{path.name}.gz"))
+
+
+def removed(path: Path) -> None:
+    path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (cut_short, rf"{QUESTIONS}: line 3, column 1: not valid JSON"),
+        (not_utf8, rf"{QUESTIONS}: byte 15: not valid utf-8"),
+        (a_list, rf"{QUESTIONS}: an object with 'questions' is due, not \[1\]"),
+        (broken_gzip, rf"{QUESTIONS}.gz: cannot be read: "),
+        (not_gzip, rf"{QUESTIONS}.gz: cannot be read: Not a gzipped file"),
+        (removed, rf"looked for {QUESTIONS}, {QUESTIONS}.gz, found none of them"),
+    ],
+)
+def test_bad_files_are_named(tmp_path: Path, spoil: Callable[[Path], None], message: str) -> None:
+    write(tmp_path, [question(1)], [annotation(1)])
+    spoil(tmp_path / QUESTIONS)
+    with pytest.raises(UserError, match=message) as caught:
+        read_split(tmp_path, "train2014")
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_folder_is_called_missing(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nowhere \(no such folder\): looked for"):
+        read_split(tmp_path / "nowhere", "train2014")
+
+
+def test_image_names() -> None:
+    root = Path("/data")
+    assert image_path(root, "val2014", 42) == root / "val2014" / "COCO_val2014_000000000042.jpg"
+    assert image_path(root, "test-dev2015", 1) == root / "test2015" / "COCO_test2015_000000000001.jpg"
+
+
+def test_vocabulary_holds_normalised_majority_answers_with_nine_occurrences(tmp_path: Path) -> None:
+    answers = ["The Cat"] * 5 + ["cat"] * 4 + ["two"] * 12 + ["dog"] * 8 + ["ant"] * 9
+    write(
+        tmp_path,
+        [question(k) for k in range(len(answers))],
+        [annotation(k, a) for k, a in enumerate(answers)],
+    )
+    vocabulary = count_vocabulary([read_split(tmp_path, "train2014")])
+    assert vocabulary.answers == ("2", "ant", "cat")
+    assert vocabulary.provenance["count"] == 3
+
+
+def test_vocabulary_without_answers_is_an_error(tmp_path: Path) -> None:
+    write(tmp_path, [question(1)], [annotation(1)])
+    with pytest.raises(UserError, match="no answer occurs 9 times in train2014"):
+        count_vocabulary([read_split(tmp_path, "train2014")])
+
+
+def test_answer_lists_read_the_same_from_either_form(tmp_path: Path) -> None:
+    listed, inverse = tmp_path / "label2ans.json", tmp_path / "ans2label.json"
+    listed.write_text('["", "yes", "no"]')
+    inverse.write_text('{"no": 2, "": 0, "yes": 1}')
+    assert read_vocabulary(listed).answers == read_vocabulary(inverse).answers == ("", "yes", "no")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[]", "a list of answers"),
+        ('["a", 1]', "entry 1 is not a string: 1"),
+        ('["a", "b", "a"]', "entries 0 and 2 are the same answer, 'a'"),
+        ('{"a": 0, "b": 2}', "class indices have to run from 0 to 1"),
+        ('{"a": 0, "b": "1"}', "class indices have to run from 0 to 1"),
+        ('{"a": 0, "b": 0}', "class indices have to run from 0 to 1"),
+        ('"a"', "a list of answers"),
+        ("[", "line 1, column 2: not valid JSON"),
+    ],
+)
+def test_bad_answer_lists_are_named(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "answers.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=rf"answers\.json: {message}"):
+        read_vocabulary(path)
+
+
+def test_target_scores_count_normalised_answers_inside_the_vocabulary() -> None:
+    given = ["cat", "the cat", "Cat", "a cat", "two", "2", "dog", "ant", "ant", "ant"]
+    answers = list(enumerate(given, start=1))
+    index = {"cat": 0, "2": 1, "dog": 2, "ant": 3, "cow": 4}
+    assert target_scores(answers, index) == {0: 1.0, 1: 0.6, 2: 0.3, 3: 0.9}
+    assert target_scores(answers, {"cow": 0}) == {}
+
+
+@needs_shared_data
+def test_real_vqa2_files_parse_completely() -> None:
+    root = SHARED / "annotations_only" / "vqa2"
+    splits = [read_split(root, name) for name in ("train2014", "val2014")]
+    assert [len(split.questions) for split in splits] == [12_000, 8_977]
+    assert count_vocabulary(splits).answers[:2] == ("yes", "no")
+    published = find_answer_file(root)
+    assert published is not None
+    answers = read_vocabulary(published).answers
+    assert len(answers) == 3_129
+    # The published list was made by the same normalisation, so it is left as it is.
+    assert [answer for answer in answers if normalize_answer(answer) != answer] == []
+    assert read_vocabulary(root / "trainval_ans2label.json").answers == answers
