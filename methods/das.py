@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.backbones.base import Backbone
-from harness.backbones.block import Block, run_block
+from harness.backbones.block import Block, BlockInput, BlockOutput, run_block
 from harness.backbones.inputs import Streams
 from harness.errors import UserError, did_you_mean
 from methods.base import Inserted, Method, SearchTrainer, freeze
@@ -87,25 +87,9 @@ class SkippedBlock(Inserted):
         self.stream = stream
         self.shortcut = shortcut
 
-    def forward(
-        self,
-        hidden: Tensor,
-        mask: Tensor | None = None,
-        context: Tensor | None = None,
-        context_mask: Tensor | None = None,
-    ) -> Tensor:
-        """`(B, T, D)` → `(B, T, D)`; masks and the other stream are not read."""
-        return self.shortcut(hidden)  # type: ignore[no-any-return]
-
-    def first(
-        self,
-        hidden: Tensor,
-        mask: Tensor | None = None,
-        context: Tensor | None = None,
-        context_mask: Tensor | None = None,
-    ) -> Tensor:
-        """`(B, T, D)` → `(B, 1, D)`."""
-        return self.shortcut(hidden[:, :1])  # type: ignore[no-any-return]
+    def forward(self, inputs: BlockInput) -> BlockOutput:
+        """`(B, T, D)` → `(B, queries, D)`; masks and the other stream are not read."""
+        return inputs.result(self.shortcut(inputs.asking))
 
 
 class ClassificationToken(Inserted):
@@ -135,28 +119,9 @@ class GatedBlock(nn.Module):
         self.shortcut = shortcut
         self.skip = False
 
-    def forward(
-        self,
-        hidden: Tensor,
-        mask: Tensor | None = None,
-        context: Tensor | None = None,
-        context_mask: Tensor | None = None,
-    ) -> Tensor:
-        """`(B, T, D)` → `(B, T, D)`."""
-        return self._chosen()(hidden, mask, context, context_mask)  # type: ignore[no-any-return]
-
-    def first(
-        self,
-        hidden: Tensor,
-        mask: Tensor | None = None,
-        context: Tensor | None = None,
-        context_mask: Tensor | None = None,
-    ) -> Tensor:
-        """`(B, T, D)` → `(B, 1, D)`."""
-        return run_block(self._chosen(), hidden, mask, context, context_mask, first_only=True)
-
-    def _chosen(self) -> nn.Module:
-        return self.shortcut if self.skip else self.block
+    def forward(self, inputs: BlockInput) -> BlockOutput:
+        """`(B, T, D)` → `(B, queries, D)`."""
+        return run_block(self.shortcut if self.skip else self.block, inputs)
 
 
 class DAS(Method[DASOptions]):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.backbones.base import Backbone
-from harness.backbones.block import Block
+from harness.backbones.block import Block, BlockInput, BlockOutput, run_block
 from harness.backbones.inputs import Streams
 from methods.base import Inserted, Method, freeze
 from methods.option_checks import at_least
@@ -54,6 +54,11 @@ class Prompt(Inserted):
         attend = mask.new_full((*mask.shape[:-1], len(self.tokens)), mask.dtype == torch.bool)
         return torch.cat([mask[..., :1], attend, mask[..., 1:]], dim=-1)
 
+    def widen_sizes(self, sizes: Tensor) -> Tensor:
+        """Token sizes `(B, T)` → `(B, T + N)`: a prompt token stands for itself."""
+        ones = sizes.new_ones(len(sizes), len(self.tokens))
+        return torch.cat([sizes[:, :1], ones, sizes[:, 1:]], dim=1)
+
 
 class StreamPrompts(nn.Module):
     """One prompt for each stream, for `Backbone.prompt`."""
@@ -68,7 +73,13 @@ class StreamPrompts(nn.Module):
         for name, stream in streams.items():
             prompt = self.prompts[name]
             mask = None if stream.mask is None else prompt.widen(stream.mask)  # type: ignore[operator]
-            prompted[name] = replace(stream, hidden=prompt(stream.hidden), mask=mask)
+            length = stream.text_length
+            prompted[name] = replace(
+                stream,
+                hidden=prompt(stream.hidden),
+                mask=mask,
+                text_length=None if length is None else length + len(prompt.tokens),  # type: ignore[arg-type]
+            )
         return prompted
 
 
@@ -82,30 +93,24 @@ class PromptedBlock(Block):
         self.block = block
         self.prompt = prompt
 
-    def forward(
-        self,
-        hidden: Tensor,
-        mask: Tensor | None = None,
-        context: Tensor | None = None,
-        context_mask: Tensor | None = None,
-    ) -> Tensor:
-        """`(B, T, D)` → `(B, T, D)`; the other stream comes in without a prompt."""
-        if mask is not None:
-            mask = self.prompt.widen(mask)
-        prompted = self.block(self.prompt(hidden), mask, context, context_mask)
-        return torch.cat([prompted[:, :1], prompted[:, 1 + len(self.prompt.tokens) :]], dim=1)
+    def forward(self, inputs: BlockInput) -> BlockOutput:
+        """`(B, T, D)` → `(B, queries, D)`; the other stream comes in without a prompt.
 
-    def first(
-        self,
-        hidden: Tensor,
-        mask: Tensor | None = None,
-        context: Tensor | None = None,
-        context_mask: Tensor | None = None,
-    ) -> Tensor:
-        """`(B, T, D)` → `(B, 1, D)`: the prompt stands behind the first token."""
-        if mask is not None:
-            mask = self.prompt.widen(mask)
-        return self.block.first(self.prompt(hidden), mask, context, context_mask)
+        Where only the first token is wanted the prompt's own states need not be computed: it stands behind it.
+        """
+        tokens, count = inputs.tokens, len(self.prompt.tokens)
+        prompted = replace(
+            tokens,
+            hidden=self.prompt(tokens.hidden),
+            mask=None if tokens.mask is None else self.prompt.widen(tokens.mask),
+            text_length=None if tokens.text_length is None else tokens.text_length + count,
+            sizes=None if tokens.sizes is None else self.prompt.widen_sizes(tokens.sizes),
+        )
+        if inputs.queries == 1:
+            return run_block(self.block, replace(inputs, tokens=prompted))
+        hidden = run_block(self.block, replace(inputs, tokens=prompted, queries=None)).tokens.hidden
+        without = torch.cat([hidden[:, :1], hidden[:, 1 + count :]], dim=1)
+        return inputs.result(without if inputs.queries is None else without[:, : inputs.queries])
 
     @property
     def sublayers(self) -> tuple[str, ...]:  # type: ignore[override]

@@ -60,11 +60,10 @@ class Backbone(nn.Module, ABC):
     itself: where pairs are scored, streams come with different numbers of rows."""
     initializer_range: float
     pooled_token_only: bool = False
-    """Whether in training, and where an image is ranked with many texts, the last blocks compute the pooled token
-    alone, with the same result. Where cost is measured every token is computed, as published. See
-    `Method.per_token`."""
+    """True if the last blocks compute only the pooled token in training and in ranking, with the same result. Costs
+    are measured with all tokens, as published. See `Method.per_token`."""
     encoder: Callable[[Backbone, Inputs], Streams] | None = None
-    """Takes the place of `encode` in `forward` while it is set (`harness.training.encoder_cache`); None: nothing does."""
+    """Replaces `encode` in `forward` while it is set (`harness.training.encoder_cache`)."""
 
     @abstractmethod
     def encode(self, inputs: Inputs) -> Streams:

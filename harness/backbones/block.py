@@ -3,21 +3,110 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Protocol, Self
 
 from torch import Tensor, nn
 
 
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """The tokens of one stream between two blocks, and what goes with them.
+
+    A block may return fewer tokens than it was given (merging, pruning). Mask, text length and sizes then
+    describe the tokens it returns.
+
+    hidden: hidden states `(B, T, D)`.
+    mask: additive float `(B, 1, 1, T)`, 0 where a token may be attended to and the lowest number where not;
+        None: all may be.
+    text_length: in a stream that joins both modalities, how many of the leading tokens are text; None in a
+        stream of one modality.
+    sizes: `(B, T)` float, how many original tokens each token stands for; None: one each.
+    """
+
+    hidden: Tensor
+    mask: Tensor | None = None
+    text_length: int | None = None
+    sizes: Tensor | None = None
+
+    def with_hidden(self, hidden: Tensor) -> Self:
+        """The same tokens with other hidden states `(B, T, D)`."""
+        return replace(self, hidden=hidden)
+
+    def first(self, count: int) -> Self:
+        """The leading `count` tokens."""
+        return replace(
+            self,
+            hidden=self.hidden[:, :count],
+            mask=None if self.mask is None else self.mask[..., :count],
+            text_length=None if self.text_length is None else min(self.text_length, count),
+            sizes=None if self.sizes is None else self.sizes[:, :count],
+        )
+
+    def __len__(self) -> int:
+        """Number of tokens T."""
+        return self.hidden.shape[1]
+
+
+@dataclass(frozen=True, slots=True)
+class BlockInput:
+    """What a block reads.
+
+    tokens: the tokens of its own stream.
+    context: the other stream's tokens, for blocks with cross-attention; None where there is one stream.
+    queries: how many of the leading tokens the result is wanted of; the others are only attended to. None: all.
+    bridge: what a link adds from outside the fusion stage, `(B, T, D)`; None where the backbone has no links.
+    """
+
+    tokens: Tokens
+    context: Tokens | None = None
+    queries: int | None = None
+    bridge: Tensor | None = None
+
+    @property
+    def asking(self) -> Tensor:
+        """Hidden states of the tokens whose result is wanted, `(B, queries, D)`."""
+        hidden = self.tokens.hidden
+        return hidden if self.queries is None else hidden[:, : self.queries]
+
+    def result(self, hidden: Tensor) -> BlockOutput:
+        """An output with these hidden states of the asking tokens; everything else as it came in."""
+        tokens = self.tokens if self.queries is None else self.tokens.first(self.queries)
+        return BlockOutput(tokens.with_hidden(hidden))
+
+
+@dataclass(frozen=True, slots=True)
+class BlockOutput:
+    """What a block gives back: `queries` of its tokens, or all that are left.
+
+    context: the other stream's tokens where the block has changed those too (a text layer that prunes image
+        tokens); None: as they were.
+    """
+
+    tokens: Tokens
+    context: Tokens | None = None
+
+
+class BlockLike(Protocol):
+    """What may stand in a block's place: the pretrained block, or one that is skipped, gated or routed."""
+
+    name: str
+    stream: str
+
+    def __call__(self, inputs: BlockInput) -> BlockOutput:
+        """Run on the tokens of its stream."""
+
+
 class Block(nn.Module, ABC):
-    """One block of the fusion stage: hidden states in, hidden states of the same shape out.
+    """A pretrained block of the fusion stage.
 
     Its sublayers (attention, feed-forward, …) are named in `sublayers`, and each has two slots:
 
     - `sequential[name]` is applied to the sublayer's output before the residual is added;
-    - `parallel[name]` reads the block's residual stream before the sublayer (un-normalised, where the
-      block normalises first) and is added to the sublayer's result.
+    - `parallel[name]` reads the block's residual stream before the sublayer (not normalised, where the block
+      normalises first) and is added to the sublayer's result.
 
-    A block that normalises after adding the residual has a third:
+    A post-norm block, which normalises after adding the residual, has a third:
 
     - `post_norm[name]` reads what `parallel[name]` reads and is added to the norm's result.
 
@@ -30,31 +119,12 @@ class Block(nn.Module, ABC):
     sequential: nn.ModuleDict
     parallel: nn.ModuleDict
     normalizes_last: ClassVar[bool] = False
-    """Whether it is a post-norm block, with slots `post_norm`."""
+    """True for a post-norm block, which has slots `post_norm`."""
     post_norm: nn.ModuleDict
 
     @abstractmethod
-    def forward(
-        self,
-        hidden: Tensor,
-        mask: Tensor | None = None,
-        context: Tensor | None = None,
-        context_mask: Tensor | None = None,
-    ) -> Tensor:
-        """`hidden` `(B, T, D)` → `(B, T, D)`; masks are additive float `(B, 1, 1, T)` or None.
-
-        `context` is the other stream's hidden states, for blocks with cross-attention.
-        """
-
-    def first(
-        self,
-        hidden: Tensor,
-        mask: Tensor | None = None,
-        context: Tensor | None = None,
-        context_mask: Tensor | None = None,
-    ) -> Tensor:
-        """The first token of what `forward` returns, `(B, 1, D)`; a block need not compute the others for it."""
-        return self(hidden, mask, context, context_mask)[:, :1]  # type: ignore[no-any-return]
+    def forward(self, inputs: BlockInput) -> BlockOutput:
+        """Run the block. With `inputs.queries` it must return just those tokens, and need compute no others."""
 
     @abstractmethod
     def projections(self) -> dict[str, nn.Linear]:
@@ -64,23 +134,15 @@ class Block(nn.Module, ABC):
 
     @abstractmethod
     def set_projection(self, role: str, module: nn.Module) -> None:
-        """Put `module` (a map `(…, in) → (…, out)`) in the place of the projection `role`."""
+        """Replace the projection `role` by `module`, a map `(…, in) → (…, out)`."""
 
 
-def run_block(
-    block: nn.Module,
-    hidden: Tensor,
-    mask: Tensor | None = None,
-    context: Tensor | None = None,
-    context_mask: Tensor | None = None,
-    first_only: bool = False,
-) -> Tensor:
-    """`(B, T, D)` → `(B, T, D)`, or the first token of it `(B, 1, D)`, the short way if the block has one.
+def run_block(block: nn.Module, inputs: BlockInput) -> BlockOutput:
+    """Run a block, or whatever stands in its place.
 
-    Whatever stands in a block's place may lack `Block.first`; it is then run whole.
+    One that ignores `inputs.queries` computes all tokens; those that are not wanted are dropped here.
     """
-    short = getattr(block, "first", None) if first_only else None
-    if short is not None:
-        return short(hidden, mask, context, context_mask)  # type: ignore[no-any-return]
-    result: Tensor = block(hidden, mask, context, context_mask)
-    return result[:, :1] if first_only else result
+    output: BlockOutput = block(inputs)
+    if inputs.queries is None or len(output.tokens) <= inputs.queries:
+        return output
+    return replace(output, tokens=output.tokens.first(inputs.queries))

@@ -70,11 +70,13 @@ class Stream:
     """Hidden states `(B, T, D)` and their mask `(B, T)` bool (True: attend; None: attend to all).
 
     token_type: row of the token-type table that `fuse` is still to add; None if there is nothing to add.
+    text_length: in a stream that joins both modalities, how many of the leading tokens are text; else None.
     """
 
     hidden: Tensor
     mask: Tensor | None = None
     token_type: int | None = None
+    text_length: int | None = None
 
 
 Streams = dict[str, Stream]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from harness.backbones.block import Tokens
 from harness.backbones.inputs import Inputs, Streams
 
 
@@ -20,6 +21,14 @@ class Rows:
     def of(self, name: str, states: Tensor) -> Tensor:
         """`states` `(rows, …)` of stream `name`, "text" or "image", one row a pair: `(pairs, …)`."""
         return states.index_select(0, self.text if name == "text" else self.image)
+
+    def spread_tokens(self, name: str, tokens: Tokens) -> Tokens:
+        """Tokens of stream `name` with one row a pair."""
+        return replace(
+            tokens,
+            hidden=self.of(name, tokens.hidden),
+            mask=None if tokens.mask is None else self.of(name, tokens.mask),
+        )
 
     def spread(self, streams: Streams) -> Streams:
         """Streams with one row a pair."""

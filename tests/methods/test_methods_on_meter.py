@@ -15,6 +15,7 @@ from methods.base import Method
 from methods.das import DAS, ClassificationToken, DASOptions, SkippedBlock, skippable_sets
 from methods.lora import LoRA
 from methods.prompts import DeepPrompt, PromptOptions, ShallowPrompt
+from tests.support.blocks import run
 from tests.support.meter_methods import METHODS, every_method, randomize
 
 Maker = Callable[..., MeterBackbone]
@@ -112,7 +113,7 @@ def test_das_puts_its_adapters_where_they_are_published(make_meter: Maker) -> No
     first = attended(old.attention, hidden, hidden, block.parallel["self_attention"])
     second = attended(old.crossattention, first, context, block.parallel["cross_attention"])
     fed = old.output.LayerNorm(old.output.dense(old.intermediate(second)) + second)
-    torch.testing.assert_close(block(hidden, None, context), fed + block.post_norm["mlp"](second))
+    torch.testing.assert_close(run(block, hidden, None, context), fed + block.post_norm["mlp"](second))
 
 
 @torch.no_grad()
@@ -137,9 +138,9 @@ def test_the_image_layer_beside_a_skipped_text_layer_reads_the_incoming_text(mak
     backbone = make_meter()
     DAS(DASOptions(blocks=("text.0",))).adapt(backbone, torch.Generator().manual_seed(0))
     seen: list[Tensor] = []
-    backbone.blocks[2].register_forward_pre_hook(lambda _module, args: seen.append(args[2]))
+    backbone.blocks[2].register_forward_pre_hook(lambda _module, args: seen.append(args[0].context.hidden))
     incoming: list[Tensor] = []
-    backbone.blocks[0].register_forward_pre_hook(lambda _module, args: incoming.append(args[0]))
+    backbone.blocks[0].register_forward_pre_hook(lambda _module, args: incoming.append(args[0].tokens.hidden))
     pooled(backbone)
     assert torch.equal(seen[0], incoming[0])
 

@@ -7,22 +7,23 @@ from harness.backbones.base import BackboneOptions
 from harness.backbones.vilt.loading import load_vilt_mini
 from harness.errors import UserError
 from methods.parallel import ParallelAdapter, ParallelAdapterOptions
+from tests.support.blocks import run
 
 
 def test_it_reads_the_residual_stream_and_adds_to_the_sublayers_result() -> None:
     backbone = load_vilt_mini(BackboneOptions(weights="random"))
     hidden = torch.randn(2, 7, 128)
     block = backbone.blocks[0]
-    plain = block(hidden)
+    plain = run(block, hidden)
     ParallelAdapter().adapt(backbone, torch.Generator().manual_seed(0))
-    torch.testing.assert_close(block(hidden), plain)
+    torch.testing.assert_close(run(block, hidden), plain)
     torch.nn.init.normal_(block.parallel["attention"].up.bias)
     torch.nn.init.normal_(block.parallel["attention"].up.weight)
     normed = block.layernorm_before(hidden)
     attended = block._attend(normed, normed, None)
     between = hidden + attended + block.parallel["attention"](hidden)
     expected = between + block.output.dense(block.intermediate(block.layernorm_after(between)))
-    torch.testing.assert_close(block(hidden), expected)
+    torch.testing.assert_close(run(block, hidden), expected)
 
 
 def test_a_learned_scale_is_one_more_parameter_until_it_is_folded() -> None:

@@ -5,12 +5,14 @@ import torch
 import torch.nn.functional as F
 
 from harness.backbones.base import BackboneOptions
+from harness.backbones.block import BlockInput, BlockOutput, Tokens
 from harness.backbones.inputs import Inputs, Stream
 from harness.backbones.vilt.loading import load_vilt_mini
 from harness.backbones.vilt.model import ViltBackbone
 from harness.errors import UserError
 from methods.lora import LoRA
 from methods.prompts import DeepPrompt, Prompt, PromptedBlock, PromptOptions, ShallowPrompt, prompt_length
+from tests.support.blocks import run
 
 both_depths = pytest.mark.parametrize("method", [ShallowPrompt, DeepPrompt])
 
@@ -75,7 +77,7 @@ def test_deep_prompts_are_new_in_every_block_and_gone_behind_it() -> None:
     expected = hidden
     for block in backbone.blocks:
         tokens = block.prompt.tokens.expand(2, 3, 128)
-        inside = block.block(torch.cat([expected[:, :1], tokens, expected[:, 1:]], dim=1))
+        inside = run(block.block, torch.cat([expected[:, :1], tokens, expected[:, 1:]], dim=1))
         expected = torch.cat([inside[:, :1], inside[:, 4:]], dim=1)
     found = backbone.run_blocks({"joint": Stream(hidden)})["joint"].hidden
     assert found.shape == hidden.shape
@@ -102,19 +104,25 @@ def test_a_prompted_block_hands_the_other_stream_through_as_it_is() -> None:
     class Spy(torch.nn.Module):
         name, stream = "text.0", "text"
 
-        def forward(self, hidden, mask=None, context=None, context_mask=None):
-            seen.update(hidden=hidden.shape, mask=mask.shape, context=context, context_mask=context_mask)
-            return hidden
+        def forward(self, inputs: BlockInput) -> BlockOutput:
+            tokens = inputs.tokens
+            seen.update(
+                hidden=tokens.hidden.shape, mask=tokens.mask.shape, sizes=tokens.sizes, context=inputs.context
+            )
+            return inputs.result(tokens.hidden)
 
     block = PromptedBlock(Spy(), Prompt(2, 4, torch.Generator()))
     hidden, mask = torch.randn(1, 3, 4), torch.zeros(1, 1, 1, 3)
-    context, context_mask = torch.randn(1, 6, 4), torch.zeros(1, 1, 1, 6)
-    out = block(hidden, mask=mask, context=context, context_mask=context_mask)
-    assert torch.equal(out, hidden)
+    context = Tokens(torch.randn(1, 6, 4), torch.zeros(1, 1, 1, 6))
+    own = Tokens(hidden, mask, sizes=torch.tensor([[1.0, 3.0, 2.0]]))
+    out = block(BlockInput(own, context)).tokens
+    assert torch.equal(out.hidden, hidden)
+    assert out.mask is mask
+    assert out.sizes is own.sizes
     assert seen["hidden"] == (1, 5, 4)
     assert seen["mask"] == (1, 1, 1, 5)
+    assert seen["sizes"].tolist() == [[1, 1, 1, 3, 2]]
     assert seen["context"] is context
-    assert seen["context_mask"] is context_mask
 
 
 @pytest.mark.parametrize(("method", "copies"), [(ShallowPrompt, 1), (DeepPrompt, 12)])

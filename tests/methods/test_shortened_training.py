@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.backbones.base import Backbone
+from harness.backbones.block import BlockInput, BlockOutput, Tokens
 from harness.backbones.inputs import Inputs
 from harness.backbones.meter.model import MeterBackbone
 from methods.adapter import SequentialAdapter
@@ -165,7 +166,8 @@ def test_a_gated_block_is_shortened_either_way(skip: bool) -> None:
     shortcut = das._shortcut(backbone, 11, torch.Generator().manual_seed(0))
     backbone.blocks[11] = GatedBlock(backbone.blocks[11], shortcut)
     backbone.blocks[11].skip = skip
-    assert backbone.blocks[11].first(torch.randn(2, 5, backbone.width)).shape == (2, 1, backbone.width)
+    inputs = BlockInput(Tokens(torch.randn(2, 5, backbone.width)), queries=1)
+    assert backbone.blocks[11](inputs).tokens.hidden.shape == (2, 1, backbone.width)
     assert_same_either_way(backbone, inputs_with_padding(backbone, 64))
 
 
@@ -173,8 +175,8 @@ def test_what_knows_no_short_way_is_run_whole() -> None:
     """A module put in a block's place by somebody else: its result is cut."""
 
     class Foreign(nn.Module):
-        def forward(self, hidden: Tensor, *_: object) -> Tensor:
-            return hidden.flip(1)
+        def forward(self, inputs: BlockInput) -> BlockOutput:
+            return BlockOutput(inputs.tokens.with_hidden(inputs.tokens.hidden.flip(1)))
 
     backbone = mini()
     backbone.blocks[11] = Foreign()

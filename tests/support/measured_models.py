@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from transformers import ViltConfig
 
+from harness.backbones.block import BlockInput, BlockOutput
 from harness.backbones.vilt.block import ViltBlock
 from harness.backbones.vilt.model import ViltBackbone
 from harness.backbones.vilt.processor import ViltProcessor
@@ -19,9 +20,20 @@ class Bottleneck(Inserted):
         self.down = nn.Linear(width, inner)
         self.up = nn.Linear(inner, width)
 
-    def forward(self, hidden: torch.Tensor, *unused: object) -> torch.Tensor:
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         result: torch.Tensor = self.up(torch.relu(self.down(self.norm(hidden))))
         return result
+
+
+class Bypass(nn.Module):
+    """A skipped block: its shortcut alone."""
+
+    def __init__(self, shortcut: nn.Module) -> None:
+        super().__init__()
+        self.shortcut = shortcut
+
+    def forward(self, inputs: BlockInput) -> BlockOutput:
+        return inputs.result(self.shortcut(inputs.asking))
 
 
 def build(config: ViltConfig) -> ViltBackbone:
@@ -42,7 +54,8 @@ def add_adapters_of_das(backbone: ViltBackbone, skipped: int) -> list[nn.Module]
     for index, block in enumerate(list(backbone.blocks)):
         assert isinstance(block, ViltBlock)
         if index < skipped:
-            backbone.blocks[index] = shortcut = Bottleneck(backbone.width, 192)
+            shortcut = Bottleneck(backbone.width, 192)
+            backbone.blocks[index] = Bypass(shortcut)
             modules.append(shortcut)
             continue
         for sublayer in block.sublayers:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.models.bridgetower.modeling_bridgetower import BridgeTowerBertCrossLayer
 
-from harness.backbones.block import Block
+from harness.backbones.block import Block, BlockInput, BlockOutput, Tokens
 from harness.backbones.meter.config import MeterConfig
 
 
@@ -36,47 +36,24 @@ class MeterBlock(Block):
         self.heads = config.num_attention_heads
         self.attention_dropout = config.attention_probs_dropout_prob
 
-    def forward(
-        self,
-        hidden: Tensor,
-        mask: Tensor | None = None,
-        context: Tensor | None = None,
-        context_mask: Tensor | None = None,
-    ) -> Tensor:
-        """`(B, T, D)` → `(B, T, D)`; `context` `(B, S, D)` are the other stream's states of the depth before.
+    def forward(self, inputs: BlockInput) -> BlockOutput:
+        """`(B, T, D)` → `(B, queries, D)`; the context `(B, S, D)` is the other stream at the depth before.
+
+        Of tokens that are not wanted only keys and values are computed.
 
         Raises:
             ValueError: there is no context.
         """
-        return self._run(hidden, mask, context, context_mask, first_only=False)
-
-    def first(
-        self,
-        hidden: Tensor,
-        mask: Tensor | None = None,
-        context: Tensor | None = None,
-        context_mask: Tensor | None = None,
-    ) -> Tensor:
-        """`(B, T, D)` → `(B, 1, D)`: of the other tokens only keys and values are computed."""
-        return self._run(hidden, mask, context, context_mask, first_only=True)
-
-    def _run(
-        self,
-        hidden: Tensor,
-        mask: Tensor | None,
-        context: Tensor | None,
-        context_mask: Tensor | None,
-        first_only: bool,
-    ) -> Tensor:
+        tokens, context = inputs.tokens, inputs.context
         if context is None:
             raise ValueError(f"{self.name} attends to the other stream: context is missing")
-        own = self.attend_to_itself(hidden, mask, first_only)
-        return self.attend_across(own, self.query(own), *self.keys_and_values(context), context_mask)
+        own = self.attend_to_itself(inputs.asking, tokens)
+        key, value = self.keys_and_values(context.hidden)
+        return inputs.result(self.attend_across(own, self.query(own), key, value, context.mask))
 
-    def attend_to_itself(self, hidden: Tensor, mask: Tensor | None, first_only: bool = False) -> Tensor:
-        """The first sublayer, `(B, T, D)` → `(B, T, D)` or its first token: it reads its own stream only."""
-        asking = hidden[:, :1] if first_only else hidden
-        attended = self._attend(self.attention, asking, hidden, mask)
+    def attend_to_itself(self, asking: Tensor, tokens: Tokens) -> Tensor:
+        """The first sublayer, `(B, Q, D)` → `(B, Q, D)`: it reads the tokens of its own stream only."""
+        attended = self._attend(self.attention, asking, tokens.hidden, tokens.mask)
         return self._close("self_attention", self.attention.output, attended, asking)
 
     def query(self, own: Tensor) -> Tensor:

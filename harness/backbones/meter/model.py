@@ -8,7 +8,7 @@ that a method for the fusion layers trains, and can be computed once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.models.bridgetower.modeling_bridgetower import BridgeTowerPooler
 
 from harness.backbones.base import Backbone, Processor
-from harness.backbones.block import run_block
+from harness.backbones.block import BlockInput, Tokens, run_block
 from harness.backbones.inputs import Inputs, Stream, Streams
 from harness.backbones.masks import additive_mask
 from harness.backbones.meter.block import MeterBlock
@@ -152,7 +152,7 @@ class MeterBackbone(Backbone):
 
     def fuse(self, streams: Streams) -> Tensor:
         """The pooled first tokens of both streams after all blocks, text first: `(B, 2 D)`."""
-        return self.pool(self.run_blocks(streams, first_only=self.training and self.pooled_token_only))
+        return self.pool(self.run_blocks(streams, 1 if self.training and self.pooled_token_only else None))
 
     def forward_pairs(self, inputs: Inputs) -> Tensor:
         """As `forward` on `inputs.paired()`; both encoders run once for each text and image."""
@@ -163,36 +163,40 @@ class MeterBackbone(Backbone):
         # What replaces `fuse` (the adapters library) must see all of it; dropout is drawn for each pair.
         if "fuse" in vars(self) or self.training:
             return self.fuse(rows.spread(streams))
-        states = first_depth(self.blocks, self.enter(streams), rows)
-        return self.pool(self.run_depths(states, first=1, first_only=self.pooled_token_only))
+        tokens = first_depth(self.blocks, self.enter(streams), rows)
+        return self.pool(self.run_depths(tokens, first=1, queries=1 if self.pooled_token_only else None))
 
-    def run_blocks(self, streams: Streams, first_only: bool = False) -> Streams:
-        """Hidden states after the last depth; both layers of a depth read the states before it."""
-        return self.run_depths(self.enter(streams), first_only=first_only)
+    def run_blocks(self, streams: Streams, queries: int | None = None) -> dict[str, Tokens]:
+        """The tokens after the last depth; both layers of a depth read the states before it."""
+        return self.run_depths(self.enter(streams), queries=queries)
 
-    def enter(self, streams: Streams) -> Streams:
+    def enter(self, streams: Streams) -> dict[str, Tokens]:
         """What the first depth reads: with prompts, if there are any, and token types."""
         if self.prompt is not None:
             streams = self.prompt(streams)
-        return {name: self._add_token_type(streams[name]) for name in STREAMS}
+        entered: dict[str, Tokens] = {}
+        for name in STREAMS:
+            stream = self._add_token_type(streams[name])
+            entered[name] = Tokens(stream.hidden, additive_mask(stream.mask, stream.hidden))
+        return entered
 
-    def run_depths(self, streams: Streams, first: int = 0, first_only: bool = False) -> Streams:
-        """Hidden states after the last depth, of states that have come as far as depth `first`.
+    def run_depths(
+        self, tokens: Mapping[str, Tokens], first: int = 0, queries: int | None = None
+    ) -> dict[str, Tokens]:
+        """The tokens after the last depth, of tokens that have come as far as depth `first`.
 
-        first_only: of each stream's first token only.
+        queries: how many leading tokens of each stream the last depth computes; None: all.
         """
-        text, image = (streams[name] for name in STREAMS)
-        masks = [additive_mask(stream.mask, stream.hidden) for stream in (text, image)]
-        states = text.hidden, image.hidden
+        text, image = (tokens[name] for name in STREAMS)
         depths = len(self.blocks) // 2
         for depth in range(first, depths):
-            text_block, image_block = self.blocks[depth], self.blocks[depths + depth]
-            short = first_only and depth == depths - 1
-            states = (
-                run_block(text_block, states[0], masks[0], states[1], masks[1], first_only=short),
-                run_block(image_block, states[1], masks[1], states[0], masks[0], first_only=short),
-            )
-        return {"text": Stream(states[0], text.mask), "image": Stream(states[1], image.mask)}
+            wanted = queries if depth == depths - 1 else None
+            of_text = run_block(self.blocks[depth], BlockInput(text, image, wanted))
+            # A text layer may also reduce the image tokens, which are then what the image layer continues with.
+            image = image if of_text.context is None else of_text.context
+            of_image = run_block(self.blocks[depths + depth], BlockInput(image, text, wanted))
+            text, image = of_text.tokens, of_image.tokens
+        return {"text": text, "image": image}
 
     def _add_token_type(self, stream: Stream) -> Stream:
         if stream.token_type is None:
@@ -200,11 +204,11 @@ class MeterBackbone(Backbone):
         row = self.model.token_type_embeddings.weight[stream.token_type]
         return Stream(stream.hidden + row, stream.mask)
 
-    def pool(self, streams: Streams) -> Tensor:
+    def pool(self, tokens: Mapping[str, Tokens]) -> Tensor:
         """Poolers of both streams' first tokens: `(B, 2 D)`."""
         pooled = (
-            self.model.text_pooler(streams["text"].hidden),
-            self.model.image_pooler(streams["image"].hidden),
+            self.model.text_pooler(tokens["text"].hidden),
+            self.model.image_pooler(tokens["image"].hidden),
         )
         return torch.cat(pooled, dim=-1)
 

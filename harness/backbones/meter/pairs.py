@@ -8,47 +8,37 @@ computes the pooled tokens alone, as in training.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import nn
 
-from harness.backbones.inputs import Stream, Streams
-from harness.backbones.masks import additive_mask
+from harness.backbones.block import BlockInput, Tokens, run_block
 from harness.backbones.meter.block import MeterBlock
 from harness.backbones.pairs import Rows
 
 
-def first_depth(blocks: nn.ModuleList, streams: Streams, rows: Rows) -> Streams:
-    """States of all pairs after depth 0, from the rows of each stream.
+def first_depth(blocks: nn.ModuleList, tokens: Mapping[str, Tokens], rows: Rows) -> dict[str, Tokens]:
+    """The tokens of all pairs after depth 0, from the rows of each stream.
 
     A block that is not METER's own any more (skipped, wrapped in a prompt, hooked) is run on all pairs.
     """
-    masks = {name: additive_mask(stream.mask, stream.hidden) for name, stream in streams.items()}
     depths = len(blocks) // 2
-    after: Streams = {}
-    for name, other, block in (
-        ("text", "image", blocks[0]),
-        ("image", "text", blocks[depths]),
-    ):
-        own_mask, other_mask = masks[name], masks[other]
-        spread_mask = None if other_mask is None else rows.of(other, other_mask)
-        if type(block) is MeterBlock and not _hooked(block):
-            own = block.attend_to_itself(streams[name].hidden, own_mask)
-            key, value = block.keys_and_values(streams[other].hidden)
-            hidden = block.attend_across(
-                rows.of(name, own),
-                rows.of(name, block.query(own)),
-                rows.of(other, key),
-                rows.of(other, value),
-                spread_mask,
-            )
-        else:
-            hidden = block(
-                rows.of(name, streams[name].hidden),
-                None if own_mask is None else rows.of(name, own_mask),
-                rows.of(other, streams[other].hidden),
-                spread_mask,
-            )
-        mask = streams[name].mask
-        after[name] = Stream(hidden, None if mask is None else rows.of(name, mask))
+    spread = {name: rows.spread_tokens(name, stream) for name, stream in tokens.items()}
+    after: dict[str, Tokens] = {}
+    for name, other, block in (("text", "image", blocks[0]), ("image", "text", blocks[depths])):
+        if type(block) is not MeterBlock or _hooked(block):
+            after[name] = run_block(block, BlockInput(spread[name], spread[other])).tokens
+            continue
+        own = block.attend_to_itself(tokens[name].hidden, tokens[name])
+        key, value = block.keys_and_values(tokens[other].hidden)
+        hidden = block.attend_across(
+            rows.of(name, own),
+            rows.of(name, block.query(own)),
+            rows.of(other, key),
+            rows.of(other, value),
+            spread[other].mask,
+        )
+        after[name] = spread[name].with_hidden(hidden)
     return after
 
 

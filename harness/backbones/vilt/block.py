@@ -13,7 +13,7 @@ from transformers.models.vilt.modeling_vilt import (
     ViltOutput,
 )
 
-from harness.backbones.block import Block
+from harness.backbones.block import Block, BlockInput, BlockOutput
 
 BLOCK_LAYER_NORM_EPS = 1e-6
 """Of the blocks and the final norm, as in the original; the text embedding's stays at 1e-12."""
@@ -37,27 +37,12 @@ class ViltBlock(Block):
         self.parallel = nn.ModuleDict()
         self.heads = config.num_attention_heads
 
-    def forward(
-        self,
-        hidden: Tensor,
-        mask: Tensor | None = None,
-        context: Tensor | None = None,
-        context_mask: Tensor | None = None,
-    ) -> Tensor:
-        """`(B, T, D)` → `(B, T, D)`; there is no other stream, so `context` is not read."""
-        normed = self.layernorm_before(hidden)
-        return self._finish(hidden, self._attend(normed, normed, mask))
-
-    def first(
-        self,
-        hidden: Tensor,
-        mask: Tensor | None = None,
-        context: Tensor | None = None,
-        context_mask: Tensor | None = None,
-    ) -> Tensor:
-        """`(B, T, D)` → `(B, 1, D)`: of the other tokens only keys and values are computed."""
-        normed = self.layernorm_before(hidden)
-        return self._finish(hidden[:, :1], self._attend(normed[:, :1], normed, mask))
+    def forward(self, inputs: BlockInput) -> BlockOutput:
+        """`(B, T, D)` → `(B, queries, D)`; of tokens that are not wanted only keys and values are computed."""
+        tokens, asking = inputs.tokens, inputs.asking
+        normed = self.layernorm_before(tokens.hidden)
+        attended = self._attend(normed[:, : asking.shape[1]], normed, tokens.mask)
+        return inputs.result(self._finish(asking, attended))
 
     def _attend(self, asking: Tensor, read: Tensor, mask: Tensor | None) -> Tensor:
         """Attention of `asking` `(B, T, D)` to `read` `(B, S, D)`."""

@@ -8,7 +8,7 @@ numbers in evaluation (`ViltModel` orders the patches by `torch.multinomial` eve
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import ViltConfig, ViltModel
 
 from harness.backbones.base import Backbone, Processor
-from harness.backbones.block import run_block
+from harness.backbones.block import BlockInput, Tokens, run_block
 from harness.backbones.inputs import Inputs, Stream, Streams
 from harness.backbones.masks import additive_mask
 from harness.backbones.pairs import distinct_rows
@@ -69,7 +69,7 @@ class ViltBackbone(Backbone):
         text = self._embed_text(inputs.input_ids)
         image, patch_mask = self._embed_image(inputs)
         mask = _join_masks(inputs.text_mask, patch_mask, text, image)
-        return {"joint": Stream(torch.cat([text, image], dim=1), mask)}
+        return {"joint": Stream(torch.cat([text, image], dim=1), mask, text_length=text.shape[1])}
 
     def forward_pairs(self, inputs: Inputs) -> Tensor:
         """As `forward` on `inputs.paired()`; in evaluation each text and image is embedded once, and the last
@@ -83,11 +83,9 @@ class ViltBackbone(Backbone):
         image = rows.of("image", embedded)
         patch_mask = None if patch_mask is None else rows.of("image", patch_mask)
         mask = _join_masks(inputs.text_mask, patch_mask, text, image)
-        streams = {"joint": Stream(torch.cat([text, image], dim=1), mask)}
+        streams = {"joint": Stream(torch.cat([text, image], dim=1), mask, text_length=text.shape[1])}
         return (
-            self.pool(self.run_blocks(streams, first_only=True))
-            if self.pooled_token_only
-            else self.fuse(streams)
+            self.pool(self.run_blocks(streams, queries=1)) if self.pooled_token_only else self.fuse(streams)
         )
 
     def _embed_text(self, input_ids: Tensor) -> Tensor:
@@ -154,23 +152,23 @@ class ViltBackbone(Backbone):
 
     def fuse(self, streams: Streams) -> Tensor:
         """The pooled text class token `(B, D)` after all blocks."""
-        return self.pool(self.run_blocks(streams, first_only=self.training and self.pooled_token_only))
+        queries = 1 if self.training and self.pooled_token_only else None
+        return self.pool(self.run_blocks(streams, queries))
 
-    def run_blocks(self, streams: Streams, first_only: bool = False) -> Streams:
-        """Hidden states after the last block, before the final norm; of the first token only, if so wished."""
+    def run_blocks(self, streams: Streams, queries: int | None = None) -> dict[str, Tokens]:
+        """The tokens after the last block, before the final norm; `queries`: only so many leading ones."""
         if self.prompt is not None:
             streams = self.prompt(streams)
         stream = streams["joint"]
-        mask = additive_mask(stream.mask, stream.hidden)
-        hidden = stream.hidden
+        tokens = Tokens(stream.hidden, additive_mask(stream.mask, stream.hidden), stream.text_length)
         last = len(self.blocks) - 1
         for index, block in enumerate(self.blocks):
-            hidden = run_block(block, hidden, mask, first_only=first_only and index == last)
-        return {"joint": Stream(hidden, stream.mask)}
+            tokens = run_block(block, BlockInput(tokens, queries=queries if index == last else None)).tokens
+        return {"joint": tokens}
 
-    def pool(self, streams: Streams) -> Tensor:
+    def pool(self, tokens: Mapping[str, Tokens]) -> Tensor:
         """Final norm and pooler of the first token: `(B, D)`."""
-        first = self.model.layernorm(streams["joint"].hidden[:, :1])
+        first = self.model.layernorm(tokens["joint"].hidden[:, :1])
         return self.model.pooler(first)  # type: ignore[no-any-return]
 
     def common_parameters(self) -> Iterator[nn.Parameter]:

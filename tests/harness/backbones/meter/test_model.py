@@ -7,9 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from harness.backbones.block import BlockInput, Tokens
 from harness.backbones.inputs import Inputs
 from harness.backbones.meter.model import MeterBackbone
 from harness.errors import UserError
+from tests.support.blocks import run
 
 Maker = Callable[..., MeterBackbone]
 
@@ -36,7 +38,7 @@ def test_both_layers_of_a_depth_read_the_states_before_it(make_meter: Maker) -> 
     text, image = streams["text"].hidden + rows[0], streams["image"].hidden + rows[1]
     for depth in range(2):
         text_block, image_block = backbone.blocks[depth], backbone.blocks[2 + depth]
-        text, image = text_block(text, None, image), image_block(image, None, text)
+        text, image = run(text_block, text, None, image), run(image_block, image, None, text)
     after = backbone.run_blocks(streams)
     torch.testing.assert_close(after["text"].hidden, text)
     torch.testing.assert_close(after["image"].hidden, image)
@@ -112,16 +114,16 @@ def test_projections_can_be_replaced_by_role(make_meter: Maker) -> None:
 def test_slots_sit_inside_and_behind_the_norm(make_meter: Maker) -> None:
     block = make_meter().blocks[0]
     hidden, context = torch.randn(2, 5, 64), torch.randn(2, 7, 64)
-    plain = block(hidden, None, context)
+    plain = run(block, hidden, None, context)
     block.post_norm["mlp"] = torch.nn.Linear(64, 64)
     seen: list[torch.Tensor] = []
     block.post_norm["mlp"].register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
-    torch.testing.assert_close(block(hidden, None, context), plain + block.post_norm["mlp"](seen[0]))
+    torch.testing.assert_close(run(block, hidden, None, context), plain + block.post_norm["mlp"](seen[0]))
     del block.post_norm["mlp"]
     block.sequential["mlp"], block.parallel["mlp"] = torch.nn.Linear(64, 64), torch.nn.Linear(64, 64)
     inner = block.sequential["mlp"](block.output.dense(block.intermediate(seen[0])))
     expected = block.output.LayerNorm(inner + block.parallel["mlp"](seen[0]) + seen[0])
-    torch.testing.assert_close(block(hidden, None, context), expected)
+    torch.testing.assert_close(run(block, hidden, None, context), expected)
 
 
 def test_what_does_not_fit_the_positions_is_refused(make_meter: Maker) -> None:
@@ -134,7 +136,7 @@ def test_what_does_not_fit_the_positions_is_refused(make_meter: Maker) -> None:
     with pytest.raises(UserError, match="padded images"):
         backbone(replace(inputs, image_sizes=torch.tensor([[16, 32], [32, 32]])))
     with pytest.raises(ValueError, match="context is missing"):
-        backbone.blocks[0](torch.zeros(1, 2, 64))
+        backbone.blocks[0](BlockInput(Tokens(torch.zeros(1, 2, 64))))
 
 
 def test_the_digest_tells_weights_and_sizes_apart(make_meter: Maker) -> None:

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from transformers.models.bridgetower.modeling_bridgetower import BridgeTowerBertCrossLayer
 
 from harness.backbones.base import BackboneOptions
+from harness.backbones.block import BlockOutput
 from harness.backbones.checkpoints import Checkpoint
 from harness.backbones.inputs import Inputs
 from harness.backbones.meter.loading import UNUSED, build_meter, config_from_original, convert_original
 from harness.backbones.meter.model import MeterBackbone
+from tests.support.blocks import run
 
 FOLDER = Path("../shared/data/checkpoints")
 FIXTURE = FOLDER / "meter_orig_small.safetensors"
@@ -63,6 +65,13 @@ def watched(backbone: MeterBackbone) -> Iterator[tuple[str, nn.Module]]:
         yield f"full.fusion.{stream}{depth}", block
 
 
+def hidden_of(out: Tensor | tuple[Tensor, ...] | BlockOutput) -> Tensor:
+    """Hidden states of what a module returned: a block's output, or one of Hugging Face's."""
+    if isinstance(out, BlockOutput):
+        return out.tokens.hidden
+    return out[0] if isinstance(out, tuple) else out
+
+
 @torch.no_grad()
 def test_every_stored_state_of_the_original_is_reproduced(
     original: dict[str, Tensor], converted: MeterBackbone, inputs: Inputs
@@ -70,7 +79,7 @@ def test_every_stored_state_of_the_original_is_reproduced(
     found: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable[..., None]:
-        return lambda _module, _args, out: found.update({name: out[0] if isinstance(out, tuple) else out})
+        return lambda _module, _args, out: found.update({name: hidden_of(out)})
 
     handles = [module.register_forward_hook(keep(name)) for name, module in watched(converted)]
     after = converted.run_blocks(converted.encode(inputs))
@@ -177,4 +186,4 @@ def test_a_block_is_bridgetowers_cross_layer(make_meter: Callable[[], MeterBackb
     mask = torch.zeros(2, 1, 1, 7)
     mask[1, ..., 4:] = torch.finfo(torch.float32).min
     theirs = layer(hidden, context, encoder_attention_mask=mask)[0]
-    torch.testing.assert_close(block(hidden, None, context, mask), theirs, atol=1e-6, rtol=0)
+    torch.testing.assert_close(run(block, hidden, None, context, mask), theirs, atol=1e-6, rtol=0)

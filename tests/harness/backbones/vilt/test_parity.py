@@ -72,7 +72,9 @@ def test_every_stored_state_of_the_original_is_reproduced(
     inputs = Inputs(original["in.text_ids"], original["in.text_masks"].bool(), pixels, sizes)
     states: dict[str, torch.Tensor] = {}
     for index, block in enumerate(converted.blocks):
-        block.register_forward_hook(lambda m, a, out, i=index: states.__setitem__(f"full.block{i}", out))
+        block.register_forward_hook(
+            lambda m, a, out, i=index: states.__setitem__(f"full.block{i}", out.tokens.hidden)
+        )
     features = converted(inputs)
     length = inputs.input_ids.shape[1]
     assert set(states) == {"full.block0", "full.block1", "full.block2"}
