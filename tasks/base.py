@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from harness.backbones.base import Backbone
 from harness.backbones.inputs import Inputs
 from harness.errors import UserError
-from tasks.data.resumable_scores import PartialScores
+from tasks.resumable_scores import PartialScores
 
 SplitName = Literal["train", "val", "test"]
 

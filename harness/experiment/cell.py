@@ -36,7 +36,7 @@ from methods.warm_start import WarmStart
 from tasks.base import Prediction
 from tasks.data.augment import AUGMENTATIONS
 from tasks.data.loader import Loader
-from tasks.data.resumable_scores import PartialScores
+from tasks.resumable_scores import PartialScores
 
 CHECKPOINT = "state.pt"
 

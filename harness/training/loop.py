@@ -12,7 +12,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from tasks.base import Batch, Example, Prediction, Task
-from tasks.data.resumable_scores import PartialScores
+from tasks.resumable_scores import PartialScores
 
 
 class Batches(Protocol):

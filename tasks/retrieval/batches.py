@@ -17,7 +17,7 @@ from tasks.base import Batch, Example
 from tasks.data.batches import pad_text, stack_images
 from tasks.data.images import ImageCache, decode
 from tasks.data.loader import Loader
-from tasks.data.resumable_scores import PartialScores
+from tasks.resumable_scores import PartialScores
 
 CAPTIONS_AT_ONCE = 64
 """Captions in a batch of evaluation, if it is large enough to have several images with as many."""

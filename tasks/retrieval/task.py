@@ -17,10 +17,10 @@ from harness.errors import UserError
 from tasks.base import Batch, Data, Example, Prediction, Recipe, SplitName, Task
 from tasks.data.files import describe_images
 from tasks.data.loader import Loader
-from tasks.data.resumable_scores import PartialScores
 from tasks.data.subsets import Limits, blanked, limited
 from tasks.heads import HEAD_INITIAL_STD, blank_linear
 from tasks.mini.retrieval import ensure_retrieval
+from tasks.resumable_scores import PartialScores
 from tasks.retrieval.batches import NegativeSampler, RankingBatches, score_matrix
 from tasks.retrieval.files import Captions, Photograph, find_dataset, image_paths, read_captions
 from tasks.retrieval.scoring import chance_at_1, hit_at_1, rank, score

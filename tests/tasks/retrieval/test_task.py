@@ -24,7 +24,7 @@ from harness.registry import build_options
 from tasks.base import Batch, Example
 from tasks.data.images import ImageCache
 from tasks.data.loader import Loader
-from tasks.data.resumable_scores import PartialScores
+from tasks.resumable_scores import PartialScores
 from tasks.retrieval.batches import NegativeSampler
 from tasks.retrieval.files import read_captions
 from tasks.retrieval.task import Retrieval, RetrievalOptions
