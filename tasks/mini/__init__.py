@@ -1,1 +1,1 @@
-"""The embedded benchmark: drawn scenes, with captions to pre-train on and tasks in the official formats."""
+"""The embedded benchmark: drawn scenes, captions for pre-training, and tasks in the official formats."""

@@ -1,7 +1,7 @@
-"""Ten people who answer a question about a scene, and do not always agree.
+"""Ten simulated annotators who answer a question about a scene and do not always agree.
 
-They take near colours for each other, miscount crowds, look at the wrong thing, use synonyms, and write "two"
-or "A circle." for "2" and "circle", which the official normalisation makes the same again.
+They confuse similar colours, miscount larger groups, look at the wrong thing and use synonyms. Sometimes they
+write "two" or "A circle." for "2" or "circle", which the official normalisation undoes.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from tasks.mini.world import Scene, pick
 
 ANNOTATORS = 10
 
-_FLIP = 0.04  # a wrong yes or no, per annotator
+_FLIP = 0.04  # probability of a wrong yes or no, per annotator
 _MISCOUNT, _MISCOUNT_PER_THING = 0.04, 0.06
-# Beta distribution of how often one question's annotators differ on a colour, shape or size.
+# Beta distribution, over questions, of the probability that an annotator gives another colour, shape or size.
 _DOUBT = (1.8, 3.0)
 _LARGEST_DOUBT = 0.6
-_WRONG_THING = 0.2  # of those who differ on a colour, shape or size
-_SURFACE = 0.08  # written in another way that means the same
+_WRONG_THING = 0.2  # share of those other answers that describe another thing of the scene
+_SURFACE = 0.08  # probability of another spelling with the same meaning
 
 _CONFUSED: dict[str, tuple[str, ...]] = {
     "red": ("orange", "orange", "pink"),
@@ -46,22 +46,22 @@ _NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six")
 
 
 def annotate(question: Question, scene: Scene, rng: np.random.Generator) -> list[str]:
-    """Ten answers as typed; on average 7.8 of them mean the true one."""
+    """Ten answers as typed; on average 7.8 of them agree with the true one."""
     doubt = min(float(rng.beta(*_DOUBT)), _LARGEST_DOUBT)
-    return [_typed(_thought(question, scene, doubt, rng), rng) for _ in range(ANNOTATORS)]
+    return [_typed(_intended(question, scene, doubt, rng), rng) for _ in range(ANNOTATORS)]
 
 
 def most_frequent(answers: list[str], truth: str) -> str:
-    """The official `multiple_choice_answer`: most frequent once stripped and in lower case.
+    """The official `multiple_choice_answer`: the most frequent answer, stripped and in lower case.
 
-    The truth wins ties that it is part of; otherwise the answer given first does.
+    Ties go to the truth if it is among them, else to the answer given first.
     """
     counts = Counter(answer.strip().lower() for answer in answers)
     return max(counts, key=lambda answer: (counts[answer], answer == truth))
 
 
-def _thought(question: Question, scene: Scene, doubt: float, rng: np.random.Generator) -> str:
-    """What one annotator means to answer."""
+def _intended(question: Question, scene: Scene, doubt: float, rng: np.random.Generator) -> str:
+    """The answer that one annotator intends."""
     truth = question.answer
     if question.answer_type == "yes/no":
         return {"yes": "no", "no": "yes"}[truth] if rng.random() < _FLIP else truth
@@ -79,12 +79,12 @@ def _thought(question: Question, scene: Scene, doubt: float, rng: np.random.Gene
 
 
 def _typed(answer: str, rng: np.random.Generator) -> str:
-    """How it is written down: mostly as it is, else differently with the same meaning."""
+    """The answer as written down: mostly unchanged, sometimes in another form with the same meaning."""
     if rng.random() >= _SURFACE:
         return answer
     if answer.isdigit():
         return _NUMBER_WORDS[int(answer)]
-    ways = [answer.capitalize(), answer + "."]
+    forms = [answer.capitalize(), answer + "."]
     if answer in VALUES["shape"]:
-        ways += [f"a {answer}", f"the {answer}"]
-    return pick(ways, rng)
+        forms += [f"a {answer}", f"the {answer}"]
+    return pick(forms, rng)

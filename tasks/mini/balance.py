@@ -1,8 +1,8 @@
-"""Sentences about a set of pictures, chosen so that neither the sentence nor the picture alone gives a label away.
+"""Choose sentences about a set of pictures so that neither sentence nor picture alone predicts the label.
 
-Each sentence is said of every item of the set (a picture, or a pair of them) and has every label equally often;
-and each item has every label equally often over the set's sentences. A guess from the text alone, or from the
-pictures alone, is then right for exactly one label in so many, whatever it has learned.
+Each sentence is used with every item of the set (a picture, or a pair of pictures) and has every label equally
+often. Each item also has every label equally often over the set's sentences. A model that sees only the text, or
+only the pictures, is therefore exactly at chance, whatever it has learned.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from tasks.mini.world import pick
 
 
 class Sentence(Protocol):
-    """What can be said of an item; equal ones say the same."""
+    """A sentence about an item; equal sentences say the same."""
 
     @property
     def kind(self) -> str:
-        """Of its construction; kinds are chosen by their weights, as far as a set lets them."""
+        """Name of its construction; kinds are drawn by their weights, as far as the set allows."""
 
     def __hash__(self) -> int: ...
 
@@ -30,7 +30,7 @@ class Sentence(Protocol):
 SentenceT = TypeVar("SentenceT", bound=Sentence)
 
 Pattern = tuple[int, ...]
-"""The label of a sentence, from 0, for each item of the set."""
+"""A sentence's label (from 0) for each item of the set."""
 
 
 def choose_balanced(
@@ -40,12 +40,12 @@ def choose_balanced(
     rng: np.random.Generator,
     weights: Mapping[str, float] = MappingProxyType({}),
 ) -> list[tuple[SentenceT, Pattern]] | None:
-    """`rounds * labels` different candidates, balanced as said above; `None` where there are not enough.
+    """`rounds * labels` different candidates, balanced as described above; `None` if there are too few.
 
-    A round takes one sentence of a pattern and, for the rest, sentences whose pattern is that one with every
-    label raised by 1, by 2, and so on, modulo `labels`.
+    A round takes one sentence of some pattern, then sentences with the same pattern shifted by 1, by 2, and so
+    on: the shift is added to every label, modulo `labels`.
 
-    weights: of kinds, for which of those that fit is taken; 1 where nothing is said.
+    weights: sampling weights of the kinds among the sentences that fit; 1 for kinds that are not listed.
     """
     by_pattern: dict[Pattern, dict[SentenceT, None]] = defaultdict(dict)
     for sentence, pattern in candidates:
@@ -68,7 +68,7 @@ def choose_balanced(
 
 
 def is_even(pattern: Pattern, labels: int) -> bool:
-    """Whether every label occurs equally often."""
+    """True if every label occurs equally often."""
     return all(pattern.count(label) * labels == len(pattern) for label in range(labels))
 
 

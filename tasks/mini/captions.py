@@ -25,8 +25,8 @@ __all__ = ["caption", "caption_words", "false_caption", "falsify", "join", "true
 
 MIN_WORDS, MAX_WORDS = 6, 22
 
-_TRIES = 12  # clauses drawn for one caption, at most
-# As often as named.
+_TRIES = 12  # at most this many clauses are drawn for one caption
+# Each kind is drawn as often as it is listed.
 _KINDS = (
     *("exists", "exists", "count", "count", "related", "related"),
     *("located", "predicate", "predicate", "listing"),
@@ -39,7 +39,7 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def false_caption(scene: Scene, rng: np.random.Generator) -> str:
-    """A caption like `caption`'s in which one content word makes one clause, and so the whole, false."""
+    """A caption like those of `caption`, made false by changing one content word of one clause."""
     while True:
         clauses = falsify(true_clauses(scene, rng), scene, rng)
         if clauses is not None:
@@ -47,18 +47,18 @@ def false_caption(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def join(clauses: Iterable[Clause], rng: np.random.Generator) -> str:
-    """The clauses as one sentence."""
+    """The clauses joined into one sentence."""
     return " and ".join(clause.text(rng) for clause in clauses)
 
 
 def true_clauses(scene: Scene, rng: np.random.Generator) -> tuple[Clause, ...]:
-    """Clauses that hold, mostly one or two, `MIN_WORDS` to `MAX_WORDS` words when joined, whatever the wording."""
+    """Clauses that hold, mostly one or two. Joined they have `MIN_WORDS` to `MAX_WORDS` words in any wording."""
     draw = rng.random()
-    wanted = 1 if draw < 0.45 else 2 if draw < 0.9 else 3
+    target = 1 if draw < 0.45 else 2 if draw < 0.9 else 3
     chosen: list[Clause] = []
     shortest = longest = 0
     for _ in range(_TRIES):
-        if len(chosen) >= wanted and shortest >= MIN_WORDS:
+        if len(chosen) >= target and shortest >= MIN_WORDS:
             break
         clause = _true_clause(scene, rng)
         if clause is None or clause in chosen:
@@ -74,21 +74,21 @@ def true_clauses(scene: Scene, rng: np.random.Generator) -> tuple[Clause, ...]:
 
 
 def falsify(clauses: tuple[Clause, ...], scene: Scene, rng: np.random.Generator) -> tuple[Clause, ...] | None:
-    """The clauses with one content word of one of them changed such that it fails; `None` where none can.
+    """The clauses with one content word of one clause changed so that the clause fails; `None` if impossible.
 
-    The kind of word is drawn first, so that relations and numbers change as often as colours. Half of the
-    time a word is preferred that fits something else in the scene: only reading words together tells.
+    The kind of word is drawn first, so that relations and numbers change as often as colours. Half of the time
+    words that describe something in the scene are preferred: only reading the words together reveals the error.
     """
     present = {word for thing in scene.things for word in (thing.color, thing.shape, thing.size)}
     for k in rng.permutation(len(clauses)).tolist():
         variants = clauses[k].variants()
-        turn = dict(
+        order_of_kind = dict(
             zip(sorted({variant.kind for variant in variants}), rng.permutation(6).tolist(), strict=False)
         )
         shuffled = [variants[j] for j in rng.permutation(len(variants)).tolist()]
-        tempting = present if rng.random() < 0.5 else set()
+        preferred = present if rng.random() < 0.5 else set()
         for variant in sorted(
-            shuffled, key=lambda variant: (turn[variant.kind], variant.word not in tempting)
+            shuffled, key=lambda variant: (order_of_kind[variant.kind], variant.word not in preferred)
         ):
             if variant.clause.fails(scene):
                 return (*clauses[:k], variant.clause, *clauses[k + 1 :])
@@ -96,7 +96,7 @@ def falsify(clauses: tuple[Clause, ...], scene: Scene, rng: np.random.Generator)
 
 
 def _true_clause(scene: Scene, rng: np.random.Generator) -> Clause | None:
-    """A random clause that holds, or `None` if the scene has nothing for the kind that was drawn."""
+    """A random clause that holds; `None` if the scene allows none of the kind that was drawn."""
     thing = pick(scene.things, rng)
     clause: Clause | None
     match pick(_KINDS, rng):

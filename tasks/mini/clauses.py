@@ -1,7 +1,7 @@
-"""Statements about a scene that can be said (`wordings`) and checked (`holds`, `fails`).
+"""Statements about a scene that can be worded (`wordings`) and checked (`holds`, `fails`).
 
-Between the two lies what a person could argue about, such as "left of" by three pixels: such a clause neither
-holds nor fails, and so is never said.
+A borderline case that people could dispute, such as "left of" by three pixels, neither holds nor fails, and so is
+never used.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NUMBERS = {1: "one", 2: "two", 3: "three"}
 
 VALUES: dict[str, tuple[str, ...]] = {"color": tuple(COLORS), "shape": SHAPES, "size": tuple(SIZES)}
 _OPPOSITE = {"top": "bottom", "bottom": "top", "left": "right", "right": "left"}
-_PLACE_MARGIN = 4  # pixels from the middle of the picture from which on "left" or "top" is beyond dispute
+_PLACE_MARGIN = 4  # pixels from the middle of the picture beyond which "left" or "top" is indisputable
 
 _EXISTS = (
     "there is a {0}",
@@ -53,7 +53,7 @@ _LISTING = ("there are {0}", "{0} are shown", "the picture has {0}", "here are {
 
 @dataclass(frozen=True)
 class Noun:
-    """A description such as "small red circle"; `None` leaves an attribute open."""
+    """A description such as "small red circle"; attributes that are `None` are not mentioned."""
 
     color: str | None = None
     shape: str | None = None
@@ -80,18 +80,19 @@ class Clause(Sentence):
 
     @abstractmethod
     def holds(self, scene: Scene) -> bool:
-        """Whether it is true beyond dispute."""
+        """True if the statement is indisputably true."""
 
     def fails(self, scene: Scene) -> bool:
+        """True if the statement is indisputably false."""
         return not self.holds(scene)
 
     @abstractmethod
     def variants(self) -> list[Variant]:
-        """The statements that differ from this one in a single content word."""
+        """All statements that differ from this one in a single content word."""
 
 
 class Variant(NamedTuple):
-    """One word away from another clause: a color, shape, size, number, relation or place."""
+    """A clause one word away from another: `kind` is color, shape, size, number, relation or place."""
 
     kind: str
     word: str
@@ -114,7 +115,7 @@ class Exists(Clause):
 
 @dataclass(frozen=True)
 class Count(Clause):
-    """Exactly `number` (1 to 3) things fit the noun."""
+    """Exactly `number` (1 to 3) things match the noun."""
 
     noun: Noun
     number: int
@@ -137,7 +138,7 @@ class Count(Clause):
 
 @dataclass(frozen=True)
 class Related(Clause):
-    """Some `first` stands in the relation to some other `second`."""
+    """Some thing that matches `first` has the relation to another that matches `second`."""
 
     first: Noun
     second: Noun
@@ -168,7 +169,7 @@ class Related(Clause):
 
 @dataclass(frozen=True)
 class Located(Clause):
-    """Some thing lies in a part of the picture: `vertical` is top or bottom, `horizontal` left or right."""
+    """A matching thing is in a part of the picture: `vertical` is top or bottom, `horizontal` left or right."""
 
     noun: Noun
     vertical: str | None
@@ -211,7 +212,7 @@ class Located(Clause):
 
 @dataclass(frozen=True)
 class Predicate(Clause):
-    """The one thing that fits the noun has `value` as its `attribute` (color, shape or size)."""
+    """The only thing that matches the noun has `value` as its `attribute` (color, shape or size)."""
 
     noun: Noun
     attribute: str
@@ -226,7 +227,7 @@ class Predicate(Clause):
         return [template.format(self.noun.text, self.value) for template in templates]
 
     def variants(self) -> list[Variant]:
-        # Another noun could refer to nothing, which is odd and not false; only what is said of it changes.
+        # Another noun might match nothing, which is odd rather than false; so only the value changes.
         return [
             Variant(self.attribute, value, Predicate(self.noun, self.attribute, value))
             for value in VALUES[self.attribute]
@@ -236,7 +237,7 @@ class Predicate(Clause):
 
 @dataclass(frozen=True)
 class Listing(Clause):
-    """All of these are there. The nouns are distinct and equally specific, so no thing is named twice."""
+    """All of these are in the picture. The nouns are distinct and equally specific: no thing is listed twice."""
 
     nouns: tuple[Noun, ...]
 
@@ -257,7 +258,7 @@ class Listing(Clause):
 
 
 def caption_words() -> list[str]:
-    """Every word that a caption can use, sorted."""
+    """Every word that captions can contain, sorted."""
     plurals = [plural(shape) for shape in (*SHAPES, "thing")]
     places = [
         Located(Noun(), v, h).place
@@ -284,7 +285,7 @@ def caption_words() -> list[str]:
 
 
 def _in_half(coordinate: int, half: str | None, lower: str, margin: int) -> bool:
-    """Whether a coordinate lies in the named half by `margin` pixels (`lower` names the half from 0 on)."""
+    """True if a coordinate is at least `margin` pixels inside `half`; `lower` is the name of the half from 0 on."""
     if half is None:
         return True
     beyond = IMAGE_SIZE // 2 - coordinate
@@ -292,7 +293,7 @@ def _in_half(coordinate: int, half: str | None, lower: str, margin: int) -> bool
 
 
 def _noun_variants(noun: Noun) -> list[tuple[str, str, Noun]]:
-    """Kind, new word and noun, for every change of one attribute that the noun names."""
+    """(kind, new word, new noun) for every change of one attribute that the noun mentions."""
     return [
         (kind, word, Noun(**{"color": noun.color, "shape": noun.shape, "size": noun.size, kind: word}))
         for kind, words in VALUES.items()

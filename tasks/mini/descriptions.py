@@ -1,8 +1,8 @@
-"""Descriptions of a scene for retrieval: the clauses of captions in words that no pre-training caption has.
+"""Descriptions of a scene for retrieval: the clauses of captions, worded as no pre-training caption is.
 
-Every description joins two or three clauses by words that captions do not use, so none of them can have been
-read in pre-training. Two of three names of a colour, and of most shapes, are in no caption either: what they mean
-has to be learned from the task.
+Every description joins two or three clauses with words that captions do not use, so none can have been seen in
+pre-training. Two of the three names of each colour, and of most shapes, occur in no caption either: their meaning
+must be learned from the task.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ _SYNONYMS: Mapping[str, tuple[str, ...]] = {
     "white": ("white", "snow", "milk"),
     "brown": ("brown", "wooden", "coffee"),
 }
-"""Caption word to words for the same; captions have the first alone."""
+"""Caption word to its synonyms; captions use only the first."""
 _SHAPE_SYNONYMS: Mapping[str, tuple[str, ...]] = {
     "circle": ("circle", "disc", "wheel"),
     "square": ("square", "card", "block"),
     "triangle": ("triangle", "roof", "hill"),
     "cross": ("cross", "crossing"),
 }
-"""Of one thing; the embedded vocabulary has not all of their plurals."""
+"""Used in the singular only: the embedded vocabulary lacks some of their plurals."""
 _RELATIONS: Mapping[str, tuple[str, ...]] = {
     "left of": ("left of", "to the left of"),
     "right of": ("right of", "to the right of"),
     "above": ("above", "over", "higher than"),
     "below": ("below", "under", "lower than"),
 }
-_OTHER_WAY: Mapping[str, str] = {
+_INVERSE: Mapping[str, str] = {
     "left of": "to the right of it",
     "right of": "to the left of it",
     "above": "under it",
@@ -58,13 +58,13 @@ _JOINED = (" , ", " while ", " plus ", " , also ", " and besides ")
 
 
 def describe(clauses: tuple[Clause, ...], rng: np.random.Generator) -> str:
-    """The clauses, two or more, as one sentence in lower case."""
+    """Two or more clauses as one sentence in lower case."""
     said = [_say(clause, rng) for clause in clauses]
     return said[0] + "".join(pick(_JOINED, rng) + part for part in said[1:])
 
 
 def sample_clauses(scene: Scene, rng: np.random.Generator) -> tuple[Clause, ...]:
-    """Two or three clauses that hold."""
+    """Two or three clauses that hold of the scene."""
     while True:
         clauses = true_clauses(scene, rng)
         if len(clauses) > 1:
@@ -82,7 +82,7 @@ def _say(clause: Clause, rng: np.random.Generator) -> str:
             )
         case Related(first, second, relation):
             if rng.random() < 0.5:
-                return f"{_a(first, rng)} with {_a(second, rng)} {_OTHER_WAY[relation]}"
+                return f"{_a(first, rng)} with {_a(second, rng)} {_INVERSE[relation]}"
             return f"{_a(first, rng)} {pick(_RELATIONS[relation], rng)} {_a(second, rng)}"
         case Located(noun):
             return f"{_a(noun, rng)} {pick(_PLACES.get(clause.place, (clause.place,)), rng)}"
@@ -105,5 +105,5 @@ def _name(
     rng: np.random.Generator,
     names: Mapping[str, tuple[str, ...]] = {**_SYNONYMS, **_SHAPE_SYNONYMS},
 ) -> str:
-    """The noun with synonyms of its words."""
+    """The noun with each word replaced by a random synonym."""
     return " ".join(pick(names.get(word, (word,)), rng) for word in noun.text.split())

@@ -1,4 +1,4 @@
-"""Folders of generated files: named by what is in them, complete or absent, the same bytes every time."""
+"""Folders of generated files: named by their content, complete or absent, reproducible to the byte."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 from harness.errors import UserError
 
 FINISHED = "mini.json"
-"""Written last: version, seed and sizes of what lies beside it."""
+"""Written last: version, seed and sizes of the files in its folder."""
 
 SizesT = TypeVar("SizesT", bound=Any)  # a dataclass
 
@@ -24,10 +24,10 @@ SizesT = TypeVar("SizesT", bound=Any)  # a dataclass
 class Generation(Generic[SizesT]):
     """One data set of the embedded benchmark.
 
-    task: its name in the folder's.
-    version: to be raised with every change that changes a file.
-    write: puts all files but `FINISHED` into an empty folder, given seed and sizes; the same arguments give
-        the same bytes (pictures: with the same Pillow).
+    task: its name, part of the folder's name.
+    version: increase it with every change that alters a file.
+    write: writes all files except `FINISHED` into an empty folder, given seed and sizes. The same arguments give
+        the same bytes (for pictures, with the same version of Pillow).
     """
 
     task: str
@@ -35,10 +35,10 @@ class Generation(Generic[SizesT]):
     write: Callable[[Path, int, SizesT], None]
 
     def ensure(self, cache_root: Path, seed: int, sizes: SizesT) -> Path:
-        """The folder with the files, generated under `cache_root` if it is not there yet.
+        """The folder with the files, generated under `cache_root` if it does not exist yet.
 
-        Its name tells version, seed and sizes apart. Two processes may ask at once: both generate the same
-        bytes, one folder stays. Raises `UserError` if something unfinished is in its place.
+        Its name is unique to version, seed and sizes. Two processes may call this at once: both generate the
+        same bytes, and one folder is kept. Raises `UserError` if the folder exists but is incomplete.
         """
         content = json.dumps([self.version, asdict(sizes)], sort_keys=True)
         digest = hashlib.sha256(content.encode()).hexdigest()[:8]
@@ -47,52 +47,52 @@ class Generation(Generic[SizesT]):
             with suppress(FileExistsError):  # another process was faster
                 self.make(root, seed, sizes)
         if not (root / FINISHED).is_file():
-            raise UserError(
-                f"{root} has no {FINISHED}, so it is not a finished generation: delete the folder and retry."
-            )
+            raise UserError(f"{root} is incomplete (it has no {FINISHED}): delete the folder and run again.")
         return root
 
     def make(self, root: Path, seed: int, sizes: SizesT) -> None:
-        """Generates the new folder `root`. Raises `FileExistsError` if it exists."""
-        with _new_folder(root) as making:
-            self.write(making, seed, sizes)
-            write_json(making / FINISHED, {"version": self.version, "seed": seed, "sizes": asdict(sizes)})
+        """Generate the new folder `root`. Raises `FileExistsError` if it exists."""
+        with _new_folder(root) as temporary:
+            self.write(temporary, seed, sizes)
+            write_json(temporary / FINISHED, {"version": self.version, "seed": seed, "sizes": asdict(sizes)})
 
 
 @contextmanager
 def _new_folder(root: Path) -> Iterator[Path]:
-    """A sibling folder that becomes `root` when the block ends well, so `root` is complete or absent."""
+    """A temporary sibling folder, renamed to `root` if the block succeeds: `root` is complete or absent."""
     if root.exists():
-        raise FileExistsError(f"{root} exists already; mini writes only to a new folder.")
+        raise FileExistsError(
+            f"{root} already exists; the embedded benchmark is written to new folders only."
+        )
     root.parent.mkdir(parents=True, exist_ok=True)
-    making = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
     try:
-        making.chmod(0o755)
-        yield making
+        temporary.chmod(0o755)
+        yield temporary
         try:
-            making.rename(root)
+            temporary.rename(root)
         except OSError as error:
             if root.exists():
-                raise FileExistsError(f"{root} appeared while it was being made.") from error
+                raise FileExistsError(f"{root} was created by another process in the meantime.") from error
             raise
     finally:
-        shutil.rmtree(making, ignore_errors=True)  # gone already if all went well
+        shutil.rmtree(temporary, ignore_errors=True)  # already renamed if all went well
 
 
 def check_sizes(sizes: Any) -> None:
-    """Raises `ValueError` where a field of the dataclass is below 1."""
+    """Raises `ValueError` if a field of the dataclass is below 1."""
     for name, number in asdict(sizes).items():
         if number < 1:
             raise ValueError(f"{name} must be at least 1, got {number}")
 
 
 def write_json(path: Path, content: Any) -> None:
-    """One JSON value, the same bytes every time."""
+    """Write one JSON value; equal values give equal bytes."""
     path.write_text(_line(content), encoding="utf-8")
 
 
 def write_json_lines(path: Path, contents: Iterable[Any]) -> None:
-    """One JSON value a line."""
+    """Write one JSON value per line."""
     path.write_text("".join(map(_line, contents)), encoding="utf-8")
 
 

@@ -1,9 +1,9 @@
-"""Hypotheses about a picture, each of which some pictures entail, some contradict and some leave open.
+"""Hypotheses about a picture, each entailed by some pictures, contradicted by some and left open by others.
 
-Everything in a picture can be seen, so "neutral" needs things that it does not decide. There are two:
-what is said of a thing that is not in it ("the red circle is large" where no red circle is), and matters that
-no picture shows ("there is a circle that is red or made of wood" where there are circles, but no red one). No
-wording belongs to one label: the same sentence has each of the three with another picture.
+Everything in a picture is visible, so "neutral" needs statements that the picture does not decide. There are two
+kinds: statements about a thing that is not there ("the red circle is large" where there is no red circle), and
+properties that no picture shows ("there is a circle that is red or made of wood" where there are circles, but no
+red one). No wording belongs to one label: the same sentence has each of the three labels with some picture.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ UNSEEN = (
     "drawn by a child",
     "for sale",
 )
-"""What no picture shows."""
+"""Properties that no picture shows."""
 
-# As often as named. Open ones fit a set far more often, and so are drawn less often than they are wanted.
+# Each kind is drawn as often as it is listed. Open ones fit a set far more often, so they are drawn less often.
 _KINDS = ("definite",) * 8 + ("placed",) * 3 + ("between",) * 3 + ("all",) * 2 + ("open",) * 2
 
 _SAID = ("the {0} is {1}", "the only {0} is {1}", "the {0} in the picture is {1}")
@@ -53,12 +53,12 @@ class Hypothesis(Sentence):
 
     @abstractmethod
     def label(self, scene: Scene) -> int | None:
-        """What the picture makes of it; `None` where people could argue about it."""
+        """The label that the picture gives it; `None` if people could dispute it."""
 
 
 @dataclass(frozen=True)
 class Definite(Hypothesis):
-    """Says of the one thing that fits the noun that it has a color, shape or size. Open where there is none."""
+    """The only thing that matches the noun has a color, shape or size. Neutral if nothing matches."""
 
     noun: Noun
     attribute: str
@@ -83,7 +83,7 @@ class Definite(Hypothesis):
 
 @dataclass(frozen=True)
 class Placed(Hypothesis):
-    """Says in which half of the picture the one thing is that fits the noun. Open where there is none."""
+    """The only thing that matches the noun is in one half of the picture. Neutral if nothing matches."""
 
     place: Located
 
@@ -103,7 +103,7 @@ class Placed(Hypothesis):
 
 @dataclass(frozen=True)
 class Between(Hypothesis):
-    """Says how the one thing that fits a noun lies to the one that fits another. Open where one is missing."""
+    """The only match of one noun is left of, above, … the only match of another. Neutral if one is missing."""
 
     relation: Related
 
@@ -124,7 +124,7 @@ class Between(Hypothesis):
 
 @dataclass(frozen=True)
 class All(Hypothesis):
-    """Says of the several things that fit the noun that all have a color, shape or size. Open if there are none."""
+    """All of several things that match the noun have a color, shape or size. Neutral if nothing matches."""
 
     noun: Noun
     attribute: str
@@ -150,7 +150,7 @@ class All(Hypothesis):
 
 @dataclass(frozen=True)
 class Open(Hypothesis):
-    """Says that something that fits the noun has a color, shape or size, or else something that no picture shows."""
+    """Something that matches the noun has a color, shape or size, or a property that no picture shows."""
 
     noun: Noun
     attribute: str
@@ -169,7 +169,7 @@ class Open(Hypothesis):
 
 
 def sample_hypothesis(theme: Theme, rng: np.random.Generator) -> Hypothesis:
-    """A hypothesis about things of the theme."""
+    """A random hypothesis about things of the theme."""
     kind = pick(_KINDS, rng)
     if kind == "placed":
         vertical, horizontal = pick((("top", None), ("bottom", None), (None, "left"), (None, "right")), rng)
@@ -191,16 +191,18 @@ def sample_hypothesis(theme: Theme, rng: np.random.Generator) -> Hypothesis:
 
 
 def _noun(theme: Theme, hidden: str, rng: np.random.Generator) -> Noun:
-    """A description of one or two words, silent about the attribute `hidden`."""
-    told = {
+    """A description of one or two words that does not mention the attribute `hidden`."""
+    words = {
         "color": pick(theme.colors, rng),
         "shape": pick(theme.shapes, rng),
         "size": pick(tuple(SIZES), rng),
     }
-    told.pop(hidden, None)
-    kinds = [kind for kind in told if kind != "size"]
-    pairs = [{kind: told[kind] for kind in told if kind != left_out} for left_out in (*told, "")]
-    return Noun(**pick([*({kind: told[kind]} for kind in kinds), *(p for p in pairs if 1 < len(p) < 3)], rng))
+    words.pop(hidden, None)
+    kinds = [kind for kind in words if kind != "size"]
+    pairs = [{kind: words[kind] for kind in words if kind != left_out} for left_out in (*words, "")]
+    return Noun(
+        **pick([*({kind: words[kind]} for kind in kinds), *(p for p in pairs if 1 < len(p) < 3)], rng)
+    )
 
 
 def _decided(true: bool) -> int:

@@ -1,11 +1,11 @@
-"""Writes sentences about pairs of drawn pictures in the official file formats of NLVR2.
+"""Write sentences about pairs of drawn pictures in the official file formats of NLVR2.
 
-As there, a set of eight pictures makes four pairs, and every sentence of the set is said of all four, true of
-two and false of two. Here each pair also has as many true sentences as false ones (see `tasks.mini.balance`).
-And of the four pairs of a sentence such as "both pictures have a red circle", one has a red circle only on the
-left and one only on the right, so that one picture does not tell. What a thing is like stands behind its name, in
-words that no caption of pre-training has ("a circle painted red" for "a red circle"), so that what a frozen model
-knows of captions helps it little. Accuracies on these files are accuracies on `mini`, never on NLVR2.
+As in NLVR2, a set of eight pictures makes four pairs, and every sentence of the set is used with all four: true of
+two and false of two. Here each pair also has as many true sentences as false ones (see `tasks.mini.balance`). Of
+the four pairs of a sentence such as "both pictures have a red circle", one has a red circle only on the left and
+one only on the right, so that a single picture does not decide. Colours and sizes follow the noun, in words that
+no pre-training caption has ("a circle painted red" for "a red circle"), so that knowing captions helps a frozen
+model little. Accuracies on these files are accuracies on `mini`, never on NLVR2.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from tasks.mini.scenes import Theme, Things, new_scene, sample_theme
 from tasks.mini.world import COLORS, RELATIONS, SIZES, Scene, pick
 
 VERSION = 4
-"""To be raised with every change that changes a file."""
+"""Increase with every change that alters a file."""
 
 PAIRS = 4
-"""Pairs of pictures that a set makes, and so examples a sentence."""
+"""Pairs of pictures in a set, and so examples per sentence."""
 
 _THEME = 5, 4  # colours and shapes of a set
-_ROUNDS = 2  # a round is one sentence and one that is false where it is true
-# Of kinds of statements that fit, for which is taken; few that say "both" fit.
+_ROUNDS = 2  # a round is one sentence and another with the opposite labels
+# Sampling weights of the kinds among the statements that fit; few with "both" fit.
 _WEIGHTS = {
     "both": 15.0,
     "some": 8.0,
@@ -48,14 +48,14 @@ _WEIGHTS = {
 _DRAWN = ("both", "some", "neither", "one") * 40 + ("left", "right") * 5 + ("Total", "Compared")
 _COLORED = ("{0} painted {1}", "{0} of {1} color", "{0} colored {1}")
 _SIZED = ("{0} of {1} size", "{0} that looks {1}", "{0} that appears {1}")
-_CANDIDATES = 1000  # statements drawn for a set, of which `2 * _ROUNDS` are taken
+_CANDIDATES = 1000  # statements drawn for a set, of which `2 * _ROUNDS` are used
 
 Pair = tuple[Scene, Scene]
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Number of sets of each split; a set is 8 pictures and 16 examples."""
+    """Number of sets in each split; a set has 8 pictures and 16 examples."""
 
     train_sets: int = 500
     dev_sets: int = 50
@@ -65,17 +65,17 @@ class Sizes:
         check_sizes(self)
 
     def splits(self) -> dict[str, int]:
-        """Official split name to sets."""
+        """Official split name to number of sets."""
         return {"train": self.train_sets, "dev": self.dev_sets, "test1": self.test_sets}
 
 
 def ensure_nlvr2(cache_root: Path, seed: int = 0, sizes: Sizes = Sizes()) -> Path:
-    """The folder with the benchmark's files, generated under `cache_root` if it is not there yet."""
+    """The folder with the benchmark's files, generated under `cache_root` if it does not exist yet."""
     return _GENERATION.ensure(cache_root, seed, sizes)
 
 
 def write_nlvr2(root: Path, seed: int, sizes: Sizes) -> None:
-    """Writes sentences and pictures of the three splits to the new folder `root`.
+    """Write sentences and pictures of the three splits to the new folder `root`.
 
     Raises `FileExistsError` if it exists.
     """
@@ -99,7 +99,7 @@ def _write_set(
     root: Path, split: str, number: int, taken: set[Things], rng: np.random.Generator
 ) -> list[dict[str, Any]]:
     pairs, statements = sample_set(taken, rng)
-    # Training images lie in numbered folders, as in the official archive.
+    # Training images are in numbered folders, as in the official archive.
     where = {"directory": str(number % 100)} if split == "train" else {}
     folder = root / "images" / split / where.get("directory", "")
     folder.mkdir(parents=True, exist_ok=True)
@@ -125,7 +125,7 @@ def _write_set(
 def sample_set(
     taken: set[Things], rng: np.random.Generator
 ) -> tuple[list[Pair], list[tuple[PairStatement, Pattern]]]:
-    """Four pairs of new scenes, and statements with their truth (1 or 0) of each pair; adds to `taken`."""
+    """Four pairs of new scenes, and statements with their truth (1 or 0) for each pair. Adds the scenes to `taken`."""
     while True:
         theme = sample_theme(*_THEME, rng)
         seen = set(taken)
@@ -145,8 +145,9 @@ def sample_set(
 
 
 def reworded(text: str, rng: np.random.Generator) -> str:
-    """A statement with colours and sizes behind what has them: "a small red circle" becomes, for one,
-    "a circle of red color that looks small".
+    """A statement with colours and sizes moved behind the noun.
+
+    "a small red circle" becomes, for example, "a circle of red color that looks small".
     """
     said: list[str] = []
     adjectives: list[str] = []
@@ -165,7 +166,7 @@ def reworded(text: str, rng: np.random.Generator) -> str:
 
 
 def _pattern(statement: PairStatement, pairs: Sequence[Pair]) -> Pattern | None:
-    """A statement's truth of each pair; `None` where it can be argued about, or one picture tells."""
+    """Truth of a statement for each pair; `None` if one is disputable, or if a single picture decides."""
     truths: list[int] = []
     for left, right in pairs:
         truth = statement.truth(left, right)

@@ -1,4 +1,4 @@
-"""Statements about two pictures, left and right, that can be said and checked."""
+"""Statements about two pictures, left and right, that can be worded and checked."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tasks.mini.sentences import Sentence
 from tasks.mini.world import Scene, plural
 
 TOTALS = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
-"""Numbers of things in both pictures together that can be said."""
+"""Numbers of things in both pictures together that statements can mention."""
 
 QUANTIFIED: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "both": (
@@ -39,7 +39,7 @@ QUANTIFIED: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("in the right picture", "in the right image"),
     ),
 }
-"""Quantifier to its wordings: around what a picture has, and behind a clause as captions word it."""
+"""Quantifier to its templates around a noun phrase, and its endings for a clause worded as in captions."""
 
 _TOTAL = (
     "there are exactly {1} {0} in total",
@@ -71,12 +71,12 @@ class PairStatement(Sentence):
 
     @abstractmethod
     def truth(self, left: Scene, right: Scene) -> bool | None:
-        """Whether it is true; `None` where people could argue about it."""
+        """True or false; `None` if people could dispute it."""
 
 
 @dataclass(frozen=True)
 class Quantified(PairStatement):
-    """A clause about one picture that holds of both, neither, one, some (at least one), the left or the right."""
+    """A clause about one picture, said of both, neither, exactly one, some (at least one), the left or the right."""
 
     quantifier: str
     clause: Clause
@@ -86,7 +86,7 @@ class Quantified(PairStatement):
         return self.quantifier
 
     def parts(self, left: Scene, right: Scene) -> tuple[bool, bool] | None:
-        """Whether the clause is true of either picture; `None` where that can be argued about."""
+        """Whether the clause is true of the left and of the right picture; `None` if one is disputable."""
         values = []
         for scene in (left, right):
             values.append(self.clause.holds(scene))
@@ -108,19 +108,19 @@ class Quantified(PairStatement):
         }[self.quantifier]
 
     def wordings(self) -> list[str]:
-        around, behind = QUANTIFIED[self.quantifier]
+        templates, endings = QUANTIFIED[self.quantifier]
         phrase = phrase_of(self.clause)
-        # A caption about "the picture", or about what is "here", is about one.
-        alone = [said for said in self.clause.wordings() if not {"picture", "here"} & set(said.split())]
+        # A caption with "the picture" or "here" speaks of a single picture.
+        captions = [said for said in self.clause.wordings() if not {"picture", "here"} & set(said.split())]
         return [
-            *(template.format(phrase) for template in around),
-            *(f"{said} {where}" for said in alone for where in behind),
+            *(template.format(phrase) for template in templates),
+            *(f"{said} {where}" for said in captions for where in endings),
         ]
 
 
 @dataclass(frozen=True)
 class Total(PairStatement):
-    """Exactly `number` things that fit the noun are in the two pictures together."""
+    """Exactly `number` things in the two pictures together match the noun."""
 
     noun: Noun
     number: int
@@ -134,21 +134,25 @@ class Total(PairStatement):
 
 @dataclass(frozen=True)
 class Compared(PairStatement):
-    """How the pictures' numbers of things that fit the noun compare: `more left`, `more right` or `equal`."""
+    """Which picture has more things that match the noun: `more left`, `more right` or `equal`."""
 
     noun: Noun
     how: str
 
     def truth(self, left: Scene, right: Scene) -> bool | None:
-        ours, theirs = len(self.noun.among(left)), len(self.noun.among(right))
-        return {"more left": ours > theirs, "more right": ours < theirs, "equal": ours == theirs}[self.how]
+        on_left, on_right = len(self.noun.among(left)), len(self.noun.among(right))
+        return {
+            "more left": on_left > on_right,
+            "more right": on_left < on_right,
+            "equal": on_left == on_right,
+        }[self.how]
 
     def wordings(self) -> list[str]:
         return [template.format(plural(self.noun.text)) for template in _COMPARED[self.how]]
 
 
 def phrase_of(clause: Clause) -> str:
-    """What a picture has of which the clause is true: "a red circle above a square"."""
+    """What a picture contains if the clause is true of it, as a noun phrase: "a red circle above a square"."""
     match clause:
         case Exists(noun):
             return f"a {noun.text}"

@@ -1,4 +1,4 @@
-"""What each patch of a mini picture shows: the dense labels of pre-training."""
+"""Labels of every patch of a mini picture, for the dense objectives of pre-training."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ SIZE_INDEX = {name: index for index, name in enumerate(SIZES, start=1)}
 
 
 def patch_labels(scene: Scene) -> NDArray[np.int64]:
-    """Colour, shape and size of the thing whose centre lies in each 16 x 16 patch.
+    """Colour, shape and size of the thing whose centre is in each 16 x 16 patch.
 
-    Returns `(16, 3)` int64, patches in raster order, indices from 1, all 0 where no centre lies. A thing that
-    spills over into a neighbouring patch is not counted there.
+    Returns `(16, 3)` int64, patches in raster order, indices from 1; all 0 for a patch without a centre. A thing
+    that extends into a neighbouring patch is not counted there.
     """
     labels = np.zeros((GRID * GRID, 3), np.int64)
     for thing in scene.things:

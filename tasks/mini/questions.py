@@ -1,8 +1,8 @@
-"""Questions about a scene, with the one answer that the scene gives them.
+"""Questions about a scene, each with the one answer that the scene determines.
 
-A question is only asked where it is unambiguous: "the" refers to exactly one thing, and comparisons of
-places and distances are clear by several pixels. Yes/no questions are asked only where the scene lets the
-same form be answered either way, and then the answer is drawn first, so no form gives its answer away.
+A question is asked only if it is unambiguous: "the" refers to exactly one thing, and comparisons of positions and
+distances are clear by several pixels. A yes/no question is asked only if the scene allows both answers to the same
+form. The answer is then drawn first, so that no form predicts its answer.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ FAMILIES: dict[str, float] = {
     "comparison": 0.06,
     "spatial": 0.2,
 }
-"""Family and the share it is drawn with; one that a scene has nothing for is drawn again.
+"""Question family to the share it is drawn with; if the scene allows no question of a family, another is drawn.
 
-Most weight lies on what pre-training did not teach and a few thousand examples do: counts and places. Existence is
-what captions are about, so a frozen model knows it; comparisons stay near chance whatever is tuned.
+Most weight is on counts and positions, which pre-training does not teach and a few thousand examples do. Existence
+is what captions are about, so a frozen model knows it; comparisons stay near chance whatever is tuned.
 """
 
 _CLEAR_DISTANCE = 4  # pixels by which the nearest or outermost thing must lead the next
 _FAMILY_TRIES = 40
-_COUNT_WEIGHTS = (1.0, 1.0, 1.0, 1.2, 1.8, 2.5)  # large counts are seldom there to be asked for
+_COUNT_WEIGHTS = (1.0, 1.0, 1.0, 1.2, 1.8, 2.5)  # few scenes allow questions with a large count
 
 
 @dataclass(frozen=True)
 class Question:
-    """`family` is a key of `FAMILIES`, `answer_type` the official "yes/no", "number" or "other"."""
+    """`family` is a key of `FAMILIES`; `answer_type` is one of the official "yes/no", "number" and "other"."""
 
     text: str
     answer: str
@@ -53,7 +53,7 @@ _Form = Callable[[Scene, np.random.Generator], Question | None]
 
 
 def sample_question(scene: Scene, rng: np.random.Generator) -> Question:
-    """A question about a scene of two or more things; families are drawn with fixed shares."""
+    """A random question about a scene of two or more things; families are drawn with fixed shares."""
     names, ends = tuple(FAMILIES), np.cumsum(list(FAMILIES.values()))
     while True:
         family = names[int(np.searchsorted(ends, rng.random() * ends[-1], side="right"))]
@@ -70,17 +70,17 @@ def _ask(form: str, family: str, answer: str, rng: np.random.Generator, *slots: 
 
 
 def _phrase(noun: Noun, rng: np.random.Generator) -> str:
-    """The noun with the synonyms that captions do not know."""
+    """The noun with its words replaced by those of questions, some of which captions never use."""
     return " ".join(pick(NAMES.get(word, (word,)), rng) for word in noun.text.split())
 
 
 def _unique_noun(thing: Thing, scene: Scene, rng: np.random.Generator, hidden: str = "") -> Noun | None:
-    """A description that fits nothing else in the scene, silent about `hidden`; mostly a short one."""
-    told = [kind for kind in VALUES if kind != hidden]
-    short = [Noun(**{kind: getattr(thing, kind)}) for kind in told if kind != "size"]
+    """A description that matches nothing else in the scene and does not mention `hidden`; mostly a short one."""
+    kinds = [kind for kind in VALUES if kind != hidden]
+    short = [Noun(**{kind: getattr(thing, kind)}) for kind in kinds if kind != "size"]
     long = [
         Noun(**{first: getattr(thing, first), second: getattr(thing, second)})
-        for first, second in permutations(told, 2)
+        for first, second in permutations(kinds, 2)
     ]
     for nouns in (short, long):
         unique = [noun for noun in nouns if len(noun.among(scene)) == 1]
@@ -90,7 +90,7 @@ def _unique_noun(thing: Thing, scene: Scene, rng: np.random.Generator, hidden: s
 
 
 def _two_referents(scene: Scene, rng: np.random.Generator) -> tuple[Thing, Noun, Thing, Noun] | None:
-    """Two different things, each with a description of its own."""
+    """Two different things, each with a description that matches only it."""
     first, second = pick(scene.things, rng), pick(scene.things, rng)
     nouns = _unique_noun(first, scene, rng), _unique_noun(second, scene, rng)
     if first is second or nouns[0] is None or nouns[1] is None:
@@ -106,7 +106,7 @@ def _attribute(scene: Scene, rng: np.random.Generator) -> Question | None:
 
 
 def _attribute_beside(scene: Scene, rng: np.random.Generator) -> Question | None:
-    """Asks for the color of the one shape of its kind that is, say, left of the blue square."""
+    """The color of the only thing of a shape that is, for example, left of the blue square."""
     landmark, thing = pick(scene.things, rng), pick(scene.things, rng)
     name, relation = _unique_noun(landmark, scene, rng), pick(RELATIONS, rng)
     noun = Noun(shape=thing.shape)
@@ -138,8 +138,8 @@ def _existence(scene: Scene, rng: np.random.Generator) -> Question | None:
         (("color", "shape"), ("color", "shape"), ("size", "shape"), ("size", "color"), ("shape",)), rng
     )
     thing, other = pick(scene.things, rng), pick(scene.things, rng)
-    there = Noun(**{kind: getattr(thing, kind) for kind in kinds})
-    # Something that is not there: one word of a description exchanged, often for one of another thing's.
+    present = Noun(**{kind: getattr(thing, kind) for kind in kinds})
+    # Something absent: one word of the description is replaced, often by a word for another thing.
     kind = pick(kinds, rng)
     word = getattr(other, kind) if rng.random() < 0.5 else pick(VALUES[kind], rng)
     absent = Noun(**({k: getattr(thing, k) for k in kinds} | {kind: word}))
@@ -152,7 +152,7 @@ def _existence(scene: Scene, rng: np.random.Generator) -> Question | None:
             if rng.random() < 0.6
             else _ask("existence_plural", "existence", answer, rng, plural(_phrase(noun, rng)))
         ),
-        [there],
+        [present],
         [absent],
     )
 
@@ -258,7 +258,7 @@ def _edge(scene: Scene, rng: np.random.Generator) -> Question | None:
 
 
 def _leader(ranked: Sequence[tuple[float, Thing]]) -> Thing | None:
-    """The thing with the lowest value, if it leads clearly."""
+    """The thing with the lowest value; `None` if it does not lead clearly."""
     order = sorted(ranked, key=lambda entry: entry[0])
     if len(order) > 1 and order[1][0] - order[0][0] < _CLEAR_DISTANCE:
         return None
@@ -276,7 +276,7 @@ def _yes_or_no(
     yes: Sequence[object],
     no: Sequence[object],
 ) -> Question | None:
-    """`ask(case, answer)` for a case drawn from either side with equal chances; none if a side is empty."""
+    """`ask(case, answer)` for a random case of `yes` or `no`, equally likely; `None` if either is empty."""
     if not yes or not no:
         return None
     return ask(pick(yes, rng), "yes") if rng.random() < 0.5 else ask(pick(no, rng), "no")

@@ -1,6 +1,6 @@
-"""Scenes to pixels, fast enough to draw a new picture for every training example.
+"""Render scenes to pixels, fast enough to draw a new picture for every training example.
 
-Anti-aliased masks of every shape are drawn once with PIL and kept; a picture is then a few small blends.
+Anti-aliased masks of every shape are drawn once with PIL and cached; a picture is then a few small blends.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ _Floats = NDArray[np.float32]
 
 _STAMP = 25  # side of a mask in pixels: the largest thing, rotated, fits
 _SUPERSAMPLING = 8
-_ROTATION_STEP = 5  # degrees between two kept masks
-_TEXTURE_GRID = 9  # nodes along a side of the coarse noise that is stretched over the background
+_ROTATION_STEP = 5  # degrees between two cached masks
+_TEXTURE_GRID = 9  # nodes along a side of the coarse noise that is interpolated over the background
 
 
 @dataclass(frozen=True)
 class Style:
-    """How a scene is drawn. Intensities are on the 0-255 scale; a `0` switches a knob off."""
+    """How a scene is drawn. Intensities are on the 0-255 scale; 0 switches an effect off."""
 
     background: tuple[float, float]
     """Range of the background's grey level."""
@@ -39,15 +39,15 @@ class Style:
     noise: float = 0.0
     """Standard deviation of the noise of single pixels."""
     rotation_degrees: float = 0.0
-    """Things are turned by at most this angle either way."""
+    """Things are rotated by at most this angle in either direction."""
     color_jitter: float = 0.0
-    """Standard deviation of each thing's own RGB values around its colour's."""
+    """Standard deviation of a thing's RGB values around those of its colour."""
     brightness: float = 0.0
-    """Largest shift of the whole picture, either way."""
+    """Largest shift of the whole picture, up or down."""
     contrast: float = 0.0
-    """Largest relative change of contrast around mid-grey, either way."""
+    """Largest relative change of contrast around mid-grey, up or down."""
     tint: float = 0.0
-    """Largest relative change of each channel's gain, either way."""
+    """Largest relative change of each channel's gain, up or down."""
     outline: float = 0.0
     """Probability that a thing is hollow."""
     clutter: int = 0
@@ -55,7 +55,7 @@ class Style:
 
 
 DARK = Style(background=(20.0, 60.0), noise=4.0, rotation_degrees=10.0, color_jitter=6.0)
-"""Where pre-training begins: shapes are learned fast on dark backgrounds."""
+"""Pre-training starts with this style: shapes are learned fast on dark backgrounds."""
 PLAIN = Style(
     background=(20.0, 180.0),
     background_tint=6.0,
@@ -64,8 +64,8 @@ PLAIN = Style(
     rotation_degrees=12.0,
     color_jitter=8.0,
 )
-"""Where pre-training ends, backgrounds from dark to light: weights that have seen dark ones only are at chance on
-light ones."""
+"""Pre-training ends with this style, which has dark to light backgrounds: weights trained on dark ones only are at
+chance on light ones."""
 TEXTURED = Style(
     background=(70.0, 185.0),
     background_tint=10.0,
@@ -80,14 +80,14 @@ TEXTURED = Style(
     outline=0.1,
     clutter=1,
 )
-"""Of the tasks: also some hollow shapes, texture, strokes, a camera."""
+"""Style of VQA, SNLI-VE and retrieval: adds texture, strokes, some hollow shapes, and a camera's light and noise."""
 
 
 def render(scene: Scene, style: Style, rng: np.random.Generator) -> Pixels:
-    """The scene as pixels, `(64, 64, 3)` uint8 RGB. Small things lie on top of large ones."""
+    """The scene as pixels, `(64, 64, 3)` uint8 RGB. Small things are drawn over large ones."""
     pad = _STAMP // 2
-    # A frame around the picture lets every stamp be blended whole; it is cut off at the end.
-    # Channels come first until the end: numpy is much slower where the innermost axis has 3 elements.
+    # A margin around the picture lets every stamp be blended whole; it is cropped at the end.
+    # Channels come first until the end: numpy is much slower if the innermost axis has 3 elements.
     canvas = np.zeros((3, IMAGE_SIZE + 2 * pad, IMAGE_SIZE + 2 * pad), np.float32)
     picture = canvas[:, pad:-pad, pad:-pad]
     picture[:] = _background(style, rng)
@@ -99,7 +99,7 @@ def render(scene: Scene, style: Style, rng: np.random.Generator) -> Pixels:
         mask = _stamp(
             thing.shape,
             int(rng.integers(low, high + 1)),
-            _turn(style, rng),
+            _random_rotation(style, rng),
             bool(rng.random() < style.outline),
         )
         color = np.array(COLORS[thing.color], np.float32).reshape(3, 1, 1)
@@ -111,7 +111,7 @@ def render(scene: Scene, style: Style, rng: np.random.Generator) -> Pixels:
 
 
 def _background(style: Style, rng: np.random.Generator) -> _Floats:
-    """What is behind the things, broadcastable to `(3, 64, 64)`."""
+    """The background, broadcastable to `(3, 64, 64)`."""
     grey = rng.uniform(*style.background) + rng.normal(0.0, style.background_tint, 3)
     background: _Floats = grey.astype(np.float32).reshape(3, 1, 1)
     relief = np.zeros((IMAGE_SIZE, IMAGE_SIZE), np.float32)
@@ -122,7 +122,7 @@ def _background(style: Style, rng: np.random.Generator) -> _Floats:
         relief += np.float32(slope * math.cos(angle)) * columns + np.float32(slope * math.sin(angle)) * rows
     if style.texture:
         nodes = rng.normal(0.0, style.texture, (_TEXTURE_GRID, _TEXTURE_GRID)).astype(np.float32)
-        relief += _stretched(nodes)
+        relief += _interpolated(nodes)
     return background + relief
 
 
@@ -140,12 +140,12 @@ def _draw_stroke(picture: _Floats, rng: np.random.Generator) -> None:
     alpha = np.minimum(half_width + 0.5 - across[rows_hit, columns_hit], 1.0) * np.minimum(
         half_length + 0.5 - along[rows_hit, columns_hit], 1.0
     )
-    behind = picture[:, rows_hit, columns_hit]
-    picture[:, rows_hit, columns_hit] = behind + alpha * (color[:, None] - behind)
+    under = picture[:, rows_hit, columns_hit]
+    picture[:, rows_hit, columns_hit] = under + alpha * (color[:, None] - under)
 
 
-def _turn(style: Style, rng: np.random.Generator) -> int:
-    """A rotation in degrees, rounded to a multiple of `_ROTATION_STEP` for which a mask is kept."""
+def _random_rotation(style: Style, rng: np.random.Generator) -> int:
+    """A random rotation in degrees, rounded to a multiple of `_ROTATION_STEP` so that few masks are needed."""
     if not style.rotation_degrees:
         return 0
     return _ROTATION_STEP * round(
@@ -154,7 +154,7 @@ def _turn(style: Style, rng: np.random.Generator) -> int:
 
 
 def _photograph(picture: _Floats, style: Style, rng: np.random.Generator) -> Pixels:
-    """Light, colour cast and sensor noise over `(3, 64, 64)`, as 8 bits `(64, 64, 3)`."""
+    """Apply light, colour cast and sensor noise to `(3, 64, 64)`; returns 8-bit `(64, 64, 3)`."""
     gain = np.ones((3, 1, 1))
     shift = 0.0
     if style.contrast or style.tint:
@@ -175,7 +175,7 @@ def _photograph(picture: _Floats, style: Style, rng: np.random.Generator) -> Pix
 
 @cache
 def _grain() -> _Floats:
-    """A million standard normal values, out of which pictures cut theirs: drawing anew is slow."""
+    """A million standard normal values, of which every picture takes a slice: drawing new ones is slow."""
     return np.random.default_rng(0).standard_normal(1 << 20, np.float32)
 
 
@@ -186,7 +186,7 @@ def _coordinates() -> tuple[_Floats, _Floats]:
     return line[:, None], line[None, :]
 
 
-def _stretched(nodes: _Floats) -> _Floats:
+def _interpolated(nodes: _Floats) -> _Floats:
     """The texture's nodes linearly interpolated to pixels, `(64, 64)`."""
     low, low_share, high_share = _between_nodes()
     rows = _blend(nodes[low], low_share[:, None], nodes[low + 1], high_share[:, None])
@@ -194,16 +194,16 @@ def _stretched(nodes: _Floats) -> _Floats:
 
 
 def _blend(low: _Floats, low_share: _Floats, high: _Floats, high_share: _Floats) -> _Floats:
-    """`low · low_share + high · high_share`, as a fused multiply-add rounds it.
+    """`low · low_share + high · high_share`, rounded as by a fused multiply-add.
 
-    Not by a matrix product: BLAS rounds by the processor it finds, and pictures would be each machine's own.
+    Not a matrix product: BLAS rounds differently on different processors, and so would pictures.
     """
     return (high.astype(np.float64) * high_share + low * low_share).astype(np.float32)
 
 
 @cache
 def _between_nodes() -> tuple[NDArray[np.int64], _Floats, _Floats]:
-    """Of each pixel along a side: the texture's node before it, and the shares of that and of the next, `(64,)`."""
+    """For each pixel along a side: the texture node before it, and the weights of that node and the next, `(64,)`."""
     position = np.linspace(0.0, _TEXTURE_GRID - 1, IMAGE_SIZE)
     low = np.minimum(position.astype(np.int64), _TEXTURE_GRID - 2)
     shares = (1.0 - np.abs(position - node) for node in (low, low + 1))
@@ -213,7 +213,7 @@ def _between_nodes() -> tuple[NDArray[np.int64], _Floats, _Floats]:
 
 @cache
 def _stamp(shape: str, extent: int, degrees: int, hollow: bool) -> _Floats:
-    """Coverage of a shape of `extent` pixels, `(25, 25)` in [0, 1], centred."""
+    """Coverage of a centred shape of `extent` pixels, `(25, 25)` in [0, 1]."""
     side = _STAMP * _SUPERSAMPLING
     turn = math.radians(degrees)
     scale = extent / 2 * _SUPERSAMPLING
@@ -227,7 +227,7 @@ def _stamp(shape: str, extent: int, degrees: int, hollow: bool) -> _Floats:
     filled = Image.new("L", (side, side))
     ImageDraw.Draw(filled).polygon(corners, fill=255)
     if hollow:
-        # A stroke along the edge, its inner half kept: 2 px for small things, 3 px for large ones.
+        # The inner half of a stroke along the edge: 2 px for small things, 3 px for large ones.
         stroke = Image.new("L", (side, side))
         width = 2 * _SUPERSAMPLING * (2 if extent <= SIZES["small"][1] else 3)
         ImageDraw.Draw(stroke).line([*corners, *corners[:2]], fill=255, width=width, joint="curve")
@@ -239,7 +239,7 @@ def _stamp(shape: str, extent: int, degrees: int, hollow: bool) -> _Floats:
 
 
 def _outline(shape: str) -> list[tuple[float, float]]:
-    """Corners of a shape in the square from -1 to 1, `y` downwards; curves as fine polygons."""
+    """Corners of a shape in the square from -1 to 1, `y` downwards; curves are fine polygons."""
     match shape:
         case "circle":
             return [(math.cos(t), math.sin(t)) for t in np.linspace(0, 2 * math.pi, 40, endpoint=False)]

@@ -1,8 +1,8 @@
-"""Writes descriptions of drawn pictures in the format of Karpathy's split files.
+"""Write descriptions of drawn pictures in the format of Karpathy's split files.
 
-Five descriptions a picture. Pictures come in groups of one theme (a few colours and shapes), so that the best
-description of a picture has to be told from those of its like. Recalls on these files are recalls on `mini`,
-never on Flickr30k or COCO.
+Each picture has five descriptions. Pictures come in groups that share a theme (a few colours and shapes), so that
+a picture's descriptions must be distinguished from those of similar pictures. Recalls on these files are recalls on
+`mini`, never on Flickr30k or COCO.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from tasks.mini.scenes import Things, new_scene, sample_theme
 from tasks.mini.world import Scene
 
 VERSION = 2
-"""To be raised with every change that changes a file."""
+"""Increase with every change that alters a file."""
 
 DESCRIPTIONS = 5
-"""Of a picture, as in Flickr30k and COCO."""
+"""Descriptions per picture, as in Flickr30k and COCO."""
 
 _THEME = 4, 3  # colours and shapes of a group
-_GROUP = 5  # pictures of a theme
+_GROUP = 5  # pictures per theme
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Number of pictures of each split."""
+    """Number of pictures in each split."""
 
     train_images: int = 160
     val_images: int = 20
@@ -43,17 +43,17 @@ class Sizes:
         check_sizes(self)
 
     def splits(self) -> dict[str, int]:
-        """Split name to pictures."""
+        """Split name to number of pictures."""
         return {"train": self.train_images, "val": self.val_images, "test": self.test_images}
 
 
 def ensure_retrieval(cache_root: Path, seed: int = 0, sizes: Sizes = Sizes()) -> Path:
-    """The folder with the benchmark's files, generated under `cache_root` if it is not there yet."""
+    """The folder with the benchmark's files, generated under `cache_root` if it does not exist yet."""
     return _GENERATION.ensure(cache_root, seed, sizes)
 
 
 def write_retrieval(root: Path, seed: int, sizes: Sizes) -> None:
-    """Writes descriptions and pictures of the three splits to the new folder `root`.
+    """Write descriptions and pictures of the three splits to the new folder `root`.
 
     Raises `FileExistsError` if it exists.
     """
@@ -89,11 +89,11 @@ def _write(root: Path, seed: int, sizes: Sizes) -> None:
 _GENERATION: Generation[Sizes] = Generation("retrieval", VERSION, _write)
 
 Described = tuple[Scene, list[tuple[Clause, ...]]]
-"""A scene, and the clauses of each of its descriptions."""
+"""A scene and the clauses of each of its descriptions."""
 
 
 def sample_split(number: int, taken: set[Things], rng: np.random.Generator) -> list[Described]:
-    """New scenes, each with the clauses of five descriptions that together hold of no other; adds to `taken`."""
+    """New scenes, each with the clauses of five descriptions that together hold of no other. Adds them to `taken`."""
     scenes: list[Scene] = []
     while len(scenes) < number:
         if len(scenes) % _GROUP == 0:

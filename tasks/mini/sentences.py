@@ -1,4 +1,4 @@
-"""What all sentences of the embedded world share: several wordings of one thing that is said."""
+"""Base class of all generated sentences: one statement with several wordings."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from tasks.mini.world import pick
 
 @dataclass(frozen=True)
 class Sentence(ABC):
-    """Something that can be said in several ways."""
+    """A statement that can be worded in several ways."""
 
     @property
     def kind(self) -> str:
-        """Of its construction."""
+        """Name of its construction."""
         return type(self).__name__
 
     @abstractmethod
     def wordings(self) -> list[str]:
-        """Every way to say it."""
+        """All wordings of the statement."""
 
     def text(self, rng: np.random.Generator) -> str:
-        """One of them."""
+        """A random wording."""
         return pick(self.wordings(), rng).replace("a orange", "an orange")

@@ -1,7 +1,7 @@
-"""Writes hypotheses about drawn pictures in the official file formats of SNLI-VE.
+"""Write hypotheses about drawn pictures in the official file formats of SNLI-VE.
 
-Pictures come in sets of three. Every hypothesis of a set is said of all three, and one entails it, one
-contradicts it, and one leaves it open (see `tasks.mini.hypotheses`); every picture has the three labels equally
+Pictures come in sets of three. Every hypothesis of a set is used with all three: one picture entails it, one
+contradicts it, and one leaves it open (see `tasks.mini.hypotheses`). Every picture has the three labels equally
 often. Accuracies on these files are accuracies on `mini`, never on SNLI-VE.
 """
 
@@ -23,10 +23,10 @@ from tasks.mini.scenes import Things, new_scene, sample_theme
 from tasks.mini.world import Scene
 
 VERSION = 1
-"""To be raised with every change that changes a file."""
+"""Increase with every change that alters a file."""
 
 PICTURES = len(LABELS)
-"""Pictures of a set, and so examples a hypothesis."""
+"""Pictures in a set, and so examples per hypothesis."""
 
 _THEME = 4, 4  # colours and shapes of a set
 _CANDIDATES = 300  # hypotheses drawn for a set
@@ -34,7 +34,7 @@ _CANDIDATES = 300  # hypotheses drawn for a set
 
 @dataclass(frozen=True)
 class Sizes:
-    """Number of sets of each split, and of hypotheses a set: a multiple of 3."""
+    """Number of sets in each split, and of hypotheses per set (a multiple of 3)."""
 
     train_sets: int = 400
     dev_sets: int = 60
@@ -47,17 +47,17 @@ class Sizes:
             raise ValueError(f"hypotheses must be a multiple of {len(LABELS)}, got {self.hypotheses}")
 
     def splits(self) -> dict[str, int]:
-        """Official split name to sets."""
+        """Official split name to number of sets."""
         return {"train": self.train_sets, "dev": self.dev_sets, "test": self.test_sets}
 
 
 def ensure_snli_ve(cache_root: Path, seed: int = 0, sizes: Sizes = Sizes()) -> Path:
-    """The folder with the benchmark's files, generated under `cache_root` if it is not there yet."""
+    """The folder with the benchmark's files, generated under `cache_root` if it does not exist yet."""
     return _GENERATION.ensure(cache_root, seed, sizes)
 
 
 def write_snli_ve(root: Path, seed: int, sizes: Sizes) -> None:
-    """Writes hypotheses and pictures of the three splits to the new folder `root`.
+    """Write hypotheses and pictures of the three splits to the new folder `root`.
 
     Raises `FileExistsError` if it exists.
     """
@@ -109,7 +109,7 @@ def _write_set(
 def sample_set(
     hypotheses: int, taken: set[Things], rng: np.random.Generator
 ) -> tuple[list[Scene], list[tuple[Hypothesis, Pattern]]]:
-    """New scenes, and hypotheses with their label (an index of `LABELS`) of each scene; adds to `taken`."""
+    """New scenes, and hypotheses with their label (an index of `LABELS`) for each scene. Adds the scenes to `taken`."""
     while True:
         theme = sample_theme(*_THEME, rng)
         seen = set(taken)

@@ -1,4 +1,4 @@
-"""Writes the mini benchmark's questions in the official file formats of VQA v2.
+"""Write questions about drawn scenes in the official file formats of VQA v2.
 
 Accuracies on these files are accuracies on `mini`, never on VQA2.0; the files' `info` says so too.
 """
@@ -19,10 +19,10 @@ from tasks.mini.render import TEXTURED, render
 from tasks.mini.world import TASK, Scene, Thing, sample_scene
 
 VERSION = 3
-"""To be raised with every change that changes a file."""
+"""Increase with every change that alters a file."""
 
 _QUESTION_TRIES = 1000
-_MAX_QUESTIONS_PER_SCENE = 20  # the smallest scenes have not many more to ask
+_MAX_QUESTIONS_PER_SCENE = 20  # the smallest scenes allow few more different questions
 _ABOUT = {
     "description": "mini: drawn scenes in the file formats of VQA v2. Not VQA2.0.",
     "version": str(VERSION),
@@ -32,7 +32,7 @@ _LICENSE = {"name": "generated", "url": ""}
 
 @dataclass(frozen=True)
 class Sizes:
-    """Number of scenes (pictures) of each split, and of questions about each of them."""
+    """Number of scenes (pictures) in each split, and of questions about each scene."""
 
     train_scenes: int = 1200
     train_questions: int = 3
@@ -48,7 +48,7 @@ class Sizes:
                 raise ValueError(f"{name} must be at most {_MAX_QUESTIONS_PER_SCENE}, got {number}")
 
     def splits(self) -> dict[str, tuple[int, int]]:
-        """Official split name to scenes and questions a scene."""
+        """Official split name to number of scenes and questions per scene."""
         return {
             "train2014": (self.train_scenes, self.train_questions),
             "val2014": (self.val_scenes, self.val_questions),
@@ -57,12 +57,12 @@ class Sizes:
 
 
 def ensure_vqa(cache_root: Path, seed: int = 0, sizes: Sizes = Sizes()) -> Path:
-    """The folder with the benchmark's files, generated under `cache_root` if it is not there yet."""
+    """The folder with the benchmark's files, generated under `cache_root` if it does not exist yet."""
     return _GENERATION.ensure(cache_root, seed, sizes)
 
 
 def write_vqa(root: Path, seed: int, sizes: Sizes) -> None:
-    """Writes questions, annotations and pictures of the three splits to the new folder `root`.
+    """Write questions, annotations and pictures of the three splits to the new folder `root`.
 
     Raises `FileExistsError` if it exists.
     """
@@ -82,7 +82,7 @@ _GENERATION: Generation[Sizes] = Generation("vqa", VERSION, _write)
 def _new_scenes(
     number: int, taken: set[frozenset[Thing]], rng: np.random.Generator
 ) -> list[tuple[int, Scene]]:
-    """Image ids, counted on from `taken`, and scenes none of which is in `taken`; adds them to it."""
+    """(image id, scene) of scenes that are not in `taken`, which they are added to; ids continue its count."""
     scenes: list[tuple[int, Scene]] = []
     while len(scenes) < number:
         scene = sample_scene(rng, TASK)

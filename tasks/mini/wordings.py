@@ -1,4 +1,4 @@
-"""How questions are worded: none of the question words, and few of the synonyms, occur in captions."""
+"""Wordings of questions. None of the question words, and few of the synonyms, occur in captions."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ NAMES: dict[str, tuple[str, ...]] = {
     "large": ("large", "large", "big"),
     "thing": ("thing", "object"),
 }
-"""Caption word to the words that questions draw from, a repeated one more often."""
+"""Caption word to the words that questions use for it; a repeated one is drawn more often."""
 TO: dict[str, tuple[str, ...]] = {
     "left of": ("left of", "to the left of"),
     "right of": ("right of", "to the right of"),
     "above": ("above", "over"),
     "below": ("below", "under"),
 }
-"""Relation to its names between two things."""
+"""Relation to its wordings between two things."""
 EDGES: dict[str, tuple[str, ...]] = {
     "left of": ("leftmost", "farthest to the left"),
     "right of": ("rightmost", "farthest to the right"),
     "above": ("highest", "closest to the top"),
     "below": ("lowest", "closest to the bottom"),
 }
-"""The side that a thing lies farthest on, to its names."""
+"""Direction to its wordings for the outermost thing."""
 
 WORDINGS: dict[str, tuple[str, ...]] = {
     "color": (
@@ -113,11 +113,11 @@ WORDINGS: dict[str, tuple[str, ...]] = {
         "what kind of figure is {1}?",
     ),
 }
-"""Form to its templates; what fills the slots is said where the form is asked, in `questions`."""
+"""Form to its templates; the functions in `tasks.mini.questions` that ask a form fill its slots."""
 
 
 def question_words() -> list[str]:
-    """Every word that a question can use, sorted, without punctuation."""
+    """Every word that questions can contain, sorted, without punctuation."""
     phrases = [template for wordings in WORDINGS.values() for template in wordings]
     phrases += [name for table in (NAMES, TO, EDGES) for names in table.values() for name in names]
     phrases += [*COLORS, *SHAPES, *VALUES, "an"]

@@ -1,7 +1,7 @@
-"""What a mini picture is about: a few coloured shapes on a 64 x 64 canvas of 4 x 4 cells.
+"""The content of a mini picture: a few coloured shapes on a 64 x 64 canvas of 4 x 4 cells.
 
-Everything else of the benchmark (pixels, captions, questions, answers) is derived from a `Scene`, so the
-truth of a sentence is computed and never guessed.
+Pixels, captions, questions and answers are all derived from a `Scene`, so the truth of a sentence is computed and
+never guessed.
 """
 
 from __future__ import annotations
@@ -29,18 +29,21 @@ COLORS: dict[str, tuple[int, int, int]] = {
     "white": (248, 248, 248),
     "brown": (124, 72, 32),
 }
-"""Name and RGB value (0-255) before any change of light."""
+"""Name to RGB value (0-255) before any change of light."""
 SHAPES: tuple[str, ...] = ("circle", "square", "triangle", "star", "cross", "heart")
 SIZES: dict[str, tuple[int, int]] = {"small": (9, 11), "large": (15, 17)}
-"""Smallest and largest drawn extent in pixels, inclusive."""
+"""Name to smallest and largest drawn extent in pixels, inclusive."""
 RELATIONS: tuple[str, ...] = ("left of", "right of", "above", "below")
 
 CLEAR_MARGIN = 8
-"""Pixels between two centres from which on a spatial relation is beyond dispute."""
+"""Pixels between two centres, along one axis, from which a spatial relation is indisputable."""
 MIN_DISTANCE = 12
-"""Pixels between any two centres, so that nothing is hidden behind something else."""
+"""Smallest distance between two centres in pixels, so that no thing hides another."""
 
-_BORDER = {"small": 6, "large": 9}  # centre to the edge of the picture, in pixels: nothing is cut off
+_BORDER = {
+    "small": 6,
+    "large": 9,
+}  # smallest distance of a centre to the border, in pixels: nothing is cut off
 _JITTER_TRIES = 4
 
 
@@ -66,8 +69,8 @@ class Scene:
 class Layout:
     """How scenes are composed.
 
-    `jitter_pixels` moves centres from the middle of their cell, at most that far along each axis. `repeat` is
-    the probability that a thing takes its colour or its shape from an earlier one.
+    jitter_pixels: largest distance of a centre from the middle of its cell, along each axis.
+    repeat: probability that a thing takes its colour or its shape from an earlier one.
     """
 
     min_things: int
@@ -78,7 +81,7 @@ class Layout:
     def __post_init__(self) -> None:
         if not 1 <= self.min_things <= self.max_things <= GRID * GRID:
             raise ValueError(
-                f"between 1 and {GRID * GRID} things, got {self.min_things} to {self.max_things}"
+                f"a scene has 1 to {GRID * GRID} things, got {self.min_things} to {self.max_things}"
             )
         if not 0 <= self.jitter_pixels <= 4:
             raise ValueError(f"jitter_pixels must be 0 to 4, got {self.jitter_pixels}")
@@ -91,7 +94,7 @@ _T = TypeVar("_T")
 
 
 def pick(items: Sequence[_T], rng: np.random.Generator) -> _T:
-    """One of `items`, all equally likely."""
+    """A random one of `items`, all equally likely."""
     return items[int(rng.random() * len(items))]
 
 
@@ -101,7 +104,7 @@ def plural(noun: str) -> str:
 
 
 def sample_scene(rng: np.random.Generator, layout: Layout) -> Scene:
-    """A scene whose things sit in distinct cells, at least `MIN_DISTANCE` apart and wholly in the picture."""
+    """A scene whose things are in distinct cells, at least `MIN_DISTANCE` apart and entirely in the picture."""
     count = int(rng.integers(layout.min_things, layout.max_things + 1))
     colors, sizes = tuple(COLORS), tuple(SIZES)
     things: list[Thing] = []
@@ -129,12 +132,15 @@ def _place(
         x, y = min(max(middle_x + dx, low), high), min(max(middle_y + dy, low), high)
         if all((x - o.x) ** 2 + (y - o.y) ** 2 >= MIN_DISTANCE**2 for o in others):
             return x, y
-    # The middle of a cell is 12 px or more from whatever was moved by at most 4 px in another cell.
+    # The middle of a cell is at least 12 px from any thing of another cell, which is moved by at most 4 px.
     return middle_x, middle_y
 
 
 def relation_holds(a: Thing, b: Thing, relation: str, margin: int = CLEAR_MARGIN) -> bool:
-    """Whether `a` is `relation` (see `RELATIONS`) to `b` by at least `margin` pixels between centres."""
+    """True if `a` is left of, right of, above or below `b` by at least `margin` pixels between centres.
+
+    Raises `ValueError` if `relation` is not one of `RELATIONS`.
+    """
     match relation:
         case "left of":
             return b.x - a.x >= margin

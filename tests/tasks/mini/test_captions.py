@@ -3,7 +3,7 @@ import numpy as np
 from tasks.mini.captions import caption, caption_words, false_caption, falsify, join, true_clauses
 from tasks.mini.world import PRETRAINING, RELATIONS, TASK, sample_scene
 
-# What changing one content word may bring along: the number of its verb and noun, and its article.
+# Changing one content word may also change the number of its verb and noun, and its article.
 AGREEMENT = {"are": "is", "an": "a", "crosses": "cross"}
 SCENES = 300
 
@@ -41,7 +41,7 @@ def test_false_captions_differ_in_one_content_word() -> None:
         assert sum(a != b for a, b in zip(true_words, false_words, strict=True)) == 1
 
 
-def test_captions_keep_to_length_and_vocabulary() -> None:
+def test_captions_respect_length_and_vocabulary() -> None:
     rng, words = np.random.default_rng(2), set(caption_words())
     for layout in (PRETRAINING, TASK):
         for _ in range(SCENES):

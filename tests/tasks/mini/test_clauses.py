@@ -54,7 +54,7 @@ def test_holds(clause: Clause) -> None:
         Related(RED_CIRCLE, BLUE_SQUARE, "right of"),
         Related(RED_CIRCLE, RED_CIRCLE, "above"),
         Located(RED_CIRCLE, "bottom", "left"),
-        Predicate(Noun(shape="circle"), "size", "small"),  # "the circle": there are two
+        Predicate(Noun(shape="circle"), "size", "small"),  # "the circle" would need exactly one
         Listing((RED_CIRCLE, Noun("red", "square"))),
     ],
 )
@@ -63,7 +63,7 @@ def test_fails(clause: Clause) -> None:
     assert not clause.holds(SCENE)
 
 
-def test_what_could_be_argued_about_neither_holds_nor_fails() -> None:
+def test_a_disputable_clause_neither_holds_nor_fails() -> None:
     slightly_above = Related(RED_CIRCLE, BLUE_SQUARE, "above")  # by 3 px
     middle = Located(Noun(), "top", None)
     for clause, scene in ((slightly_above, SCENE), (middle, Scene((Thing("star", "red", "small", 8, 33),)))):

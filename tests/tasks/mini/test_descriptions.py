@@ -8,7 +8,7 @@ from tasks.mini.descriptions import describe, sample_clauses
 from tasks.mini.world import TASK, sample_scene
 
 
-def test_descriptions_hold_and_can_be_no_caption_of_pretraining() -> None:
+def test_descriptions_hold_and_are_never_captions_of_pretraining() -> None:
     rng = np.random.default_rng(0)
     known = set(caption_words())
     for _ in range(300):

@@ -38,7 +38,7 @@ CIRCLE_NOUN, STAR_NOUN, HEART = Noun(shape="circle"), Noun(shape="star"), Noun(s
         (Between(Related(CIRCLE_NOUN, HEART, "above")), NEUTRAL),
         (Between(Related(HEART, STAR_NOUN, "above")), NEUTRAL),
         (Between(Related(CIRCLE_NOUN, Noun("red"), "above")), None),  # the same thing
-        (All(CIRCLE_NOUN, "color", "red"), None),  # nobody says "all" of one
+        (All(CIRCLE_NOUN, "color", "red"), None),  # "all" is not used for a single thing
         (All(HEART, "color", "red"), NEUTRAL),
         (Open(CIRCLE_NOUN, "color", "red", "heavy"), ENTAILMENT),
         (Open(CIRCLE_NOUN, "color", "blue", "heavy"), NEUTRAL),
@@ -49,7 +49,7 @@ def test_labels(hypothesis: Hypothesis, label: int | None) -> None:
     assert hypothesis.label(SCENE) == label
 
 
-def test_labels_where_a_description_fits_several() -> None:
+def test_labels_if_a_description_matches_several_things() -> None:
     assert Definite(STAR_NOUN, "color", "red").label(TWO_STARS) is None
     assert Placed(Located(STAR_NOUN, "top", None)).label(TWO_STARS) is None
     assert Between(Related(STAR_NOUN, HEART, "above")).label(TWO_STARS) is None
@@ -58,7 +58,7 @@ def test_labels_where_a_description_fits_several() -> None:
     assert Open(STAR_NOUN, "color", "red", "soft").label(TWO_STARS) == ENTAILMENT
 
 
-def test_places_and_relations_by_a_few_pixels_have_no_label() -> None:
+def test_positions_that_differ_by_a_few_pixels_have_no_label() -> None:
     scene = Scene((Thing("circle", "red", "small", 34, 8), Thing("star", "blue", "large", 38, 40)))
     assert Placed(Located(CIRCLE_NOUN, None, "left")).label(scene) is None
     assert Between(Related(CIRCLE_NOUN, STAR_NOUN, "left of")).label(scene) is None

@@ -1,4 +1,4 @@
-"""The embedded NLVR2: official files, balanced so that half of an example tells nothing."""
+"""The embedded NLVR2: official files, balanced so that one modality alone is at chance."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(root: Path, tmp
     assert digest(tmp_path / "other") != digest(root)
 
 
-def test_a_folder_is_named_by_what_is_in_it_and_has_to_be_finished(tmp_path: Path) -> None:
+def test_a_folder_is_named_by_its_content_and_must_be_complete(tmp_path: Path) -> None:
     made = ensure_nlvr2(tmp_path, 0, Sizes(1, 1, 1))
     assert ensure_nlvr2(tmp_path, 0, Sizes(1, 1, 1)) == made
     assert ensure_nlvr2(tmp_path, 0, Sizes(1, 1, 2)) != made
@@ -67,7 +67,7 @@ def test_the_reader_finds_every_example_with_its_two_pictures(data: Data) -> Non
                     assert image.size == (64, 64)
 
 
-def test_consistency_groups_are_a_sentence_with_both_labels(data: Data) -> None:
+def test_a_consistency_group_is_one_sentence_with_both_labels(data: Data) -> None:
     for examples in data.splits.values():
         groups = Counter(consistency_group(example.id) for example in examples)
         assert set(groups.values()) == {PAIRS}
@@ -77,15 +77,15 @@ def test_consistency_groups_are_a_sentence_with_both_labels(data: Data) -> None:
             assert Counter(example.target.index for example in members) == {0: 2, 1: 2}
 
 
-def test_text_alone_and_pictures_alone_are_at_chance_for_the_best_guesser(data: Data) -> None:
+def test_the_best_guess_from_text_alone_or_pictures_alone_is_at_chance(data: Data) -> None:
     for examples in data.splits.values():
         groups = [consistency_group(example.id) for example in examples]
         assert best_guess(examples, groups) == 50
         assert best_guess(examples, [example.images for example in examples]) == 50
 
 
-def test_one_picture_beside_the_sentence_does_not_tell() -> None:
-    """Of what a clause is about: both pictures, neither, one, some; seen on one side, the best guess is 3 of 4."""
+def test_the_sentence_with_one_picture_does_not_decide() -> None:
+    """The best guess from whether the clause holds of one picture is right for at most 3 of the 4 pairs."""
     rng = np.random.default_rng(0)
     found = 0
     for _ in range(8):
@@ -107,7 +107,7 @@ def test_one_picture_beside_the_sentence_does_not_tell() -> None:
     assert found > 10
 
 
-def test_labels_are_true_of_the_scenes_which_are_the_tasks_own() -> None:
+def test_labels_match_the_scenes_and_the_scenes_belong_to_the_task() -> None:
     rng = np.random.default_rng(1)
     taken: set[frozenset[object]] = set()
     for count in (1, 2, 3):
@@ -129,7 +129,7 @@ def test_every_word_is_in_the_embedded_vocabulary() -> None:
     assert {"painted", "colored", "looks", "appears", "object", "objects"} <= words - set(caption_words())
 
 
-def test_colors_and_sizes_stand_behind_names() -> None:
+def test_colors_and_sizes_follow_the_noun() -> None:
     rng = np.random.default_rng(0)
     said = {reworded("no image contains a small orange thing", rng) for _ in range(200)}
     assert len(said) == 9

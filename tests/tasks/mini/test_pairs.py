@@ -13,7 +13,7 @@ RED = Exists(Noun(color="red", shape="circle"))
 
 
 @pytest.mark.parametrize(
-    ("quantifier", "truths"),  # of the pairs with a red circle in both, left, right, neither
+    ("quantifier", "truths"),  # for pairs with a red circle in both, left, right, neither
     [
         ("both", (True, False, False, False)),
         ("neither", (False, False, False, True)),
@@ -27,11 +27,11 @@ def test_quantifiers(quantifier: str, truths: tuple[bool, ...]) -> None:
     statement = Quantified(quantifier, RED)
     pairs = [(WITH, WITH), (WITH, WITHOUT), (WITHOUT, WITH), (WITHOUT, WITHOUT)]
     assert tuple(statement.truth(left, right) for left, right in pairs) == truths
-    around, behind = QUANTIFIED[quantifier]
-    assert len(statement.wordings()) == len(around) + 2 * len(behind)  # "there is a …", "a … is shown"
+    templates, endings = QUANTIFIED[quantifier]
+    assert len(statement.wordings()) == len(templates) + 2 * len(endings)  # "there is a …", "a … is shown"
 
 
-def test_what_can_be_argued_about_has_no_truth() -> None:
+def test_a_disputable_statement_has_no_truth() -> None:
     near = Scene((CIRCLE, Thing("star", "blue", "large", 12, 40)))  # 4 pixels to the right
     clause = Related(Noun(shape="circle"), Noun(shape="star"), "left of")
     assert Quantified("right", clause).truth(near, WITH) is None

@@ -4,7 +4,7 @@ from tasks.mini.patches import patch_labels
 from tasks.mini.world import PRETRAINING, Scene, Thing, sample_scene
 
 
-def test_labels_of_a_scene_made_by_hand() -> None:
+def test_labels_of_a_hand_made_scene() -> None:
     scene = Scene((Thing("circle", "red", "small", 15, 8), Thing("heart", "brown", "large", 16, 55)))
     expected = np.zeros((16, 3), np.int64)
     expected[0] = 1, 1, 1  # x = 15 is still in the first column

@@ -17,14 +17,14 @@ def asked(number: int, seed: int = 0) -> list[tuple[Scene, Question]]:
 
 
 def named(phrase: str, scene: Scene) -> list[Thing]:
-    """What a noun phrase of a question fits, read anew from its words."""
+    """The things that a noun phrase of a question matches, parsed from its words."""
     words = [PLAIN_WORD.get(word, word) for word in phrase.split()]
     words = [
         "cross" if word == "crosses" else word.removesuffix("s") if word != "cross" else word
         for word in words
     ]
-    told = [word for word in words if word in (*COLORS, *SHAPES, "small", "large")]
-    return [t for t in scene.things if all(word in (t.color, t.shape, t.size) for word in told)]
+    attributes = [word for word in words if word in (*COLORS, *SHAPES, "small", "large")]
+    return [t for t in scene.things if all(word in (t.color, t.shape, t.size) for word in attributes)]
 
 
 def matching(pattern: str, form: str) -> list[tuple[re.Match[str], Scene, Question]]:
@@ -71,7 +71,7 @@ def test_left_and_right_are_right_and_clear() -> None:
         assert question.answer == ("yes" if (first.x < second.x) == (match[2] == "left") else "no")
 
 
-def test_words_are_known_and_many_are_new_to_captions() -> None:
+def test_words_are_listed_and_most_are_not_in_captions() -> None:
     words = set(question_words())
     used = {word.strip("?,") for _, question in asked(2000) for word in question.text.split()}
     assert used <= words

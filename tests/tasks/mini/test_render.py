@@ -39,13 +39,15 @@ def test_sizes_are_extents_in_pixels(size: str, low: int, high: int) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_every_shape_covers_pixels_unlike_the_others(shape: str) -> None:
+def test_every_shape_differs_from_the_others(shape: str) -> None:
     def drawn(name: str) -> np.ndarray:
         scene = Scene((Thing(name, "white", "small", 32, 32),))
         return render(scene, FLAT, np.random.default_rng(0)).astype(float)
 
     others = [drawn(name) for name in SHAPES if name != shape]
-    assert all(np.abs(drawn(shape) - other).sum() / (3 * 208) > 8 for other in others)  # pixels' worth
+    assert all(
+        np.abs(drawn(shape) - other).sum() / (3 * 208) > 8 for other in others
+    )  # difference in whole pixels
 
 
 def test_hollow_things_show_the_background_inside() -> None:
@@ -71,9 +73,9 @@ print(hashlib.sha256(b"".join(_background(TEXTURED, rng).tobytes() for _ in rang
 """
 
 
-def test_pictures_are_the_same_whatever_kernels_blas_chooses() -> None:
-    """numpy's matrix products round differently with the kernels of an old processor than with this one's."""
-    said = [
+def test_pictures_do_not_depend_on_the_kernels_that_blas_chooses() -> None:
+    """numpy's matrix products round differently with the kernels for an older processor."""
+    digests = [
         subprocess.run(
             [sys.executable, "-c", BACKGROUNDS],
             env={**os.environ, **kernels},
@@ -83,5 +85,5 @@ def test_pictures_are_the_same_whatever_kernels_blas_chooses() -> None:
         ).stdout
         for kernels in ({}, {"OPENBLAS_CORETYPE": "Nehalem"})
     ]
-    assert len(said[0]) > 64
-    assert said[0] == said[1]
+    assert len(digests[0]) > 64
+    assert digests[0] == digests[1]

@@ -1,4 +1,4 @@
-"""The embedded retrieval: Karpathy's format, descriptions that tell a picture from its like."""
+"""The embedded retrieval: Karpathy's format, descriptions that single out their picture."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_the_reader_finds_five_descriptions_of_every_picture(data: Data) -> None
                 assert (image.format, image.size) == ("JPEG", (64, 64))
 
 
-def test_descriptions_hold_of_their_scene_and_together_of_no_other() -> None:
+def test_descriptions_hold_of_their_scene_and_not_all_of_any_other() -> None:
     taken: set[frozenset[object]] = set()
     described = sample_split(25, taken, np.random.default_rng(2))  # type: ignore[arg-type]
     assert len(taken) == 25
@@ -61,7 +61,7 @@ def test_descriptions_hold_of_their_scene_and_together_of_no_other() -> None:
         assert owner_of(scene) == "retrieval"
 
 
-def test_vqa_has_none_of_these_scenes_at_the_sizes_that_are_shipped() -> None:
+def test_vqa_shares_no_scene_with_retrieval_at_the_default_sizes() -> None:
     asked: set[frozenset[object]] = set()
     for index, (number, _) in enumerate(vqa.Sizes().splits().values()):
         vqa._new_scenes(number, asked, np.random.default_rng([0, index]))  # type: ignore[arg-type]

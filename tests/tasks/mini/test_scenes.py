@@ -15,7 +15,7 @@ def test_no_scene_of_pretraining_is_beyond_it() -> None:
 @pytest.mark.parametrize(
     ("x", "y", "beyond"), [(8, 8, False), (10, 6, False), (11, 8, True), (24, 21, True), (58, 40, False)]
 )
-def test_beyond_is_farther_from_the_middle_of_a_cell_than_pretraining_moves(
+def test_a_scene_is_beyond_pretraining_if_a_thing_is_farther_off_than_pretraining_moves_it(
     x: int, y: int, beyond: bool
 ) -> None:
     still = Thing("circle", "red", "small", 40, 40)
@@ -23,14 +23,14 @@ def test_beyond_is_farther_from_the_middle_of_a_cell_than_pretraining_moves(
 
 
 @pytest.mark.parametrize("owner", OWNERS)
-def test_new_scenes_are_the_owners_of_the_theme_and_not_taken(owner: str) -> None:
+def test_new_scenes_belong_to_the_owner_follow_the_theme_and_are_not_taken(owner: str) -> None:
     rng = np.random.default_rng(1)
     theme = sample_theme(2, 3, rng)
     taken: set[frozenset[Thing]] = set()
     for _ in range(40):
         scene = new_scene(owner, theme, taken, rng)
         assert owner_of(scene) == owner
-        assert owner_of(Scene(scene.things[::-1])) == owner  # whatever the order
+        assert owner_of(Scene(scene.things[::-1])) == owner  # in any order
         assert beyond_pretraining(scene)
         assert {thing.color for thing in scene.things} <= set(theme.colors)
         assert {thing.shape for thing in scene.things} <= set(theme.shapes)

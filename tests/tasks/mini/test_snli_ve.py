@@ -1,4 +1,4 @@
-"""The embedded SNLI-VE: official files, balanced so that half of an example tells nothing."""
+"""The embedded SNLI-VE: official files, balanced so that one modality alone is at chance."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_lines_have_the_official_fields(root: Path) -> None:
         assert entry["sentence1"]
 
 
-def test_text_alone_and_picture_alone_are_at_chance_for_the_best_guesser(data: Data) -> None:
+def test_the_best_guess_from_text_alone_or_picture_alone_is_at_chance(data: Data) -> None:
     for examples in data.splits.values():
         sets = [str((int(example.group) - 1) // 3) for example in examples]
         texts = [(of_set, example.text) for of_set, example in zip(sets, examples, strict=True)]
@@ -70,7 +70,7 @@ def test_text_alone_and_picture_alone_are_at_chance_for_the_best_guesser(data: D
         assert best_guess(examples, [example.group for example in examples]) == pytest.approx(100 / 3)
 
 
-def test_labels_are_what_the_scenes_make_of_the_hypotheses() -> None:
+def test_labels_are_those_that_the_scenes_give_the_hypotheses() -> None:
     rng = np.random.default_rng(1)
     taken: set[frozenset[object]] = set()
     kinds: Counter[str] = Counter()

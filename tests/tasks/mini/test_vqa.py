@@ -57,7 +57,7 @@ def test_ids_are_unique_over_all_splits_and_no_question_is_asked_twice(tmp_path:
     assert len({(q["image_id"], q["question"]) for q in questions}) == len(questions)
 
 
-def test_finished_folders_are_kept_and_named_by_what_is_in_them(tmp_path: Path) -> None:
+def test_complete_folders_are_kept_and_named_by_their_content(tmp_path: Path) -> None:
     root = ensure_vqa(tmp_path, 0, SIZES)
     (root / "mark").touch()
     assert ensure_vqa(tmp_path, 0, SIZES) == root
@@ -77,7 +77,7 @@ def test_interrupted_generation_leaves_no_folder(tmp_path: Path, monkeypatch: py
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_process_that_comes_second_takes_the_first_ones_folder(
+def test_the_slower_of_two_processes_uses_the_folder_of_the_faster(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tasks.mini import vqa
@@ -87,14 +87,14 @@ def test_a_process_that_comes_second_takes_the_first_ones_folder(
     def overtaken(*arguments: Any) -> None:
         real(*arguments)
         if not (tmp_path / root.name).exists():
-            root.rename(tmp_path / root.name)  # the other process is done first
+            root.rename(tmp_path / root.name)  # the other process finishes first
 
     monkeypatch.setattr(vqa, "_write_split", overtaken)
     assert ensure_vqa(tmp_path, 0, SIZES) == tmp_path / root.name
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["away", root.name])
 
 
-def test_unfinished_or_existing_folders_are_refused(tmp_path: Path) -> None:
+def test_incomplete_or_existing_folders_are_refused(tmp_path: Path) -> None:
     root = ensure_vqa(tmp_path, 0, SIZES)
     with pytest.raises(FileExistsError):
         write_vqa(root, 0, SIZES)

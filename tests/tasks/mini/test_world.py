@@ -16,7 +16,7 @@ from tasks.mini.world import (
 
 
 @pytest.mark.parametrize("layout", [PRETRAINING, TASK])
-def test_things_sit_in_distinct_cells_apart_and_inside(layout: Layout) -> None:
+def test_things_are_in_distinct_cells_apart_and_inside(layout: Layout) -> None:
     rng = np.random.default_rng(0)
     for _ in range(300):
         things = sample_scene(rng, layout).things
@@ -31,7 +31,7 @@ def test_same_seed_gives_the_same_scene() -> None:
     assert sample_scene(np.random.default_rng(7), TASK) == sample_scene(np.random.default_rng(7), TASK)
 
 
-def test_repeat_makes_things_alike() -> None:
+def test_repeat_makes_things_share_colours() -> None:
     def colors(repeat: float) -> float:
         rng = np.random.default_rng(1)
         layout = Layout(min_things=5, max_things=5, jitter_pixels=2, repeat=repeat)
@@ -57,5 +57,5 @@ def test_impossible_layouts_are_refused(bad: tuple[int, int, int]) -> None:
         Layout(*bad, repeat=0.0)
 
 
-def test_plural_of_cross_is_spelt_right() -> None:
+def test_the_plural_of_cross_takes_es() -> None:
     assert (plural("red cross"), plural("thing")) == ("red crosses", "things")
