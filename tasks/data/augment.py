@@ -1,13 +1,13 @@
-"""RandAugment (Cubuk et al., 2020) as ViLT and METER train with it.
+"""RandAugment (Cubuk et al., 2020) as used to train ViLT and METER.
 
-Two operations at magnitude 9 of 30, drawn with replacement, on the photograph as it was decoded, before it is
-resized. The pool is that of ViLT's `pixelbert_randaug`, which METER took over: the sixteen operations of the
+Two operations at magnitude 9 of 30, drawn with replacement, are applied to the decoded photograph before it is
+resized. The pool is that of ViLT's `pixelbert_randaug`, which METER adopted: the sixteen operations of the
 EfficientNet code without colour inversion, "because texts often contain color information as well", and without
-cutout, which may hide small objects (Kim et al., 2021, section 3). What remains changes colours too (one bit a
-channel after `posterize`, for instance), and the published runs use it on VQA all the same.
+cutout, which may hide small objects (Kim et al., 2021, section 3). Some of the remaining operations change colours
+too (`posterize` leaves one bit per channel); the published runs use them on VQA all the same.
 
-It is off by default. On the embedded benchmark it stays off: colours are half of what is asked there, and a
-translation by 30 pixels moves half of a picture of 64 out of view.
+It is off by default, and stays off on the embedded benchmark: half of its questions are about colours, and a
+translation by 30 pixels moves half of a 64-pixel picture out of view.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ _ADDED_BELOW = 128  # `solarize_add` changes the darker half of the levels
 
 
 Augment = Callable[[Image.Image, np.random.Generator], Image.Image]
-"""An RGB image to one of the same size, with what is random about it from the generator."""
+"""Maps an RGB image to one of the same size; all randomness comes from the generator."""
 
 
 @dataclass(frozen=True)
 class Operation:
     """One operation of the pool.
 
-    apply: the image changed with a strength.
-    least, most: strength at magnitude 0 and at the largest.
-    either_way: the strength's sign is drawn.
+    apply: changes an image with a given strength.
+    least, most: strength at magnitude 0 and at the largest magnitude.
+    either_way: the sign of the strength is random.
     """
 
     apply: Callable[[Image.Image, float], Image.Image]
@@ -44,7 +44,7 @@ class Operation:
     either_way: bool = False
 
     def strength(self, magnitude: int) -> float:
-        """Linear in the magnitude."""
+        """Strength at a magnitude, in which it is linear."""
         return self.least + (self.most - self.least) * magnitude / LARGEST_MAGNITUDE
 
 
@@ -58,7 +58,7 @@ def _solarize_add(image: Image.Image, addition: float) -> Image.Image:
 
 
 def _affine(image: Image.Image, *matrix: float) -> Image.Image:
-    """Nearest pixels, black where there is nothing, as published."""
+    """Nearest-neighbour sampling, black outside the image, as published."""
     return image.transform(image.size, Image.Transform.AFFINE, matrix)
 
 
@@ -86,7 +86,7 @@ OPERATIONS: Mapping[str, Operation] = {
 
 
 def rand_augment(image: Image.Image, generator: np.random.Generator) -> Image.Image:
-    """`COUNT` operations at `MAGNITUDE`; those with a direction take either with equal chances."""
+    """Apply `COUNT` random operations at `MAGNITUDE`; those with a direction take either one equally often."""
     for name in generator.choice(list(OPERATIONS), COUNT).tolist():
         operation = OPERATIONS[name]
         sign = -1.0 if generator.random() < 0.5 and operation.either_way else 1.0
@@ -95,10 +95,10 @@ def rand_augment(image: Image.Image, generator: np.random.Generator) -> Image.Im
 
 
 AUGMENTATIONS: Mapping[str, Augment | None] = {"none": None, "randaugment": rand_augment}
-"""What `--augment` can name."""
+"""Values of `--augment`."""
 
 
 def draw_seed(seed: int, epoch: int, example: str, position: int) -> int:
-    """The seed of one image's augmentation: of the example's `position`-th image in an epoch, whoever makes it."""
+    """Seed of the augmentation of an example's `position`-th image in an epoch, the same in every process."""
     digest = hashlib.sha256(f"{seed}:{epoch}:{position}:{example}".encode()).digest()
     return int.from_bytes(digest[:8])

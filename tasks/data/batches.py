@@ -1,4 +1,4 @@
-"""How examples are cut into batches, and how a batch is padded."""
+"""Divide examples into batches, and pad a batch."""
 
 from __future__ import annotations
 
@@ -11,46 +11,46 @@ from torch import Tensor
 from harness.backbones.base import Processor
 
 WINDOW_BATCHES = 20
-"""Batches that are filled from one sorted window of the shuffled order."""
+"""Number of batches that are filled from one sorted window of the shuffled order."""
 
 
 def plan_batches(
     count: int,
     batch_size: int,
-    likeness: np.ndarray | None = None,
+    sort_keys: np.ndarray | None = None,
     generator: torch.Generator | None = None,
     rank: int = 0,
     world_size: int = 1,
 ) -> list[list[int]]:
-    """Indices 0 … count − 1 cut into batches, one rank's share of them.
+    """One rank's share of the indices 0 … count − 1, divided into batches.
 
-    likeness: `(count,)` int; batches are filled with neighbours in this order, within windows of
-        `WINDOW_BATCHES` batches of the shuffled order, or over all where nothing is shuffled.
-    generator: shuffles; None keeps the order (of `likeness`, else of the indices).
+    sort_keys: `(count,)` int; batches are filled with neighbours in this order, within windows of
+        `WINDOW_BATCHES` batches of the shuffled order, or over all examples if nothing is shuffled.
+    generator: shuffles; None keeps the order (of `sort_keys`, else of the indices).
     """
-    together = batch_size * world_size
+    step_size = batch_size * world_size
     if generator is None:
         order = np.arange(count)
         windows = [order]
     else:
         order = torch.randperm(count, generator=generator).numpy()
-        span = WINDOW_BATCHES * together
+        span = WINDOW_BATCHES * step_size
         windows = [order[start : start + span] for start in range(0, count, span)]
-    if likeness is not None:
-        windows = [window[np.argsort(likeness[window], kind="stable")] for window in windows]
+    if sort_keys is not None:
+        windows = [window[np.argsort(sort_keys[window], kind="stable")] for window in windows]
         order = np.concatenate(windows) if windows else order
-    cuts = [order[start : start + together] for start in range(0, count, together)]
-    if len(cuts) > 1 and len(cuts[-1]) < world_size and batch_size > 1:
-        # Every rank has to have a last step: distributed training waits for all of them.
-        rest = np.concatenate(cuts[-2:])
-        cuts[-2:] = [rest[:-world_size], rest[-world_size:]]
-    if generator is not None and likeness is not None:
-        cuts = [cuts[place] for place in torch.randperm(len(cuts), generator=generator).tolist()]
-    return [share.tolist() for cut in cuts if len(share := cut[rank::world_size])]
+    steps = [order[start : start + step_size] for start in range(0, count, step_size)]
+    if len(steps) > 1 and len(steps[-1]) < world_size and batch_size > 1:
+        # Every rank must take part in the last step: distributed training waits for all of them.
+        rest = np.concatenate(steps[-2:])
+        steps[-2:] = [rest[:-world_size], rest[-world_size:]]
+    if generator is not None and sort_keys is not None:
+        steps = [steps[place] for place in torch.randperm(len(steps), generator=generator).tolist()]
+    return [share.tolist() for step in steps if len(share := step[rank::world_size])]
 
 
 def pad_text(tokens: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor | None]:
-    """`(B, L)` int64 ids padded to the longest, and the `(B, L)` mask; None if nothing is padded."""
+    """`(B, L)` int64 ids padded to the longest text, and the `(B, L)` bool mask or None if nothing is padded."""
     lengths = [len(row) for row in tokens]
     longest = max(lengths)
     if min(lengths) == longest:
@@ -63,7 +63,7 @@ def pad_text(tokens: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tens
 
 
 def stack_images(images: Sequence[Tensor], processor: Processor) -> tuple[Tensor, Tensor | None]:
-    """`(B, 3, H, W)` normalised pixels, 0 where padded, and `(B, 2)` sizes; None if nothing is padded."""
+    """`(B, 3, H, W)` normalised pixels, 0 where padded, and `(B, 2)` image sizes or None if nothing is padded."""
     sizes = [(image.shape[1], image.shape[2]) for image in images]
     if len(set(sizes)) == 1:
         return processor.normalize(torch.stack(list(images))), None

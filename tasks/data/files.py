@@ -1,4 +1,4 @@
-"""Official files of any task: found plain or gzipped, read with their digest, faults named by file and place."""
+"""Find and read official files, plain or gzipped, with their digests; errors name file and position."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ _KINDS: Mapping[type, str] = {int: "an integer", str: "a string", list: "a list"
 
 
 _LONGEST_LINK = 4096
-"""Bytes of the longest path."""
+"""Longest path, in bytes."""
 
 
 Value = TypeVar("Value", int, str, list[Any])
 
 
 Line = tuple[str, Any]
-"""A JSON line's place, as messages name it (`dev.json: line 3`), and what it holds."""
+"""Position of a JSON line as messages name it (`dev.json: line 3`), and its value."""
 
 
 def find_file(root: Path, *names: str) -> Path | None:
-    """The first of `names` that is a file under `root`, plain or gzipped."""
+    """The first of `names` that is a file under `root`, plain or gzipped; None if there is none."""
     candidates = (root / f"{name}{suffix}" for name in names for suffix in ("", ".gz"))
     return next((path for path in candidates if path.is_file()), None)
 
 
 def require_file(root: Path, *names: str) -> Path:
-    """The same; raises `UserError` saying what was looked for where there is none."""
+    """As `find_file`, but raises `UserError` with the names if there is none."""
     path = find_file(root, *names)
     if path is None:
         missing = "" if root.is_dir() else " (no such folder)"
@@ -44,7 +44,7 @@ def require_file(root: Path, *names: str) -> Path:
 
 
 def read_text(path: Path) -> tuple[str, str]:
-    """The file's text, and the SHA-256 (hex) of its bytes as they lie on disk. `*.gz` is unpacked."""
+    """The file's text, and the SHA-256 (hex) of its bytes on disk. `*.gz` is decompressed."""
     try:
         raw = path.read_bytes()
         digest = hashlib.sha256(raw).hexdigest()
@@ -58,7 +58,7 @@ def read_text(path: Path) -> tuple[str, str]:
 
 
 def read_json(path: Path) -> tuple[Any, str]:
-    """What a JSON file holds, and its digest."""
+    """Content of a JSON file, and the file's digest."""
     text, digest = read_text(path)
     try:
         return json.loads(text), digest
@@ -69,9 +69,9 @@ def read_json(path: Path) -> tuple[Any, str]:
 
 
 def read_json_lines(path: Path) -> tuple[list[Line], str]:
-    """One JSON value a line, with its place, and the file's digest; blank lines are passed over.
+    """Values of a JSON-lines file with their positions, and the file's digest; blank lines are skipped.
 
-    Raises `UserError` naming file and line, also where there is no line at all.
+    Raises `UserError` naming file and line, also if the file has no values.
     """
     text, digest = read_text(path)
     lines = parse_json_lines(text, path)
@@ -81,9 +81,9 @@ def read_json_lines(path: Path) -> tuple[list[Line], str]:
 
 
 def parse_json_lines(text: str, path: Path) -> list[Line]:
-    """The lines of a text that was read from `path`."""
+    """The lines of a JSON-lines text that was read from `path`."""
     lines: list[Line] = []
-    # Not splitlines(): it also breaks at U+2028 and the like, which JSON strings may hold.
+    # Not splitlines(): it also splits at U+2028 and similar characters, which JSON strings may contain.
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
@@ -97,25 +97,25 @@ def parse_json_lines(text: str, path: Path) -> list[Line]:
 
 
 def field(entry: Any, key: str, kind: type[Value], place: str) -> Value:
-    """`entry[key]`, which has to be of type `kind`. Raises `UserError` naming `place`."""
+    """`entry[key]`, which must be of type `kind`. Raises `UserError` naming `place`."""
     if not isinstance(entry, dict):
-        raise UserError(f"{place}: an object with '{key}' is due, not {shortened(entry)}")
+        raise UserError(f"{place}: expected an object with '{key}', not {shortened(entry)}")
     if key not in entry:
         raise UserError(f"{place}: missing key '{key}'")
     value = entry[key]
     if type(value) is not kind:  # JSON's true is an int to isinstance
-        raise UserError(f"{place}: '{key}' has to be {_KINDS[kind]}, not {shortened(value)}")
+        raise UserError(f"{place}: '{key}' must be {_KINDS[kind]}, not {shortened(value)}")
     return value
 
 
 def shortened(value: Any) -> str:
-    """A JSON value for a message, at most 40 characters."""
+    """A JSON value for messages, cut to 40 characters."""
     text = json.dumps(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def follow_link(folder: Path) -> Path:
-    """`folder`, or what it points to where a symbolic link was copied as a text file (git without links)."""
+    """`folder`, or its target if it is a symbolic link that was copied as a text file (git without symlinks)."""
     if folder.is_file() and folder.stat().st_size < _LONGEST_LINK:
         target = folder.parent / read_text(folder)[0].strip()
         if target.is_dir():

@@ -1,4 +1,4 @@
-"""Photographs from files, whatever their encoding, as 8-bit RGB, and their cache."""
+"""Load images of any encoding as 8-bit RGB, and cache them."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from torch import Tensor
 from harness.backbones.base import Processor
 from harness.errors import UserError
 
-# What Pillow raises on broken files, one way or another: its PNG reader even raises SyntaxError.
+# Everything that Pillow raises on broken files; its PNG reader even raises SyntaxError.
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 
 _ROTATED = frozenset({5, 6, 7, 8})
-"""EXIF orientations that exchange width and height."""
+"""EXIF orientations that swap width and height."""
 
 
 BLANK_IMAGE = Path("blank image")
-"""Stands for an image that tells nothing: mid-grey all over."""
+"""Placeholder path of an image without information: uniform mid-grey."""
 
 
 _BLANK_SIZE, _MID_GREY = (64, 64), (128, 128, 128)
 
 
 Decoded = Tensor | UserError
-"""An image `(3, H, W)` uint8, or why there is none."""
+"""An image `(3, H, W)` uint8, or the error if it cannot be read."""
 
 
 def load_rgb(path: Path | str) -> Image.Image:
     """The photograph as RGB, turned upright by its EXIF orientation.
 
     Greyscale, palette and CMYK are converted. 16-bit greyscale is scaled to 8 bits (Pillow alone would clip
-    it to white). Transparent images are composited on white, which is what annotators saw in their browsers.
-    Raises `UserError` naming the path.
+    it to white). Transparent images are composited on white, as annotators saw them in their browsers.
+    Raises `UserError` naming the path if it cannot be read.
     """
     if Path(path) == BLANK_IMAGE:
         return Image.new("RGB", _BLANK_SIZE, _MID_GREY)
@@ -57,13 +57,13 @@ def load_rgb(path: Path | str) -> Image.Image:
 
 
 def upright_size(path: Path | str) -> tuple[int, int]:
-    """Width and height in pixels as `load_rgb` will give them, from the file's header alone."""
+    """Width and height in pixels of what `load_rgb` returns, from the file's header only."""
     if Path(path) == BLANK_IMAGE:
         return _BLANK_SIZE
     try:
         with Image.open(path) as image:
             width, height = image.size
-            # Pillow decodes a whole PNG to look for EXIF behind the pixels.
+            # Pillow decodes a whole PNG to look for EXIF data after the pixels.
             look = image.format != "PNG" or "exif" in image.info
             rotated = look and image.getexif().get(0x0112) in _ROTATED
             return (height, width) if rotated else (width, height)
@@ -76,7 +76,7 @@ def upright_size(path: Path | str) -> tuple[int, int]:
 def decode(
     path: str, processor: Processor, change: Callable[[Image.Image], Image.Image] | None = None
 ) -> Decoded:
-    """The image at the processor's input size; `change` is applied before it is resized."""
+    """The image at the processor's input size, or the error; `change` is applied before resizing."""
     try:
         image = load_rgb(path)
         pixels = processor.resize(image if change is None else change(image))
@@ -88,10 +88,10 @@ def decode(
 class ImageCache:
     """Images decoded and resized for one processor, kept in memory up to a budget.
 
-    Share one between all loaders of the same processor. The images that come first are kept and none is ever
-    thrown out: an epoch visits each once, so any exchange would only replace what the next epoch needs.
+    Share one cache among all loaders of the same processor. The first images are kept and none is ever evicted:
+    an epoch visits each image once, so eviction would only remove what the next epoch needs.
 
-    budget_mib: MiB of pixels to keep at most.
+    budget_mib: largest size of the cached pixels in MiB.
     skipped: paths that could not be read, with the reason.
     """
 
@@ -112,20 +112,20 @@ class ImageCache:
         return len(self._images)
 
     def get(self, path: str) -> Decoded | None:
-        """The image or why it cannot be read; None if it has to be decoded."""
+        """The image, or the error if it cannot be read; None if it must be decoded."""
         return self._images.get(path, self.skipped.get(path))
 
     def add(self, path: str, image: Decoded) -> None:
-        """Keep `image` if the budget allows."""
+        """Cache `image` if the budget allows."""
         if isinstance(image, UserError):
             self.skipped[path] = image
         elif path not in self._images and self.used_bytes + image.nbytes <= self.budget_bytes:
-            # A view of a worker's memory would keep all of it alive.
+            # A view of a worker's shared memory would keep all of it alive.
             self._images[path] = image.clone() if image._base is not None else image
             self.used_bytes += image.nbytes
 
     def key(self, path: str, image: Tensor) -> bytes:
-        """SHA-256 of `image`, which is what `path` decodes to, and of how it is normalised; taken once."""
+        """SHA-256 of `image` (the decoded `path`) and of the processor's settings; computed once per path."""
         if path not in self._keys:
             hasher = hashlib.sha256(f"{tuple(image.shape)} {self._settings}\n".encode())
             hasher.update(image.numpy().tobytes())
@@ -133,7 +133,7 @@ class ImageCache:
         return self._keys[path]
 
     def shape(self, path: str) -> tuple[int, int]:
-        """Height and width in pixels that the processor will give the image, from its header alone."""
+        """Height and width in pixels of the processed image, from its header only."""
         if self._fixed_shape is not None:
             return self._fixed_shape
         if path not in self._shapes:
@@ -146,7 +146,7 @@ class ImageCache:
 
     @cached_property
     def _fixed_shape(self) -> tuple[int, int] | None:
-        """The one shape of a processor that crops or squeezes; then no header need be read."""
+        """The only output shape of a processor that crops or squeezes; headers are not read then."""
         shapes = {self._shape_of(size) for size in ((64, 64), (96, 64), (64, 96))}
         return shapes.pop() if len(shapes) == 1 else None
 
@@ -162,12 +162,12 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         levels = np.asarray(image).astype(np.int64).clip(0, 65535)
         return Image.fromarray(((levels + 128) // 257).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
-        raise ValueError("floating-point pixels have no agreed white level")
+        raise ValueError("floating-point pixels have no defined white level")
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, layer).convert("RGB")
-    # A copy where nothing is to be converted, so that the file may be closed.
+    # A copy even if nothing is converted, so that the file can be closed.
     return image.convert("RGB") if image.mode != "RGB" else image.copy()
 
 

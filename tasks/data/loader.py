@@ -1,4 +1,4 @@
-"""Batches: a reproducible order, images decoded once, and padding only where a batch needs it."""
+"""Batches in a reproducible order, with images decoded once and padded only where needed."""
 
 from __future__ import annotations
 
@@ -31,35 +31,35 @@ _BATCHES_AHEAD = 2
 _DECODING_THREADS = min(4, os.cpu_count() or 1)
 
 
-class Wanted(NamedTuple):
-    """An image that a batch needs; draw: the seed of its augmentation, None as it is."""
+class ImageRequest(NamedTuple):
+    """An image that a batch needs; draw: seed of its augmentation, None if it is not augmented."""
 
     path: str
     draw: int | None = None
 
 
-Ready = tuple[list[int], dict[Wanted, Decoded]]
-"""A batch's indices and the images that were decoded for it."""
+Ready = tuple[list[int], dict[ImageRequest, Decoded]]
+"""Indices of a batch, and the images that were decoded for it."""
 
 
 class Loader:
-    """Iterates over a rank's share of `examples` once per epoch.
+    """Iterates over one rank's share of `examples` once per epoch.
 
-    The order is a function of (seed, epoch) alone, not of the workers or of what is cached. Evaluation
-    (`shuffle=False`) sorts by shape and text length where `bucket` is set: `Batch.ids` tells who is who.
-    No example is ever repeated or dropped to even out batches.
+    The order depends on (seed, epoch) alone, not on the workers or the cache. Evaluation (`shuffle=False`) sorts
+    by image shape and text length if `bucket` is set; `Batch.ids` identifies the examples. No example is ever
+    repeated or dropped to make batches equal in size.
 
-    workers: processes that decode; 0 decodes in threads of this process. Once all images are in the cache,
-        both run here.
-    bucket: fill batches with examples of like image shapes and text lengths.
-    rank, world_size: every rank gets its own share of each step; steps are equal in number on all ranks
-        unless fewer than `world_size` examples are left for the last.
-    key_images: put a digest of each image's pixels into the inputs, under which encodings are kept.
-    skip_bad_images: leave out examples whose image cannot be read and count them in `skipped`, instead of
-        raising `UserError`.
-    augment: changes every image of every epoch anew, by a draw that is a function of (seed, epoch, example).
-        Augmented images are not kept: they are read and made again in each epoch.
-    wait_seconds: time spent in here while the caller waited, in seconds, summed over epochs.
+    workers: processes that decode; 0 decodes in threads of this process. Once all images are cached, no worker
+        is started.
+    bucket: fill batches with examples of similar image shape and text length.
+    rank, world_size: every rank gets its own share of each step. All ranks have the same number of steps unless
+        fewer than `world_size` examples are left for the last.
+    key_images: add a digest of each image's pixels to the inputs, for caching its encoding.
+    skip_bad_images: leave out examples with an unreadable image and count them in `skipped`, instead of raising
+        `UserError`.
+    augment: changes every image anew in each epoch; the draw depends on (seed, epoch, example) alone. Augmented
+        images are not cached: they are decoded and augmented again in each epoch.
+    wait_seconds: time that the caller has waited for batches, in seconds, summed over epochs.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Loader:
         key_images: bool = False,
     ) -> None:
         if batch_size < 1 or not 0 <= rank < world_size:
-            raise ValueError(f"batch_size {batch_size}, rank {rank} of {world_size}")
+            raise ValueError(f"invalid batch_size {batch_size} or rank {rank} of world_size {world_size}")
         if cache is not None and cache.processor.describe() != processor.describe():
             raise ValueError("the image cache belongs to another processor")
         self.examples = examples
@@ -106,16 +106,16 @@ class Loader:
 
     @property
     def skipped(self) -> int:
-        """Examples of this rank left out so far because an image could not be read."""
+        """Number of this rank's examples left out so far because an image could not be read."""
         return len(self._skipped)
 
     @property
     def skipped_ids(self) -> tuple[str, ...]:
-        """Their ids."""
+        """Ids of the examples left out, sorted."""
         return tuple(sorted(self._skipped))
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order of the next iteration."""
+        """Set the epoch, which determines the order and the augmentation of the next iteration."""
         self._epoch = epoch
 
     def examples_of(self, batch: Batch) -> list[Example]:
@@ -127,12 +127,12 @@ class Loader:
         return len(self._plan(None, None))
 
     def batches(self) -> list[list[int]]:
-        """Batches of the chosen epoch on this rank, as indices into `examples`."""
+        """Batches of the current epoch on this rank, as indices into `examples`."""
         generator = None
         if self._shuffle:
             key = hashlib.sha256(f"{self._seed}:{self._epoch}".encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(key[:7]))
-        return self._plan(self._likeness if self._bucket else None, generator)
+        return self._plan(self._sort_keys if self._bucket else None, generator)
 
     def __iter__(self) -> Iterator[Batch]:
         started = time.perf_counter()
@@ -151,9 +151,9 @@ class Loader:
                     yield batch
                 started = time.perf_counter()
 
-    def _plan(self, likeness: np.ndarray | None, generator: torch.Generator | None) -> list[list[int]]:
+    def _plan(self, sort_keys: np.ndarray | None, generator: torch.Generator | None) -> list[list[int]]:
         return plan_batches(
-            len(self.examples), self.batch_size, likeness, generator, self._rank, self._world_size
+            len(self.examples), self.batch_size, sort_keys, generator, self._rank, self._world_size
         )
 
     @cached_property
@@ -161,14 +161,14 @@ class Loader:
         return {example.id: index for index, example in enumerate(self.examples)}
 
     @cached_property
-    def _likeness(self) -> np.ndarray:
-        """`(N,)` int64: the place of each example in the order of image shapes, then text length."""
+    def _sort_keys(self) -> np.ndarray:
+        """`(N,)` int64: position of each example's shapes in sorted order, by image shapes, then text length."""
         keys = [
             (*(self._shape(path) for path in paths), len(tokens))
             for paths, tokens in zip(self._paths, self._tokens, strict=True)
         ]
-        places = {key: place for place, key in enumerate(sorted(set(keys)))}
-        return np.array([places[key] for key in keys], dtype=np.int64)
+        positions = {key: place for place, key in enumerate(sorted(set(keys)))}
+        return np.array([positions[key] for key in keys], dtype=np.int64)
 
     def _shape(self, path: str) -> tuple[int, int]:
         try:
@@ -179,52 +179,52 @@ class Loader:
             self.cache.add(path, error)
             return (0, 0)
 
-    def _wanted(self, index: int, epoch: int) -> list[Wanted]:
-        """The images of an example in an epoch."""
+    def _requests(self, index: int, epoch: int) -> list[ImageRequest]:
+        """The images that an example needs in an epoch."""
         if self._augment is None:
-            return [Wanted(path) for path in self._paths[index]]
+            return [ImageRequest(path) for path in self._paths[index]]
         identifier = self.examples[index].id
         return [
-            Wanted(path, draw_seed(self._seed, epoch, identifier, position))
+            ImageRequest(path, draw_seed(self._seed, epoch, identifier, position))
             for position, path in enumerate(self._paths[index])
         ]
 
-    def _held(self, wanted: Wanted) -> Decoded | None:
-        """What is in the cache for it; of augmented images only why they cannot be read."""
-        if wanted.draw is None:
-            return self.cache.get(wanted.path)
-        return self.cache.skipped.get(wanted.path)
+    def _cached(self, request: ImageRequest) -> Decoded | None:
+        """The cached image or error; for augmented images only the error, as they are not cached."""
+        if request.draw is None:
+            return self.cache.get(request.path)
+        return self.cache.skipped.get(request.path)
 
-    def _keep(self, wanted: Wanted, image: Decoded) -> None:
-        if wanted.draw is None or isinstance(image, UserError):
-            self.cache.add(wanted.path, image)
+    def _add_to_cache(self, request: ImageRequest, image: Decoded) -> None:
+        if request.draw is None or isinstance(image, UserError):
+            self.cache.add(request.path, image)
 
-    def _missing(self, indices: Sequence[int], epoch: int) -> list[Wanted]:
-        """Images of a batch that have to be decoded, each once."""
-        needed = (wanted for index in indices for wanted in self._wanted(index, epoch))
-        return list(dict.fromkeys(wanted for wanted in needed if self._held(wanted) is None))
+    def _missing(self, indices: Sequence[int], epoch: int) -> list[ImageRequest]:
+        """Images of a batch that must be decoded, each once."""
+        needed = (request for index in indices for request in self._requests(index, epoch))
+        return list(dict.fromkeys(request for request in needed if self._cached(request) is None))
 
     def _in_threads(self, plan: Sequence[list[int]], epoch: int) -> Generator[Ready, None, None]:
-        """Batches in order with what was decoded for them, the next ones decoding meanwhile."""
-        pending: dict[Wanted, Future[Decoded]] = {}
-        ahead: deque[tuple[list[int], dict[Wanted, Future[Decoded]]]] = deque()
+        """Batches in order with the images decoded for them; the next batches are decoded meanwhile."""
+        pending: dict[ImageRequest, Future[Decoded]] = {}
+        ahead: deque[tuple[list[int], dict[ImageRequest, Future[Decoded]]]] = deque()
         pool = ThreadPoolExecutor(_DECODING_THREADS, thread_name_prefix="decode")
 
         def next_in_line() -> Ready:
             indices, futures = ahead.popleft()
-            images = {wanted: future.result() for wanted, future in futures.items()}
-            for wanted, image in images.items():
-                self._keep(wanted, image)
-                pending.pop(wanted, None)
+            images = {request: future.result() for request, future in futures.items()}
+            for request, image in images.items():
+                self._add_to_cache(request, image)
+                pending.pop(request, None)
             return indices, images
 
         try:
             for indices in plan:
                 futures = {}
-                for wanted in self._missing(indices, epoch):
-                    if wanted not in pending:
-                        pending[wanted] = pool.submit(_decode, wanted, self._processor, self._augment)
-                    futures[wanted] = pending[wanted]
+                for request in self._missing(indices, epoch):
+                    if request not in pending:
+                        pending[request] = pool.submit(_decode, request, self._processor, self._augment)
+                    futures[request] = pending[request]
                 ahead.append((indices, futures))
                 if len(ahead) > _BATCHES_AHEAD:
                     yield next_in_line()
@@ -234,38 +234,40 @@ class Loader:
             pool.shutdown(cancel_futures=True)
 
     def _in_processes(self, plan: Sequence[list[int]], epoch: int) -> Generator[Ready, None, None]:
-        """The same with worker processes. They only decode; the cache and the batches stay here."""
-        requests: deque[list[Wanted]] = deque()
+        """The same with worker processes. They only decode; this process caches images and builds batches."""
+        sent: deque[list[ImageRequest]] = deque()
 
-        def missing_in_order() -> Iterator[list[Wanted]]:
+        def missing_in_order() -> Iterator[list[ImageRequest]]:
             for indices in plan:
-                requests.append(self._missing(indices, epoch))
-                yield requests[-1]
+                sent.append(self._missing(indices, epoch))
+                yield sent[-1]
 
         decoder: DataLoader[Any] = DataLoader(
             _Decoder(self._processor, self._augment),
             batch_size=None,
-            sampler=_Once(missing_in_order()),
+            sampler=_IteratorSampler(missing_in_order()),
             num_workers=self._workers,
-            collate_fn=_as_it_is,
-            generator=torch.Generator(),  # or it would draw a seed from the global one
+            collate_fn=_identity,
+            generator=torch.Generator(),  # otherwise it draws a seed from the global generator
         )
         for indices, (pixels, shapes) in zip(plan, decoder, strict=True):
-            images = dict(zip(requests.popleft(), _unpack(pixels, shapes), strict=True))
-            for wanted, image in images.items():
-                self._keep(wanted, image)
+            images = dict(zip(sent.popleft(), _unpack(pixels, shapes), strict=True))
+            for request, image in images.items():
+                self._add_to_cache(request, image)
             yield indices, images
 
-    def _collate(self, indices: Sequence[int], fresh: Mapping[Wanted, Decoded], epoch: int) -> Batch | None:
-        """One batch; None if none of its images could be read."""
+    def _collate(
+        self, indices: Sequence[int], fresh: Mapping[ImageRequest, Decoded], epoch: int
+    ) -> Batch | None:
+        """One batch; None if all its examples are left out."""
         kept: list[int] = []
         rows: list[list[Tensor]] = []
         for index in indices:
             row: list[Tensor] = []
-            for wanted in self._wanted(index, epoch):
-                image = self._held(wanted)
+            for request in self._requests(index, epoch):
+                image = self._cached(request)
                 if image is None:
-                    image = fresh[wanted]
+                    image = fresh[request]
                 if isinstance(image, Tensor):
                     row.append(image)
                 elif self._skip_bad_images:
@@ -296,36 +298,36 @@ class Loader:
 
 
 def _tokenize(processor: Processor, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each text; texts that recur are tokenised once and share their list."""
+    """Token ids of each text; repeated texts are tokenised once and share one list."""
     distinct = list(dict.fromkeys(texts))
     ids = dict(zip(distinct, processor.tokenize(distinct), strict=True))
     return [ids[text] for text in texts]
 
 
 Packed = tuple[Tensor, list[torch.Size | UserError]]
-"""Images one after the other in one flat tensor, and their shapes.
+"""Images concatenated in one flat tensor, and their shapes (or errors).
 
-One shared-memory file per batch: one per image would run into the limit on open files.
+This takes one shared-memory file per batch; one per image would exceed the limit on open files.
 """
 
 
-def _decode(wanted: Wanted, processor: Processor, augment: Augment | None) -> Decoded:
-    """One image as it is wanted."""
-    if augment is None or wanted.draw is None:
-        return decode(wanted.path, processor)
-    generator = np.random.default_rng(wanted.draw)
-    return decode(wanted.path, processor, lambda image: augment(image, generator))
+def _decode(request: ImageRequest, processor: Processor, augment: Augment | None) -> Decoded:
+    """Decode one image, augmented if requested."""
+    if augment is None or request.draw is None:
+        return decode(request.path, processor)
+    generator = np.random.default_rng(request.draw)
+    return decode(request.path, processor, lambda image: augment(image, generator))
 
 
 class _Decoder(Dataset[Packed]):
-    """What runs in a worker: a list of what is wanted in, the images out."""
+    """Runs in a worker: takes the requests of a batch, returns the images."""
 
     def __init__(self, processor: Processor, augment: Augment | None) -> None:
         self._processor = processor
         self._augment = augment
 
-    def __getitem__(self, batch: list[Wanted]) -> Packed:
-        images = [_decode(wanted, self._processor, self._augment) for wanted in batch]
+    def __getitem__(self, batch: list[ImageRequest]) -> Packed:
+        images = [_decode(request, self._processor, self._augment) for request in batch]
         flat = [image.flatten() for image in images if isinstance(image, Tensor)]
         pixels = torch.cat(flat) if flat else torch.empty(0, dtype=torch.uint8)
         return pixels, [image.shape if isinstance(image, Tensor) else image for image in images]
@@ -341,15 +343,15 @@ def _unpack(pixels: Tensor, shapes: Sequence[torch.Size | UserError]) -> Iterato
             start += shape.numel()
 
 
-class _Once:
-    """An iterator in the form of a sampler."""
+class _IteratorSampler:
+    """An iterator wrapped as a sampler."""
 
-    def __init__(self, items: Iterator[list[Wanted]]) -> None:
+    def __init__(self, items: Iterator[list[ImageRequest]]) -> None:
         self._items = items
 
-    def __iter__(self) -> Iterator[list[Wanted]]:
+    def __iter__(self) -> Iterator[list[ImageRequest]]:
         return self._items
 
 
-def _as_it_is(packed: Any) -> Any:
+def _identity(packed: Any) -> Any:
     return packed

@@ -1,7 +1,7 @@
-"""What a user may take away from a data set: examples, chosen by hashes, or one of its modalities.
+"""Reduce a data set to some of its examples, chosen by hashes, or to one of its modalities.
 
-The same hashes give the same examples whatever else is in the files. With the image or the text blanked a model
-can only learn what the other gives away, which is how biased a data set is.
+The hashes choose the same examples whatever else is in the files. With images or texts blanked, a model can learn
+only what the other modality predicts; its score measures the bias of the data set.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ Item = TypeVar("Item")
 
 
 Blank = Literal["none", "image", "text"]
-"""The modality that is blanked, in training and in testing."""
+"""The modality that is blanked, in training and in evaluation."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Options to take a part of each split, or of each example.
+    """Options to use only a part of each split, or of each example.
 
-    blank: "image" puts a mid-grey image in the place of every one, "text" an empty text.
-    limit_train, limit_val, limit_test: at most so many examples, chosen by a hash of their id.
-    limit_seed: another seed is another choice.
+    blank: "image" replaces every image by a mid-grey one, "text" every text by an empty one.
+    limit_train, limit_val, limit_test: largest number of examples, chosen by a hash of their id.
+    limit_seed: each seed makes a different choice.
     """
 
     limit_train: int | None = None
@@ -40,16 +40,16 @@ class Limits:
         for split in ("train", "val", "test"):
             limit = getattr(self, f"limit_{split}")
             if limit is not None and limit < 1:
-                raise ValueError(f"limit_{split} has to be at least 1, not {limit}")
+                raise ValueError(f"limit_{split} must be at least 1, not {limit}")
 
     def limit_of(self, split: SplitName) -> int | None:
-        """The limit of a split; None takes it whole."""
+        """The limit of a split; None: use all of it."""
         limit: int | None = getattr(self, f"limit_{split}")
         return limit
 
 
 def limited(items: Sequence[Item], limit: int | None, seed: int, key: Callable[[Item], str]) -> list[Item]:
-    """At most `limit` items in their order, by a hash of their key; a smaller limit is a part of a larger one."""
+    """At most `limit` items in order, chosen by a hash of their key; a smaller limit gives a subset of a larger one."""
     if limit is None or limit >= len(items):
         return list(items)
     salt = f"limit {seed}"
@@ -59,17 +59,17 @@ def limited(items: Sequence[Item], limit: int | None, seed: int, key: Callable[[
 
 
 def blanked(examples: Sequence[Example], blank: Blank) -> list[Example]:
-    """The examples without what their images, or their text, say."""
+    """The examples with their images, or their texts, blanked."""
     if blank == "image":
         return [replace(example, images=(BLANK_IMAGE,) * len(example.images)) for example in examples]
     return [replace(example, text="") for example in examples] if blank == "text" else list(examples)
 
 
 def cut_off(groups: Iterable[Item], fraction: float) -> frozenset[Item]:
-    """Groups (images, sentences) whose hash falls below `fraction`: they become the validation split."""
+    """Groups (images, sentences) whose hash is below `fraction`; they become the validation split."""
     return frozenset(group for group in groups if uniform_hash("val", str(group)) < fraction)
 
 
 def uniform_hash(salt: str, key: str) -> float:
-    """Uniform in [0, 1), a function of its arguments alone."""
+    """A number in [0, 1), uniform over keys and determined by the arguments alone."""
     return int.from_bytes(hashlib.sha256(f"{salt}:{key}".encode()).digest()[:6]) / 2**48

@@ -150,8 +150,8 @@ def test_bad_predictions_are_named(tmp_path: Path, nlvr2: Path, content: str, me
     ("content", "message"),
     [
         ('{"question_id": 1}', "a list of objects with 'question_id' and 'answer' is due"),
-        ('[{"question_id": "1", "answer": "a"}]', r"\[0\]: 'question_id' has to be an integer, not \"1\""),
-        ('[{"question_id": 1, "answer": 2}]', r"\[0\]: 'answer' has to be a string, not 2"),
+        ('[{"question_id": "1", "answer": "a"}]', r"\[0\]: 'question_id' must be an integer, not \"1\""),
+        ('[{"question_id": 1, "answer": 2}]', r"\[0\]: 'answer' must be a string, not 2"),
         (
             '[{"question_id": 1, "answer": "a"}, {"question_id": 1, "answer": "b"}]',
             r"\[1\]: question_id 1 is",

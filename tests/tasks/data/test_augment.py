@@ -1,4 +1,4 @@
-"""RandAugment: what each operation does, and that a draw depends on seed, epoch and example alone."""
+"""RandAugment: the effect of each operation, and draws that depend on seed, epoch and example alone."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def apply(name: str, image: Image.Image, strength: float | None = None) -> Image
         ("translate_y", 30),
     ],
 )
-def test_magnitude_9_of_30_is_three_tenths_of_the_published_range(name: str, strength: float) -> None:
+def test_magnitude_9_of_30_is_three_tenths_of_the_range(name: str, strength: float) -> None:
     assert OPERATIONS[name].strength(9) == pytest.approx(strength)
 
 
@@ -64,7 +64,7 @@ def test_the_pool_is_the_published_one_without_inversion_and_cutout() -> None:
     }
 
 
-def test_operations_on_levels() -> None:
+def test_operations_on_grey_levels() -> None:
     assert levels(apply("autocontrast", picture(50, 100, 150))) == [0, 127, 255]
     assert levels(apply("equalize", picture(*range(100, 116)))) == sorted(
         levels(apply("equalize", picture(*range(100, 116))))
@@ -86,7 +86,7 @@ def test_color_moves_towards_grey_and_sharpness_blurs() -> None:
     assert 0 < blurred[2, 2, 0] < blurred[2, 3, 0] < 200
 
 
-def test_operations_on_places() -> None:
+def test_geometric_operations() -> None:
     image = picture(1, 2, 3, 4)
     assert levels(apply("translate_x", image, 1)) == [2, 3, 4, 0]
     assert levels(apply("translate_x", image, -1)) == [0, 1, 2, 3]
@@ -105,7 +105,7 @@ def test_operations_on_places() -> None:
     assert not np.array_equal(np.asarray(apply("shear_y", lying, 0.5)), np.asarray(lying))
 
 
-def test_two_operations_are_drawn_with_replacement_all_equally_often(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_operations_are_drawn_uniformly_with_replacement(monkeypatch: pytest.MonkeyPatch) -> None:
     used: list[tuple[str, float]] = []
     for name, operation in list(OPERATIONS.items()):
 
@@ -162,13 +162,13 @@ def make(examples: list[Example], batch_size: int = 4, **more: Any) -> Loader:
     return Loader(examples, TASK, WordProcessor(16), batch_size, seed=5, shuffle=True, **more)
 
 
-def test_augmented_images_are_the_same_whatever_makes_them(examples: list[Example]) -> None:
+def test_augmented_images_do_not_depend_on_workers_or_batches(examples: list[Example]) -> None:
     first = images_of(make(examples, augment=rand_augment), 1)
     assert same(images_of(make(examples, augment=rand_augment, workers=2), 1), first)
     assert same(images_of(make(examples, batch_size=3, augment=rand_augment, bucket=False), 1), first)
 
 
-def test_every_epoch_and_example_is_changed_in_its_own_way(examples: list[Example]) -> None:
+def test_every_epoch_and_example_is_augmented_differently(examples: list[Example]) -> None:
     loader = make(examples, augment=rand_augment)
     first, second = images_of(loader, 0), images_of(loader, 1)
     assert sum(not torch.equal(first[key], second[key]) for key in first) > 8
@@ -176,7 +176,7 @@ def test_every_epoch_and_example_is_changed_in_its_own_way(examples: list[Exampl
     assert same(images_of(loader, 0), first)
 
 
-def test_off_is_identical_and_only_then_images_are_kept(examples: list[Example]) -> None:
+def test_without_augmentation_images_are_unchanged_and_cached(examples: list[Example]) -> None:
     plain = images_of(make(examples), 0)
     assert same(images_of(make(examples, augment=AUGMENTATIONS["none"]), 0), plain)
     cache = ImageCache(WordProcessor(16))
@@ -184,7 +184,7 @@ def test_off_is_identical_and_only_then_images_are_kept(examples: list[Example])
     assert len(cache) == 0
     images_of(make(examples, cache=cache), 0)
     assert len(cache) == 6
-    # What is in the cache is as it was decoded: augmented batches do not take it, nor leave anything in it.
+    # The cache holds unaugmented images: augmented batches neither read it nor add to it.
     changed = images_of(make(examples, cache=cache, augment=rand_augment), 0)
     assert not same(changed, plain)
     assert same(images_of(make(examples, cache=cache), 0), plain)

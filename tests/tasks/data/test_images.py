@@ -1,4 +1,4 @@
-"""Photographs of every encoding become upright 8-bit RGB; broken ones are named."""
+"""Images of every encoding become upright 8-bit RGB; errors name broken ones."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ def test_palette_is_resolved(tmp_path: Path) -> None:
         ("LA", (0, 0), (255, 255, 255)),
     ],
 )
-def test_transparency_lies_on_white(
+def test_transparency_is_composited_on_white(
     tmp_path: Path, mode: str, colour: tuple[int, ...], seen: tuple[int, ...]
 ) -> None:
     Image.new(mode, (4, 3), colour).save(tmp_path / "x.png")
     assert corner(tmp_path / "x.png") == seen
 
 
-def test_transparent_palette_entry_lies_on_white(tmp_path: Path) -> None:
+def test_transparent_palette_entry_is_composited_on_white(tmp_path: Path) -> None:
     image = Image.new("P", (4, 3), 1)
     image.putpalette([0, 0, 0, 10, 20, 30])
     image.save(tmp_path / "x.png", transparency=1)
@@ -72,7 +72,7 @@ def test_exif_orientation_turns_the_image_upright(tmp_path: Path) -> None:
     pixels = np.zeros((8, 16, 3), dtype=np.uint8)
     pixels[:, :8] = 255  # left half white
     exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90° clockwise to see it upright: left becomes top
+    exif[0x0112] = 6  # upright after a turn by 90° clockwise: left becomes top
     path = tmp_path / "x.jpg"
     Image.fromarray(pixels).save(path, exif=exif, quality=100)
     image = load_rgb(path)

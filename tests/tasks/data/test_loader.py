@@ -1,4 +1,4 @@
-"""Batches: order, sharding, padding, caching, and that none of it depends on how images are decoded."""
+"""Batches: order, sharding, padding and caching, independent of how images are decoded."""
 
 from __future__ import annotations
 
@@ -62,11 +62,11 @@ counts = st.integers(0, 60)
 def test_every_example_is_in_exactly_one_batch_of_one_rank(
     count: int, batch_size: int, world_size: int, kinds: int, seed: int | None, bucket: bool
 ) -> None:
-    likeness = np.arange(count) * 7 % kinds if bucket else None
+    sort_keys = np.arange(count) * 7 % kinds if bucket else None
     plans = []
     for rank in range(world_size):
         generator = None if seed is None else torch.Generator().manual_seed(seed)
-        plans.append(plan_batches(count, batch_size, likeness, generator, rank, world_size))
+        plans.append(plan_batches(count, batch_size, sort_keys, generator, rank, world_size))
     seen = [index for plan in plans for batch in plan for index in batch]
     assert sorted(seen) == list(range(count))
     assert all(1 <= len(batch) <= batch_size for plan in plans for batch in plan)
@@ -74,26 +74,26 @@ def test_every_example_is_in_exactly_one_batch_of_one_rank(
         assert len({len(plan) for plan in plans}) == 1
 
 
-def test_batches_are_of_like_examples_within_shuffled_windows() -> None:
-    likeness = np.arange(4000) % 8
-    plan = plan_batches(4000, 10, likeness, torch.Generator().manual_seed(0))
-    mixed = sum(len(set(likeness[batch])) > 1 for batch in plan)
+def test_batches_are_sorted_within_shuffled_windows() -> None:
+    sort_keys = np.arange(4000) % 8
+    plan = plan_batches(4000, 10, sort_keys, torch.Generator().manual_seed(0))
+    mixed = sum(len(set(sort_keys[batch])) > 1 for batch in plan)
     # A window of 20 batches has at most 7 borders between 8 kinds.
     assert mixed <= 7 * 20
     assert mixed < len(plan) // 2
-    firsts = [int(likeness[batch[0]]) for batch in plan]
+    firsts = [int(sort_keys[batch[0]]) for batch in plan]
     assert firsts != sorted(firsts)
-    assert plan != plan_batches(4000, 10, likeness, torch.Generator().manual_seed(1))
+    assert plan != plan_batches(4000, 10, sort_keys, torch.Generator().manual_seed(1))
 
 
-def test_like_examples_are_simply_shuffled() -> None:
+def test_without_sort_keys_examples_are_simply_shuffled() -> None:
     generator = torch.Generator().manual_seed(3)
     plan = plan_batches(50, 8, None, generator)
     order = torch.randperm(50, generator=torch.Generator().manual_seed(3)).tolist()
     assert [index for batch in plan for index in batch] == order
 
 
-def test_evaluation_is_sorted_by_likeness() -> None:
+def test_evaluation_is_sorted() -> None:
     plan = plan_batches(5, 2, np.array([1, 0, 1, 0, 2]))
     assert plan == [[1, 3], [0, 2], [4]]
 
@@ -146,7 +146,7 @@ def test_examples_with_two_images_give_two_inputs(tmp_path: Path) -> None:
     assert [tuple(inputs.pixels.shape) for inputs in batch.inputs] == [(1, 3, 4, 4), (1, 3, 6, 6)]
 
 
-def test_bucketed_batches_need_no_padding_where_there_is_enough_of_each_kind(tmp_path: Path) -> None:
+def test_bucketed_batches_of_equal_shapes_need_no_padding(tmp_path: Path) -> None:
     examples = make_examples(tmp_path, 20, [(4, 4), (6, 4), (4, 6), (6, 6), (5, 5)])
     for batch in Loader(examples, TASK, WordProcessor(), 4):
         assert batch.inputs[0].image_sizes is None
@@ -156,7 +156,7 @@ def test_bucketed_batches_need_no_padding_where_there_is_enough_of_each_kind(tmp
     )
 
 
-def test_order_is_a_function_of_seed_and_epoch(tmp_path: Path) -> None:
+def test_order_depends_on_seed_and_epoch(tmp_path: Path) -> None:
     examples = make_examples(tmp_path, 23)
     cache = ImageCache(WordProcessor())
 
@@ -240,7 +240,7 @@ def test_cache_of_another_processor_is_refused(tmp_path: Path) -> None:
         Loader(make_examples(tmp_path, 1), TASK, WordProcessor(), 4, cache=ImageCache(WordProcessor(side=2)))
 
 
-def test_shapes_come_from_headers_and_not_at_all_where_fixed(tmp_path: Path) -> None:
+def test_shapes_come_from_headers_unless_they_are_fixed(tmp_path: Path) -> None:
     cache = ImageCache(WordProcessor(side=5))
     assert cache.shape("there is no such file") == (5, 5)
     (example,) = make_examples(tmp_path, 1, [(6, 4)])
@@ -272,7 +272,7 @@ def test_bad_images_raise_or_are_left_out_and_counted(tmp_path: Path, workers: i
     assert len(cache.skipped) == 3
 
 
-def test_batch_of_bad_images_only_is_left_out(tmp_path: Path) -> None:
+def test_a_batch_of_bad_images_is_left_out(tmp_path: Path) -> None:
     examples = make_examples(tmp_path, 4)
     for example in examples[:2]:
         example.images[0].unlink()
@@ -280,7 +280,7 @@ def test_batch_of_bad_images_only_is_left_out(tmp_path: Path) -> None:
     assert ids(loader) == [("2", "3")]
 
 
-def test_waiting_is_counted_and_stopping_early_is_harmless(tmp_path: Path) -> None:
+def test_waiting_time_is_counted_and_stopping_early_is_safe(tmp_path: Path) -> None:
     examples = make_examples(tmp_path, 20)
     for workers in (0, 1):
         loader = Loader(examples, TASK, WordProcessor(), 2, workers=workers)

@@ -251,7 +251,7 @@ def test_limits_and_test_split_are_options(root: Path) -> None:
     assert [len(data.splits[split]) for split in ("train", "val", "test")] == [4, 4, 3]
     assert data.provenance["splits"]["test"]["official split"] == "test2"
     assert task.config()["test"] == "test2"
-    with pytest.raises(UserError, match="nlvr2: limit_val has to be at least 1, not 0"):
+    with pytest.raises(UserError, match="nlvr2: limit_val must be at least 1, not 0"):
         build_task(parse_spec("nlvr2[limit_val=0]"))
     with pytest.raises(UserError, match="test has to be one of test1, test2"):
         build_task(parse_spec("nlvr2[test=dev]"))
@@ -270,8 +270,8 @@ def without(key: str) -> dict[str, Any]:
         (entry("dev-1-0-0", "Maybe"), r"dev\.json: line 2: a label is True or False, not 'Maybe'"),
         (entry("dev-1-0"), r"line 2: an identifier has four parts, .*; not 'dev-1-0'"),
         (entry("dev-0-0-0"), r"line 2: 'dev-0-0-0' is there twice"),
-        ([1], r"line 2: an object with 'identifier' is due, not \[1\]"),
-        (entry("dev-1-0-0") | {"label": True}, r"line 2: 'label' has to be a string, not true"),
+        ([1], r"line 2: expected an object with 'identifier', not \[1\]"),
+        (entry("dev-1-0-0") | {"label": True}, r"line 2: 'label' must be a string, not true"),
     ],
 )
 def test_bad_entries_are_named_by_file_and_line(root: Path, bad: Any, message: str) -> None:

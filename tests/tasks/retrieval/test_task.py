@@ -132,8 +132,8 @@ def test_dataset_is_found_or_chosen(root: Path) -> None:
             r"images\[1\]\.sentences\[0\]: missing key 'raw'",
         ),
         (entry(3, "test") | {"sentences": entry(0, "test")["sentences"]}, r"sentid 0 is there twice"),
-        (entry(3, "test") | {"filename": 3}, r"images\[1\]: 'filename' has to be a string, not 3"),
-        ("x", r"images\[1\]: an object with 'split' is due"),
+        (entry(3, "test") | {"filename": 3}, r"images\[1\]: 'filename' must be a string, not 3"),
+        ("x", r"images\[1\]: expected an object with 'split'"),
         (entry(3, "val"), r"no image of split test"),
     ],
 )

@@ -112,10 +112,10 @@ Q, A = question, annotation
         (
             [Q(1) | {"question_id": "1"}],
             [A(1)],
-            r"questions\[0\]: 'question_id' has to be an integer, not \"1\"",
+            r"questions\[0\]: 'question_id' must be an integer, not \"1\"",
         ),
-        ([Q(1) | {"question": None}], [A(1)], r"questions\[0\]: 'question' has to be a string, not null"),
-        ([Q(1), "x"], [A(1)], r"questions\[1\]: an object with 'question_id' is due, not \"x\""),
+        ([Q(1) | {"question": None}], [A(1)], r"questions\[0\]: 'question' must be a string, not null"),
+        ([Q(1), "x"], [A(1)], r"questions\[1\]: expected an object with 'question_id', not \"x\""),
         ([Q(1), Q(2), Q(1)], [A(1), A(2)], r"questions\[2\]: question_id 1 is there twice"),
         ([Q(1)], [A(1), A(1)], r"annotations\[1\]: question_id 1 is there twice"),
         ([Q(1), Q(2)], [A(1)], rf"questions\[1\]: question_id 2 has no annotation in .*{ANNOTATIONS}"),
@@ -123,7 +123,7 @@ Q, A = question, annotation
         ([Q(1, 5)], [A(1, image=6)], r"question_id 1 is about image 5, but about image 6 in"),
         ([], [A(1)], rf"{QUESTIONS}: 'questions' is empty"),
         ([Q(1)], [], rf"{ANNOTATIONS}: 'annotations' is empty"),
-        ({"a": 1}, [A(1)], rf"{QUESTIONS}: 'questions' has to be a list"),
+        ({"a": 1}, [A(1)], rf"{QUESTIONS}: 'questions' must be a list"),
     ],
 )
 def test_bad_entries_are_named_by_file_and_place(
@@ -165,7 +165,7 @@ def removed(path: Path) -> None:
     [
         (cut_short, rf"{QUESTIONS}: line 3, column 1: not valid JSON"),
         (not_utf8, rf"{QUESTIONS}: byte 15: not valid utf-8"),
-        (a_list, rf"{QUESTIONS}: an object with 'questions' is due, not \[1\]"),
+        (a_list, rf"{QUESTIONS}: expected an object with 'questions', not \[1\]"),
         (broken_gzip, rf"{QUESTIONS}.gz: cannot be read: "),
         (not_gzip, rf"{QUESTIONS}.gz: cannot be read: Not a gzipped file"),
         (removed, rf"looked for {QUESTIONS}, {QUESTIONS}.gz, found none of them"),

@@ -161,7 +161,7 @@ def test_limits_choose_by_hash_and_keep_the_order(root: Path) -> None:
     ("options", "message"),
     [
         ({"val_fraction": "0"}, "vqa: val_fraction has to lie between 0 and 1"),
-        ({"limit_test": "0"}, "vqa: limit_test has to be at least 1"),
+        ({"limit_test": "0"}, "vqa: limit_test must be at least 1"),
         ({"test": "train2014"}, "vqa: test has to be auto, val2014"),
     ],
 )
