@@ -1,5 +1,5 @@
-"""The one exception of this package."""
+"""The exception of this package."""
 
 
 class MeasurementError(RuntimeError):
-    """A figure cannot be had exactly; it goes into the record as this error, never as a blank or a zero."""
+    """A figure cannot be measured exactly. The record then holds this error, never a blank or a zero."""

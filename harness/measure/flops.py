@@ -1,8 +1,8 @@
-"""Multiply-accumulates of a forward pass by component, counted on the operators that torch really runs.
+"""Multiply-accumulates of a forward pass by component, counted on the operators that torch runs.
 
-The literature of this field prints multiply-accumulates (MACs) under the name "FLOPs", some of it with 5
-for each element that a LayerNorm normalises. Both are kept: `macs` are matrix products, convolutions and
-attention only (`harness.measure.operators`), `layer_norm_elements` are beside them.
+Papers of this field report multiply-accumulates (MACs) under the name "FLOPs", some with 5 more for each element
+that a LayerNorm normalises. Both are counted: `macs` are matrix products, convolutions and attention only
+(`harness.measure.operators`), `layer_norm_elements` are counted separately.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ METHOD, HEAD = "method", "head"
 OTHER = "other"
 """Outside every component: neither in one of its modules nor with one of its parameters."""
 BACKWARD = "backward"
-"""Run by autograd, where the module is not known."""
+"""Run by autograd, where the module is unknown."""
 LAYER_NORM_MACS_PER_ELEMENT = 5
 
 
@@ -33,8 +33,9 @@ LAYER_NORM_MACS_PER_ELEMENT = 5
 class ComputeCounts:
     """Cost of one pass at the stated input (batch, text length in tokens, image height and width in pixels).
 
-    macs, layer_norm_elements: by component: the backbone's own, "method" (inside its modules; what it makes
-    others compute, as prompts do, is theirs) and "head"; "other" and "backward" only where there is any.
+    macs, layer_norm_elements: by component: the backbone's own, "method" and "head"; "other" and "backward" only
+        if they occur. "method" is the cost inside the method's modules. Work that it adds to other modules, as
+        prompts do, counts as theirs.
     """
 
     macs: Mapping[str, int]
@@ -50,17 +51,17 @@ class ComputeCounts:
 
     @property
     def flops_total(self) -> int:
-        """Floating-point operations: a multiply-accumulate is two."""
+        """Floating-point operations: two per multiply-accumulate."""
         return 2 * self.macs_total
 
     @property
     def with_layer_norm_total(self) -> int:
-        """MACs plus 5 per normalised element, the convention behind DAS's −11.97 % on METER."""
+        """MACs plus 5 per normalised element, the convention of DAS's −11.97 % on METER."""
         return self.macs_total + LAYER_NORM_MACS_PER_ELEMENT * sum(self.layer_norm_elements.values())
 
 
 class ForwardsBatches(Protocol):
-    """A task, as far as counting needs it."""
+    """The part of a task that counting needs."""
 
     def forward(self, backbone: Backbone, head: nn.Module, batch: Batch) -> Tensor:
         """Logits of a batch."""
@@ -76,10 +77,10 @@ def count_forward(
     text_length: int,
     batch_size: int = 1,
 ) -> ComputeCounts:
-    """Count one inference pass of the task, on the device the model is on (`meta` computes nothing).
+    """Count one inference pass of the task on the model's device (`meta` computes nothing).
 
     image_size: height and width in pixels. An example has `task.images_per_example` images (default 1), with
-    token types 1, 2, …; the parts of a batch are unpadded and random.
+    token types 1, 2, …; inputs are random and unpadded.
     """
     generator = torch.Generator().manual_seed(0)
     device = next(backbone.parameters()).device
@@ -118,12 +119,12 @@ def count_macs(
     image_size: tuple[int, int],
     batch_size: int = 1,
 ) -> ComputeCounts:
-    """Call `run` once and count what it computes; the stated input is only written down.
+    """Call `run` once and count what it computes; the stated input is only recorded.
 
-    `run` may end in a backward pass: that part is counted whole, as "backward".
+    `run` may end in a backward pass, which is counted as one component, "backward".
 
     Raises:
-        MeasurementError: an operator that multiplies matrices and has no formula was run.
+        MeasurementError: `run` called an operator that multiplies matrices and has no formula.
     """
     components = {**backbone.components(), HEAD: [head], METHOD: list(method_modules)}
     counter = _Counter(components)
@@ -133,14 +134,14 @@ def count_macs(
 
 
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees every operator below autograd and books it on a component."""
+    """Sees every operator below autograd and adds its cost to a component."""
 
     def __init__(self, components: Mapping[str, Sequence[nn.Module]]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.macs = dict.fromkeys(components, 0)
         self.layer_norm_elements = dict.fromkeys(components, 0)
         # Inner modules too: a backbone may call a component's parts without calling the component. Later
-        # components take over from earlier ones, so that the method's modules are its own wherever they sit.
+        # components override earlier ones: the method's modules count as "method" wherever they are inserted.
         self._labels = {
             inner: name
             for name, modules in components.items()
@@ -156,7 +157,7 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Follow which component's module is being called."""
+        """Track which component's module is being called."""
         handles = []
         for module, name in self._labels.items():
             handles.append(module.register_forward_pre_hook(self._entering(name), prepend=True))
@@ -179,7 +180,7 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if METHOD in self._stack:
             return METHOD
         # A functional call with a component's weight, outside its modules (ViLT's patch projection). The
-        # weight is the last operand of a product; activations have storages of their own.
+        # weight is the last operand of a product; activations have their own storages.
         for argument in reversed(args):
             if isinstance(argument, Tensor) and _storage(argument) in self._owner:
                 return self._owner[_storage(argument)]
@@ -190,7 +191,7 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         kwargs = kwargs or {}
         if func.overloadpacket not in FORMULAS:
-            # Composite operators arrive whole in inference mode.
+            # Composite operators are not decomposed yet in inference mode.
             with self:
                 out = func.decompose(*args, **kwargs)
             if out is not NotImplemented:
@@ -214,7 +215,7 @@ def _storage(tensor: Tensor) -> int:
 
 @contextmanager
 def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode, then every submodule's mode as it was."""
+    """Evaluation mode within the block; then every submodule has its former mode again."""
     modes = {inner: inner.training for inner in module.modules()}
     module.eval()
     try:

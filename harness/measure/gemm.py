@@ -1,4 +1,4 @@
-"""The rate at which this machine multiplies a transformer's matrices: what a forward pass is held against."""
+"""Rate of this machine's matrix products at a transformer's shapes: the reference for its forward pass."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from harness.measure.latency import Clock, measure_latency
 
 @dataclass(frozen=True)
 class GemmShape:
-    """`count` linear maps `(rows, inputs) → (rows, outputs)`, each with a weight of its own."""
+    """`count` linear maps `(rows, inputs) → (rows, outputs)`, each with its own weight."""
 
     rows: int
     inputs: int
@@ -28,10 +28,10 @@ class GemmShape:
 
 
 def transformer_shapes(tokens: int, width: int, inner: int, blocks: int = 1) -> list[GemmShape]:
-    """The linear maps of `blocks` transformer blocks on `tokens` rows (batch · length), in their order.
+    """The linear maps of `blocks` transformer blocks on `tokens` rows (batch · length), in order.
 
-    Query, key, value and output `width → width`, then `width → inner → width`; every block has its own
-    weights, so that they come from memory as a model's do.
+    Query, key, value and output `width → width`, then `width → inner → width`. Every block has its own weights,
+    so that they are read from memory as a model's are.
     """
     block = [
         GemmShape(tokens, width, width, 4),
@@ -44,7 +44,7 @@ def transformer_shapes(tokens: int, width: int, inner: int, blocks: int = 1) -> 
 def gemm_cycle(
     shapes: Sequence[GemmShape], device: torch.device, dtype: torch.dtype = torch.float32
 ) -> Callable[[], None]:
-    """One pass over all `shapes`, to be timed beside models by `measure_latency`."""
+    """One pass over all `shapes`, to be timed together with models by `measure_latency`."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(rows: int, columns: int) -> torch.Tensor:
@@ -72,7 +72,7 @@ def gemm_rate(
     dtype: torch.dtype = torch.float32,
     clock: Clock = time.perf_counter,
 ) -> float:
-    """Multiply-accumulates per second over at least `seconds` and 3 passes: MACs of a pass by its median."""
+    """Multiply-accumulates per second: MACs of a pass over its median time, from at least `seconds` and 3 passes."""
     device = device or torch.device("cpu")
     cycle = gemm_cycle(shapes, device, dtype)
     sample = measure_latency(

@@ -1,7 +1,7 @@
 """Latency of several callables, interleaved: A B C, B C A, C A B, …
 
-What is compared runs under the same conditions: another process, a warm processor or a throttled clock then
-falls on all contestants alike.
+All callables then run under the same conditions: another process, a warm processor or a throttled clock affects
+them equally.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ import torch
 from harness.measure.errors import MeasurementError
 
 Clock = Callable[[], float]
-"""Seconds from any fixed point."""
+"""Seconds since an arbitrary fixed point."""
 
 
 @dataclass(frozen=True)
 class LatencySample:
-    """One contestant's latencies, raw, in ms and in the order of the rounds.
+    """Raw latencies of one callable in ms, in the order of the rounds.
 
-    samples_ms: CUDA: between two events around the call, calls queued without waiting; else wall clock.
-    wall_ms: wall clock from the call until its result is there.
-    device: as torch writes it; threads: `torch.get_num_threads()`.
+    samples_ms: on CUDA, time between two events around the call, with calls queued without waiting; otherwise
+        wall-clock time.
+    wall_ms: wall-clock time from the call until its result is available.
+    device: as torch writes it. threads: `torch.get_num_threads()`.
     """
 
     samples_ms: tuple[float, ...]
@@ -58,7 +59,7 @@ class LatencySample:
 
 @dataclass(frozen=True)
 class LatencyRatio:
-    """Median of one over the median of another, with its bootstrap interval."""
+    """Ratio of two medians, with its bootstrap interval."""
 
     ratio: float
     low: float
@@ -77,9 +78,12 @@ def measure_latency(
 ) -> dict[str, LatencySample]:
     """Latency of each of `runs`: at least `min_iterations` calls and `min_seconds` of running time each.
 
-    Every callable is first called `warmup` times. All get the same number of rounds, each round in an order
-    that is rotated by one. On CUDA as many rounds again are queued with events and one synchronisation at the
-    end. Garbage is collected before and not during the timing. Gradients are the callables' own matter.
+    Every callable is first called `warmup` times. All are timed in the same number of rounds; the order rotates by
+    one each round. On CUDA, as many rounds again are queued with events, with one synchronisation at the end.
+    Garbage is collected before the timing, not during it. Whether gradients are recorded is up to the callables.
+
+    Raises:
+        MeasurementError: there is no callable, or `min_iterations` is below 1.
     """
     if not runs or min_iterations < 1:
         raise MeasurementError("latency needs at least one callable and one iteration")
@@ -160,8 +164,8 @@ def latency_ratio(
 ) -> LatencyRatio:
     """Median of `a` over median of `b`, with a percentile bootstrap interval.
 
-    Samples of one measurement are resampled by rounds, so that what disturbed a round disturbs both; others
-    (with another number of iterations) each on their own. Rounds are taken as independent of each other.
+    Samples with equal numbers of iterations are taken as one measurement and resampled by rounds, so that a
+    disturbed round counts for both; others are resampled separately. Rounds are treated as independent.
     """
     first, second = np.asarray(a.samples_ms), np.asarray(b.samples_ms)
     generator = np.random.default_rng(seed)

@@ -1,7 +1,7 @@
 """Peak memory of live tensors, exact and the same on every machine.
 
-Resident-set readings on a CPU depend on what the allocator keeps from earlier work. Here every tensor's
-storage is followed from the operator that makes it to the moment nothing refers to it any more.
+Resident-set readings on a CPU depend on memory that the allocator keeps from earlier work. Here every tensor's
+storage is tracked from the operator that creates it until nothing refers to it any more.
 """
 
 from __future__ import annotations
@@ -26,38 +26,40 @@ class _Watcher(TorchDispatchMode):
         self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
         self._bytes = 0
         for tensor in held:
-            self._follow(tensor)
+            self._track(tensor)
         self.baseline = self.peak = self._bytes
 
-    def _follow(self, tensor: Tensor) -> None:
+    def _track(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         reference = StorageWeakRef(storage)
         if reference.cdata not in self._alive:
             self._alive[reference.cdata] = (reference, storage.nbytes())
             self._bytes += storage.nbytes()
 
-    def _forget_the_dead(self) -> None:
-        dead = [key for key, (reference, _) in self._alive.items() if reference.expired()]
-        for key in dead:
+    def _drop_freed(self) -> None:
+        freed = [key for key, (reference, _) in self._alive.items() if reference.expired()]
+        for key in freed:
             self._bytes -= self._alive.pop(key)[1]
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
-        if made:
-            self._forget_the_dead()
-            for tensor in made:
-                self._follow(tensor)
+        created = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        if created:
+            self._drop_freed()
+            for tensor in created:
+                self._track(tensor)
             self.peak = max(self.peak, self._bytes)
         return out
 
 
 def peak_live_tensors(run: Callable[[], object], held: Iterable[Tensor], how: str) -> PeakMemory:
-    """Call `run` once; bytes of `held` (weights, optimiser states) are the baseline.
+    """Peak memory of one call of `run`; the bytes of `held` (weights, optimiser states) are the baseline.
 
-    Scratch space inside an operator (a matrix product's packing buffers) is not seen.
+    Workspace inside an operator (a matrix product's packing buffers) is not seen.
+
+    how: description of the measurement, copied to the result.
     """
     watcher = _Watcher(held)
     with watcher:

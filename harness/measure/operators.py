@@ -3,8 +3,8 @@
 Counted: matrix products, convolutions and attention (scores and mixing, masked or not). Not counted:
 biases, activations, softmax, norms, element-wise scaling, embedding look-ups, interpolation.
 
-torch's own `FlopCounterMode` has no formula for attention on CPU (2.13) and passes over operators it does
-not know; here an operator that looks like a matrix product and has no formula is an error.
+torch's own `FlopCounterMode` has no formula for attention on CPU (2.13) and ignores operators that it does not
+know. Here an operator that looks like a matrix product and has no formula is an error.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ Formula = Callable[[Arguments, Any], int]
 
 
 def operator_macs(operator: Any, args: Arguments, out: Any) -> int:
-    """Multiply-accumulates of one call of `operator` (an `OpOverload`) that gave `out`.
+    """Multiply-accumulates of one call of `operator` (an `OpOverload`) that returned `out`.
 
     Raises:
-        MeasurementError: it multiplies matrices, or may do so, and there is no formula for it.
+        MeasurementError: the operator multiplies matrices, or may do so, and has no formula.
     """
     formula = FORMULAS.get(operator.overloadpacket)
     if formula is not None:
@@ -38,12 +38,12 @@ def operator_macs(operator: Any, args: Arguments, out: Any) -> int:
 
 
 def _product(left: int, right: int) -> Formula:
-    """`(…, M, K) @ (…, K, N)` with the operands at these positions; batched or not."""
+    """`(…, M, K) @ (…, K, N)`, batched or not; `left` and `right` are the positions of the operands."""
     return lambda args, _out: args[left].numel() * args[right].shape[-1]
 
 
 def _dot(left: int) -> Formula:
-    """A matrix or a vector times a vector: one product for each element of the first."""
+    """A matrix or vector times a vector: one product per element of the first, at position `left`."""
     return lambda args, _out: args[left].numel()  # type: ignore[no-any-return]
 
 
@@ -53,20 +53,20 @@ def _convolution(args: Arguments, out: Any) -> int:
 
 
 def _convolution_backward(args: Arguments, _out: Any) -> int:
-    """The gradients of input and weight cost as much as the forward pass, each if it is asked for."""
-    gradient, inputs, weight, transposed, wanted = args[0], args[1], args[2], args[7], args[10]
+    """The gradients of input and weight, if requested, each cost as much as the forward pass."""
+    gradient, inputs, weight, transposed, requested = args[0], args[1], args[2], args[7], args[10]
     forward = (inputs if transposed else gradient).numel() * prod(weight.shape[1:])
-    return int(forward * (wanted[0] + wanted[1]))
+    return int(forward * (requested[0] + requested[1]))
 
 
 def _attention(args: Arguments, _out: Any) -> int:
-    """`(B, H, Tq, d)`, `(B, H, Tk, d)`, `(B, H, Tk, e)`: B·H·Tq·Tk·(d + e)."""
+    """Query `(B, H, Tq, d)`, key `(B, H, Tk, d)`, value `(B, H, Tk, e)`: B·H·Tq·Tk·(d + e)."""
     query, key, value = args[:3]
     return int(prod(query.shape[:-1]) * key.shape[-2] * (query.shape[-1] + value.shape[-1]))
 
 
 def _attention_backward(args: Arguments, _out: Any) -> int:
-    """Scores computed again, then the gradients of weights, values, queries and keys."""
+    """Recomputed scores, then the gradients of weights, values, queries and keys."""
     query, key, value = args[1:4]
     pairs = prod(query.shape[:-1]) * key.shape[-2]
     return int(pairs * (3 * query.shape[-1] + 2 * value.shape[-1]))
@@ -113,4 +113,4 @@ MATRIX_WORDS = {
     ),
     *("linear", "bilinear", "trilinear", "conv", "convolution", "attention", "cdist", "rnn", "lstm", "gru"),
 }
-"""Words in the name of an operator that multiplies matrices."""
+"""Words in the names of operators that multiply matrices."""

@@ -13,13 +13,13 @@ from harness.measure.errors import MeasurementError
 
 @dataclass(frozen=True)
 class ParameterCounts:
-    """Numbers of parameters by group; every parameter is in exactly one. Buffers are not counted.
+    """Numbers of parameters by group; every parameter is in exactly one group. Buffers are not counted.
 
     backbone_frozen: pretrained, not trained.
-    backbone_tuned: pretrained and trained by the method's choice (`full`, `bitfit`), outside `common`.
-    common: what every method trains alike beside the head: poolers and token-type embeddings.
+    backbone_tuned: pretrained and trained by the method's choice (`full`, `bitfit`), not in `common`.
+    common: trained by every method in addition to the head: poolers and token-type embeddings.
     method: added by the method and trained.
-    method_frozen: added by the method and left as it was drawn (VeRA's shared matrices).
+    method_frozen: added by the method and never trained (VeRA's shared random matrices).
     head: the task's head.
     """
 
@@ -32,35 +32,36 @@ class ParameterCounts:
 
     @property
     def total(self) -> int:
-        """All parameters of backbone and head; of the finalised model: what is deployed."""
+        """All parameters of backbone and head. For a finalised model, these are deployed."""
         return self.backbone + self.method + self.method_frozen + self.head
 
     @property
     def backbone(self) -> int:
-        """The pretrained parameters that are still there."""
+        """The pretrained parameters that are left."""
         return self.backbone_frozen + self.backbone_tuned + self.common
 
     @property
     def updated(self) -> int:
-        """What papers print as a method's parameters: trained by it, without head and `common`.
+        """A method's parameters as papers report them: trained by it, without head and `common`.
 
-        To be taken of the trained model, before `finalize` merges or folds anything.
+        Meaningful for the trained model only, before `finalize` merges or folds anything.
         """
         return self.method + self.backbone_tuned
 
     @property
     def trained(self) -> int:
-        """All that the optimiser moves: `updated`, `common` and the head."""
+        """All parameters that the optimiser updates: `updated`, `common` and the head."""
         return self.updated + self.common + self.head
 
 
 def count_parameters(
     backbone: Backbone, head: nn.Module, method_modules: Sequence[nn.Module]
 ) -> ParameterCounts:
-    """Count backbone and head, by identity; before `finalize` or after it.
+    """Count the parameters of backbone and head by identity, before or after `finalize`.
 
-    method_modules: what `Method.method_modules(backbone)` gives. Whether a parameter is trained is read from
-    `requires_grad`.
+    A parameter counts as trained if its `requires_grad` is True.
+
+    method_modules: result of `Method.method_modules(backbone)`.
 
     Raises:
         MeasurementError: the groups overlap, or do not add up to the parameters of backbone and head.
