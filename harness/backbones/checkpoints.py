@@ -1,4 +1,4 @@
-"""Checkpoint files of any backbone: found, read without running pickled code, and loaded strictly."""
+"""Find checkpoint files of any backbone, read them without running pickled code, and load them strictly."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from harness.errors import UserError
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Encoder weights by our modules' names, the configuration, and what else the file held.
+    """Encoder weights under our modules' names, the configuration, and the rest of the file.
 
-    heads: tensors of the original's heads, by its names. unused: tensors that the model has no use for, with
-    the reason.
+    heads: tensors of the original's heads, under its names.
+    vocabulary: file or folder of the tokenizer's vocabulary; None if the weights come without one.
+    unused: names of tensors that the model does not use, with the reason.
     """
 
     config: Any
@@ -35,7 +36,7 @@ class Checkpoint:
 
 @contextmanager
 def fixed_generator() -> Iterator[None]:
-    """Random weights that are the same every time, without touching the caller's generator."""
+    """Within the block, random weights are the same every time; the global generator is left untouched."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield
@@ -66,19 +67,19 @@ def _download(hub_id: str, patterns: Sequence[str]) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
             f"{hub_id}: the hub cannot be reached or has no such model ({type(error).__name__}). Download it "
-            "elsewhere and name its folder with --weights."
+            "on another machine and pass its folder with --weights."
         ) from error
 
 
 def read_settings(folder: Path, model_type: str) -> dict[str, Any]:
-    """The contents of `config.json`, which has to be of a model of `model_type`.
+    """The contents of `config.json`, which must describe a model of `model_type`.
 
     Raises:
-        UserError: there is none, it is no JSON, or of another model.
+        UserError: the file is missing, is not JSON, or describes another model.
     """
     path = folder / "config.json"
     if not path.is_file():
-        raise UserError(f"{folder}: no config.json there.")
+        raise UserError(f"{folder}: no config.json in this folder.")
     try:
         settings: dict[str, Any] = json.loads(path.read_text())
     except json.JSONDecodeError as error:
@@ -92,7 +93,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """Tensors of a `.safetensors`, `.bin` or Lightning `.ckpt` file, without executing pickled code.
 
     Raises:
-        UserError: it cannot be read, holds no tensors, or wants to run code.
+        UserError: it cannot be read, holds no tensors, or would run code.
     """
     try:
         if path.suffix == ".safetensors":
@@ -100,40 +101,40 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path}: holds more than tensors and plain containers, and running pickled code is refused "
+            f"{path}: holds objects other than tensors and plain containers; pickled code is never run "
             f"({str(error).splitlines()[0]})."
         ) from error
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
         raise UserError(
-            f"{path}: cannot be read as a checkpoint ({str(error).splitlines()[0]}). If it was cut short while it "
-            "was downloaded or copied, fetch it again."
+            f"{path}: cannot be read as a checkpoint ({str(error).splitlines()[0]}). If its download "
+            "or copy was incomplete, repeat it."
         ) from error
     state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{path}: no state_dict of tensors in it.")
+        raise UserError(f"{path}: contains no state_dict of tensors.")
     return state
 
 
 def load_strictly(model: nn.Module, state: Mapping[str, Tensor], name: str, architecture: str) -> None:
-    """Load `state` as float32: every parameter of `model` from it, and nothing left over.
+    """Load `state` as float32. It must hold every parameter of `model` and nothing else.
 
-    name, architecture: of the backbone, for the messages.
+    name, architecture: of the backbone, for messages.
 
     Raises:
         UserError: keys are missing or unknown, or a shape differs.
     """
-    wanted = model.state_dict()
-    missing = sorted(set(wanted) - set(state))
-    unknown = sorted(set(state) - set(wanted))
+    expected = model.state_dict()
+    missing = sorted(set(expected) - set(state))
+    unknown = sorted(set(state) - set(expected))
     if missing or unknown:
         raise UserError(
             f"{name}: the weights do not fit: {len(missing)} keys missing{_first(missing)}, "
             f"{len(unknown)} unknown{_first(unknown)}. Is it a {architecture} checkpoint?"
         )
     for key, tensor in state.items():
-        if tensor.shape != wanted[key].shape:
+        if tensor.shape != expected[key].shape:
             raise UserError(
-                f"{name}: {key} has shape {tuple(tensor.shape)}, expected {tuple(wanted[key].shape)}."
+                f"{name}: {key} has shape {tuple(tensor.shape)}, expected {tuple(expected[key].shape)}."
             )
     model.load_state_dict({key: tensor.to(torch.float32) for key, tensor in state.items()})
 

@@ -1,4 +1,4 @@
-"""What goes into a backbone and between its two stages: text, images, and streams of hidden states."""
+"""Inputs of a backbone (text and images) and of its second stage (streams of hidden states)."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ class Inputs:
     """One text-image pair per row, ready for `Backbone.encode`.
 
     input_ids: `(B, L)` int64 token ids, special tokens included, padded on the right.
-    text_mask: `(B, L)` bool, True where there is a token; None if no row is padded.
-    pixels: `(B, 3, H, W)` float32, normalised as the backbone wants it, padded right and below with 0.
+    text_mask: `(B, L)` bool, True for tokens, False for padding; None if no row is padded.
+    pixels: `(B, 3, H, W)` float32, normalised as the backbone expects, padded right and below with 0.
     image_sizes: `(B, 2)` int64 height and width in pixels before padding; None if no image is padded.
     image_token_type: row of the token-type table for image tokens (ViLT on NLVR2: 1, then 2).
-    image_keys: a digest of each image's processed pixels, under which its encoding may be kept; None where
-        nobody took one, or where the pixels will not come again (augmented images).
+    image_keys: a digest of each image's processed pixels, under which its encoding may be cached; None if not
+        computed, or if the pixels do not occur again (augmented images).
     """
 
     input_ids: Tensor
@@ -39,7 +39,7 @@ class Inputs:
         return replace(self, **moved)
 
     def paired(self) -> Inputs:
-        """One row a pair: B images are repeated for their T = rows of text / B texts, `(B · T, …)`."""
+        """One row per pair: each of B images is repeated for its T = rows of text / B texts, `(B · T, …)`."""
         texts = self.texts_per_image
         sizes, keys = self.image_sizes, self.image_keys
         return replace(
@@ -51,10 +51,10 @@ class Inputs:
 
     @property
     def texts_per_image(self) -> int:
-        """T where each image comes with a run of T texts, as in retrieval; elsewhere 1.
+        """T if each image comes with T consecutive texts, as in retrieval; otherwise 1.
 
         Raises:
-            ValueError: the rows of text are not a multiple of the images.
+            ValueError: the number of texts is not a multiple of the number of images.
         """
         texts, remainder = divmod(len(self), self.pixels.shape[0])
         if remainder:
@@ -69,8 +69,8 @@ class Inputs:
 class Stream:
     """Hidden states `(B, T, D)` and their mask `(B, T)` bool (True: attend; None: attend to all).
 
-    token_type: row of the token-type table that `fuse` is still to add; None if there is nothing to add.
-    text_length: in a stream that joins both modalities, how many of the leading tokens are text; else None.
+    token_type: row of the token-type table that `fuse` will add; None if there is nothing to add.
+    text_length: in a stream that joins both modalities, number of leading tokens that are text; else None.
     """
 
     hidden: Tensor

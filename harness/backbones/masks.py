@@ -1,4 +1,4 @@
-"""Attention masks, alike for all backbones."""
+"""Attention masks, the same for all backbones."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def additive_mask(mask: Tensor | None, like: Tensor) -> Tensor | None:
-    """`(B, T)` bool → additive `(B, 1, 1, T)` in the dtype attention computes in; None stays None."""
+    """`(B, T)` bool → additive `(B, 1, 1, T)` in the dtype that attention computes in; None stays None."""
     if mask is None:
         return None
     dtype = (

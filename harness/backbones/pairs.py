@@ -1,4 +1,4 @@
-"""Image-text pairs in which texts and images recur: each once, and which of them a pair reads."""
+"""Image-text pairs that share texts and images: every text and image once, and the rows that a pair reads."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from harness.backbones.inputs import Inputs, Streams
 
 @dataclass(frozen=True)
 class Rows:
-    """Which row of each stream a pair reads: `(pairs,)` int64 by stream."""
+    """The row of each stream that a pair reads: `(pairs,)` int64 per stream."""
 
     text: Tensor
     image: Tensor
 
     def of(self, name: str, states: Tensor) -> Tensor:
-        """`states` `(rows, …)` of stream `name`, "text" or "image", one row a pair: `(pairs, …)`."""
+        """`states` `(rows, …)` of stream `name` ("text" or "image") with one row per pair: `(pairs, …)`."""
         return states.index_select(0, self.text if name == "text" else self.image)
 
     def spread_tokens(self, name: str, tokens: Tokens) -> Tokens:
-        """Tokens of stream `name` with one row a pair."""
+        """Tokens of stream `name` with one row per pair."""
         return replace(
             tokens,
             hidden=self.of(name, tokens.hidden),
@@ -31,7 +31,7 @@ class Rows:
         )
 
     def spread(self, streams: Streams) -> Streams:
-        """Streams with one row a pair."""
+        """Streams with one row per pair."""
         return {
             name: replace(
                 stream,
@@ -43,13 +43,13 @@ class Rows:
 
 
 def distinct_rows(inputs: Inputs) -> tuple[Inputs, Rows]:
-    """The inputs with every text once, and which of its rows each pair reads."""
+    """The inputs with every distinct text once, and the rows that each pair reads."""
     ids, mask = inputs.input_ids, inputs.text_mask
-    # Padding is not a token that a tokenizer could give: -1 keeps masked rows apart from unmasked ones.
-    told_apart = ids if mask is None else ids.masked_fill(~mask, -1)
-    unique, text = torch.unique(told_apart, dim=0, return_inverse=True)
-    places = torch.empty(len(unique), dtype=torch.long, device=ids.device)
-    places[text] = torch.arange(len(text), device=ids.device)
+    # -1 is never a token id, so texts that differ only in their mask stay distinct.
+    keys = ids if mask is None else ids.masked_fill(~mask, -1)
+    unique, text = torch.unique(keys, dim=0, return_inverse=True)
+    text_rows = torch.empty(len(unique), dtype=torch.long, device=ids.device)
+    text_rows[text] = torch.arange(len(text), device=ids.device)
     images = torch.arange(inputs.pixels.shape[0], device=ids.device)
-    distinct = replace(inputs, input_ids=ids[places], text_mask=None if mask is None else mask[places])
+    distinct = replace(inputs, input_ids=ids[text_rows], text_mask=None if mask is None else mask[text_rows])
     return distinct, Rows(text, images.repeat_interleave(inputs.texts_per_image))

@@ -1,4 +1,4 @@
-"""METER's sizes."""
+"""METER's configuration."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from transformers import BridgeTowerConfig, CLIPVisionConfig, RobertaConfig
 from transformers.configuration_utils import PretrainedConfig
 
 ENCODER_LAYER_NORM_EPS = 1e-5
-"""Of RoBERTa and CLIP."""
+"""Epsilon of the LayerNorms of RoBERTa and CLIP."""
 
 
 class MeterConfig(PretrainedConfig):
     """METER's sizes; the defaults are the published ones (CLIP-ViT-B/16 and RoBERTa-base).
 
     hidden_size: width of both encoders and of the fusion layers.
-    num_hidden_layers: co-attention depths, each a text and an image layer.
+    num_hidden_layers: number of co-attention depths; each has a text layer and an image layer.
     intermediate_size: of the fusion layers; text_ and image_intermediate_size: of the encoders.
-    image_layers: 11, since METER leaves out the last of CLIP's 12.
-    image_size: side of the square image in pixels, for which there are position embeddings.
+    image_layers: 11, as METER leaves out the last of CLIP's 12.
+    image_size: side of the square image in pixels, which the position embeddings cover.
     hidden_dropout_prob, attention_probs_dropout_prob: of the fusion layers, 0.1 as published. The encoders have
-        none, so that their output is a function of the input alone.
+        no dropout, so that their output depends on the input alone.
     """
 
     model_type = "meter"
@@ -76,7 +76,7 @@ class MeterConfig(PretrainedConfig):
 
     @property
     def text_positions(self) -> int:
-        """Most tokens of a text: RoBERTa counts positions from the padding id on, which is not used itself."""
+        """Maximum text length in tokens: RoBERTa's positions start after the padding id."""
         return int(self.max_position_embeddings - self.pad_token_id - 1)
 
     def text_encoder(self) -> RobertaConfig:
@@ -99,7 +99,7 @@ class MeterConfig(PretrainedConfig):
         )
 
     def image_encoder(self) -> CLIPVisionConfig:
-        """The configuration of CLIP's image side."""
+        """The configuration of CLIP's image encoder."""
         return CLIPVisionConfig(
             hidden_size=self.hidden_size,
             intermediate_size=self.image_intermediate_size,
@@ -120,7 +120,8 @@ class MeterConfig(PretrainedConfig):
             layer_norm_eps=self.layer_norm_eps,
             hidden_act=self.hidden_act,
         )
-        config._attn_implementation = "eager"  # whose modules these are; `MeterBlock` attends by itself
+        # The only implementation of its modules; `MeterBlock` computes attention itself.
+        config._attn_implementation = "eager"
         config.intermediate_size = self.intermediate_size
         config.hidden_dropout_prob = self.hidden_dropout_prob
         config.attention_probs_dropout_prob = self.attention_probs_dropout_prob

@@ -1,4 +1,4 @@
-"""Where METER's weights come from: the original's checkpoints, or folders in this package's names."""
+"""Load METER's weights from original checkpoints, or from folders with this package's names."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MINI_FOLDER = Path(__file__).parent.parent / "weights" / "meter-mini"
 
 
 IMAGE_SIZE = 384
-"""Pixels; what DAS fine-tunes METER at (NLVR2: 288), whatever size it was pretrained at."""
+"""Pixels; the size at which DAS fine-tunes METER (NLVR2: 288), whatever it was pretrained at."""
 
 
 TEXT_LENGTH = 50
@@ -37,14 +37,14 @@ TEXT_LENGTH = 50
 
 
 HEADS = ("vqa_classifier", "nlvr2_classifier", "snli_classifier", "itm_score", "rank_output", "mlm_score")
-"""Heads of the original that are no part of the encoder; kept aside, not loaded into it."""
+"""Heads of the original, which are not part of the encoder and are kept separately."""
 
 
 UNUSED = {
     r"^text_transformer\.pooler\.": "RoBERTa's pooler: METER pools after the fusion layers",
-    r"^text_transformer\.embeddings\.position_ids$": "a buffer that counts 0, 1, 2, …",
-    r"^vit_model\.positional_embedding$": "positions of CLIP's text side, which METER does not run",
-    r"^vit_model\.ln_final\.": "final norm of CLIP's text side, which METER does not run",
+    r"^text_transformer\.embeddings\.position_ids$": "a buffer of 0, 1, 2, …",
+    r"^vit_model\.positional_embedding$": "positions of CLIP's text encoder, which METER does not run",
+    r"^vit_model\.ln_final\.": "final norm of CLIP's text encoder, which METER does not run",
 }
 """Keys of the original that its forward pass never reads, with the reason."""
 
@@ -59,12 +59,12 @@ def load_meter(options: BackboneOptions) -> MeterBackbone:
     """METER from `options.weights`: an original `.ckpt`, a folder, a hub id, or `random`.
 
     Raises:
-        UserError: no weights are named, they cannot be had, are of another model, or lack a key.
+        UserError: no weights are given, or they cannot be read, are of another model, or lack a key.
     """
     if options.weights is None:
         raise UserError(
-            "meter: its weights are no package and on no hub. Name the authors' file with --weights, such as "
-            "meter_clip16_288_roberta_pretrain.ckpt from github.com/zdou0830/METER, or say --weights random."
+            "meter: there are no default weights. Pass the authors' file with --weights, such as "
+            "meter_clip16_288_roberta_pretrain.ckpt from github.com/zdou0830/METER, or use --weights random."
         )
     if options.weights == "random":
         with fixed_generator():
@@ -73,20 +73,20 @@ def load_meter(options: BackboneOptions) -> MeterBackbone:
 
 
 def load_meter_mini(options: BackboneOptions) -> MeterBackbone:
-    """The embedded small METER (12 fusion layers, width 128), or `weights="random"` for the same untrained.
+    """The embedded small METER (12 fusion layers, width 128); `weights="random"` gives it untrained.
 
     Raises:
-        UserError: the named folder has no such weights.
+        UserError: the folder has no such weights.
     """
     folder = MINI_FOLDER if options.weights in (None, "random") else Path(str(options.weights))
     if not (folder / "config.json").is_file():
         raise UserError(
-            f"{folder}: no config.json there; make the weights with `harness pretrain meter-mini`."
+            f"{folder}: no config.json in this folder; create the weights with `harness pretrain meter-mini`."
         )
     if options.weights != "random" and not (folder / "model.safetensors").is_file():
         raise UserError(
-            f"{folder}: no model.safetensors there; make the weights with `harness pretrain meter-mini` and name "
-            "their folder with --weights."
+            f"{folder}: no model.safetensors in this folder; create the weights with `harness pretrain meter-mini` "
+            "and pass their folder with --weights."
         )
     config = MeterConfig.from_dict(read_settings(folder, "meter"))
     options = replace(options, image_size=options.image_size or config.image_size)
@@ -101,7 +101,7 @@ def load_meter_mini(options: BackboneOptions) -> MeterBackbone:
 
 
 def build_meter(checkpoint: Checkpoint, options: BackboneOptions, name: str) -> MeterBackbone:
-    """The backbone of a checkpoint, its position embeddings resized to the chosen image size.
+    """Build the backbone of a checkpoint, with its position embeddings resized to the chosen image size.
 
     Raises:
         UserError: the options or the weights do not fit.
@@ -110,9 +110,7 @@ def build_meter(checkpoint: Checkpoint, options: BackboneOptions, name: str) -> 
     config.image_size = options.image_size or IMAGE_SIZE
     length = options.text_length or min(TEXT_LENGTH, config.text_positions)
     if length > config.text_positions:
-        raise UserError(
-            f"{name}: text length {length} is more than its {config.text_positions} text positions."
-        )
+        raise UserError(f"{name}: text length {length} exceeds its {config.text_positions} text positions.")
     vocabulary = Path(options.tokenizer).expanduser() if options.tokenizer else checkpoint.vocabulary
     if vocabulary is not None:
         vocabulary_files(vocabulary)
@@ -128,9 +126,9 @@ def build_meter(checkpoint: Checkpoint, options: BackboneOptions, name: str) -> 
 
 
 def resize_positions(table: Tensor, grid: int) -> Tensor:
-    """Positions of the class token and a square of patches `(1 + n², D)` → `(1 + grid², D)`, bicubic.
+    """Resize the positions of the class token and a square of patches `(1 + n², D)` to `(1 + grid², D)`.
 
-    As METER does at loading (`adapt_position_encoding`).
+    The resize is bicubic, as METER's own at loading (`adapt_position_encoding`).
     """
     side = int((table.shape[0] - 1) ** 0.5)
     if side == grid:
@@ -141,10 +139,10 @@ def resize_positions(table: Tensor, grid: int) -> Tensor:
 
 
 def read_checkpoint(source: str) -> Checkpoint:
-    """A file with the original's names, a folder with such a file or in our names, or a hub id.
+    """Read a file with the original's names, a folder with such a file or with our names, or a hub id.
 
     Raises:
-        UserError: it cannot be read, or is not of METER.
+        UserError: it cannot be read, or is not a METER checkpoint.
     """
     path = find_checkpoint(source, _HUB_FILES)
     return _read_original(path, read_tensors(path), None) if path.is_file() else _read_folder(path)
@@ -153,8 +151,8 @@ def read_checkpoint(source: str) -> Checkpoint:
 def _read_folder(folder: Path) -> Checkpoint:
     weights = _find_weights(folder)
     tensors = read_tensors(weights)
-    brings_one = any((folder / name).is_file() for name in ("tokenizer.json", "merges.txt"))
-    vocabulary = folder if brings_one else None
+    has_vocabulary = any((folder / name).is_file() for name in ("tokenizer.json", "merges.txt"))
+    vocabulary = folder if has_vocabulary else None
     if weights.suffix == ".ckpt" or any(key.startswith("cross_modal_") for key in tensors):
         return _read_original(weights, tensors, vocabulary)
     config = MeterConfig.from_dict(read_settings(folder, "meter"))
@@ -214,9 +212,9 @@ _TO_OURS = (
 
 
 def convert_original(tensors: Mapping[str, Tensor], config: MeterConfig) -> Checkpoint:
-    """The original's names and CLIP's fused `in_proj` → our modules'; heads and unused keys apart.
+    """The original's tensors under our names, with CLIP's fused `in_proj` split; heads and unused keys separate.
 
-    A key that is none of these keeps its name, and `load_strictly` refuses it.
+    An unknown key keeps its name, and `load_strictly` refuses it.
     """
     state: dict[str, Tensor] = {}
     heads: dict[str, Tensor] = {}
@@ -233,7 +231,7 @@ def convert_original(tensors: Mapping[str, Tensor], config: MeterConfig) -> Chec
 
 
 def _convert(key: str, tensor: Tensor, depths: int) -> dict[str, Tensor]:
-    """One key of the original as one of ours; three where query, key and value were fused."""
+    """One tensor of the original under our name; three if query, key and value are fused in it."""
     image_layer = re.match(r"^cross_modal_image_layers\.(\d+)\.", key)
     if image_layer:
         return {f"layers.{depths + int(image_layer[1])}.{key[image_layer.end() :]}": tensor}
@@ -250,10 +248,10 @@ def _convert(key: str, tensor: Tensor, depths: int) -> dict[str, Tensor]:
 
 
 def config_from_original(tensors: Mapping[str, Tensor], num_heads: int | None = None) -> MeterConfig:
-    """The configuration that an original checkpoint's shapes imply; 64 channels a head unless told.
+    """The configuration that an original checkpoint's shapes imply; heads of 64 channels unless `num_heads` is given.
 
     Raises:
-        UserError: a key that METER with CLIP's ViT and RoBERTa has is missing, or widths differ.
+        UserError: a key of METER with CLIP's ViT and RoBERTa is missing, or widths differ.
     """
     try:
         width, channels, patch, _ = tensors["vit_model.visual.conv1.weight"].shape
@@ -270,8 +268,8 @@ def config_from_original(tensors: Mapping[str, Tensor], num_heads: int | None = 
         ) from error
     if len({width, text_width, fusion_width}) != 1:
         raise UserError(
-            f"METER with encoders of other widths ({text_width} text, {width} image) than its fusion layers' "
-            f"{fusion_width} is not supported."
+            f"METER whose encoders ({text_width} text, {width} image) differ in width from its fusion layers "
+            f"({fusion_width}) is not supported."
         )
     return MeterConfig(
         hidden_size=width,

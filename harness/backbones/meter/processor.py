@@ -1,4 +1,4 @@
-"""How METER reads text and photographs."""
+"""METER's text and image processing."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ MEAN = (0.48145466, 0.4578275, 0.40821073)
 
 
 STANDARD_DEVIATION = (0.26862954, 0.26130258, 0.27577711)
-"""CLIP's, of pixels in 0…1, by channel."""
+"""CLIP's mean and standard deviation of each channel, for pixels in 0…1."""
 
 
 class MeterProcessor:
-    """Byte-level BPE tokens; images with their short side scaled to `image_size`, then the square in the middle.
+    """Byte-level BPE tokens; images scaled to a short side of `image_size` and cropped to the central square.
 
-    vocabulary: a folder with `tokenizer.json`, or with RoBERTa's `vocab.json` and `merges.txt`; or the first of
-        these as a file.
-    image_size, patch_size: in pixels. text_length: most tokens of a text, special ones included.
+    vocabulary: a folder with `tokenizer.json`, or with RoBERTa's `vocab.json` and `merges.txt`; or the file
+        `tokenizer.json` itself.
+    image_size, patch_size: in pixels.
+    text_length: maximum text length in tokens, special ones included.
 
     Raises:
         UserError: the image size is not a multiple of the patch size.
@@ -57,7 +58,7 @@ class MeterProcessor:
         if self._tokenizer is None:
             if self.vocabulary is None:
                 raise UserError(
-                    "These weights bring no vocabulary; name the folder of roberta-base's tokenizer.json (or "
+                    "These weights come without a vocabulary; pass the folder of roberta-base's tokenizer.json (or "
                     "vocab.json and merges.txt) with --tokenizer."
                 )
             self._tokenizer = read_tokenizer(vocabulary_files(self.vocabulary))
@@ -69,11 +70,11 @@ class MeterProcessor:
         return [encoding.ids for encoding in self.tokenizer.encode_batch(list(texts))]
 
     def resize(self, image: Image.Image) -> np.ndarray:
-        """`(image_size, image_size, 3)` uint8: bicubic to the short side, then the middle."""
+        """`(image_size, image_size, 3)` uint8: scaled bicubically, then cropped to the centre."""
         side = self.image_size
-        wide, high = image.size
-        short = min(wide, high)
-        scaled = (max(side, int(side * wide / short)), max(side, int(side * high / short)))
+        width, height = image.size
+        short = min(width, height)
+        scaled = (max(side, int(side * width / short)), max(side, int(side * height / short)))
         if image.size != scaled:
             image = image.resize(scaled, Image.Resampling.BICUBIC)
         left, top = (round((length - side) / 2) for length in scaled)
@@ -86,7 +87,7 @@ class MeterProcessor:
         return images.to(torch.float32).sub_(255 * mean).div_(255 * deviation)
 
     def describe(self) -> dict[str, Any]:
-        """Image size, text length, digest of the vocabulary."""
+        """Image size, patch size, text length, digest of the vocabulary."""
         files = vocabulary_files(self.vocabulary) if self.vocabulary is not None else []
         contents = b"".join(path.read_bytes() for path in files)
         return {
@@ -101,7 +102,7 @@ def vocabulary_files(vocabulary: Path) -> list[Path]:
     """The files that make up a vocabulary: `tokenizer.json`, or `vocab.json` and `merges.txt`.
 
     Raises:
-        UserError: they are not there.
+        UserError: they are missing.
     """
     if vocabulary.is_file():
         return [vocabulary]
@@ -110,11 +111,11 @@ def vocabulary_files(vocabulary: Path) -> list[Path]:
     parts = [vocabulary / "vocab.json", vocabulary / "merges.txt"]
     if all(part.is_file() for part in parts):
         return parts
-    raise UserError(f"{vocabulary}: neither tokenizer.json nor vocab.json and merges.txt there.")
+    raise UserError(f"{vocabulary}: neither tokenizer.json nor vocab.json and merges.txt in this folder.")
 
 
 def read_tokenizer(files: Sequence[Path]) -> Tokenizer:
-    """RoBERTa's tokenizer from what `vocabulary_files` found.
+    """RoBERTa's tokenizer from the files that `vocabulary_files` found.
 
     Raises:
         UserError: a file cannot be read as a vocabulary.

@@ -1,4 +1,4 @@
-"""Where ViLT's weights come from: Hugging Face folders or the hub, original checkpoints, or this package."""
+"""Load ViLT's weights from Hugging Face folders or the hub, original checkpoints, or this package."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MINI_FOLDER = Path(__file__).parent.parent / "weights" / "vilt-mini"
 
 
 HEADS = ("vqa_classifier", "nlvr2_classifier", "itm_score", "rank_output", "mlm_score", "mpp_score")
-"""Heads of the original that are no part of the encoder; kept aside, not loaded into it."""
+"""Heads of the original, which are not part of the encoder and are kept separately."""
 
 
 HUGGING_FACE_HEADS = ("classifier", "rank_output", "mlm_score", "itm_score")
@@ -35,7 +35,7 @@ def load_vilt(options: BackboneOptions) -> ViltBackbone:
     """ViLT-B/32 from `options.weights` (default: the hub's pretrained `dandelin/vilt-b32-mlm`).
 
     Raises:
-        UserError: the weights cannot be had, are of another model, or lack a key.
+        UserError: the weights cannot be read, are of another model, or lack a key.
     """
     source = options.weights or "dandelin/vilt-b32-mlm"
     if source == "random":
@@ -45,11 +45,11 @@ def load_vilt(options: BackboneOptions) -> ViltBackbone:
 
 
 def load_vilt_mini(options: BackboneOptions) -> ViltBackbone:
-    """The embedded small ViLT (12 blocks, width 128), or `weights="random"` for the same untrained."""
+    """The embedded small ViLT (12 blocks, width 128); `weights="random"` gives it untrained."""
     folder = MINI_FOLDER if options.weights in (None, "random") else Path(str(options.weights))
     if not (folder / "config.json").is_file():
         raise UserError(
-            f"{folder}: no config.json there; make the weights with `harness pretrain vilt-mini`."
+            f"{folder}: no config.json in this folder; create the weights with `harness pretrain vilt-mini`."
         )
     if options.weights == "random":
         untrained = Checkpoint(_read_config(folder), {}, {}, folder / "vocab.txt")
@@ -73,7 +73,7 @@ def _build(checkpoint: Checkpoint, options: BackboneOptions, name: str) -> ViltB
     length = options.text_length or config.max_position_embeddings
     if length > config.max_position_embeddings:
         raise UserError(
-            f"{name}: text length {length} is more than its {config.max_position_embeddings} text positions."
+            f"{name}: text length {length} exceeds its {config.max_position_embeddings} text positions."
         )
     vocabulary = Path(options.tokenizer) if options.tokenizer else checkpoint.vocabulary
     if vocabulary is not None and vocabulary.is_dir():
@@ -93,7 +93,7 @@ def _build(checkpoint: Checkpoint, options: BackboneOptions, name: str) -> ViltB
 
 
 def read_checkpoint(source: str) -> Checkpoint:
-    """A Hugging Face folder, an original `.ckpt`, or a hub id."""
+    """Read a Hugging Face folder, an original `.ckpt`, or a hub id."""
     path = find_checkpoint(source, ["config.json", "vocab.txt", "*.safetensors", "pytorch_model.bin"])
     return _read_original(path) if path.is_file() else _read_hugging_face_folder(path)
 
@@ -107,7 +107,7 @@ def _read_hugging_face_folder(folder: Path) -> Checkpoint:
     candidates = [folder / "model.safetensors", folder / "pytorch_model.bin"]
     weights = next((path for path in candidates if path.is_file()), None)
     if weights is None:
-        raise UserError(f"{folder}: neither model.safetensors nor pytorch_model.bin there.")
+        raise UserError(f"{folder}: neither model.safetensors nor pytorch_model.bin in this folder.")
     tensors = read_tensors(weights)
     heads = {k: v for k, v in tensors.items() if k.split(".")[0] in HUGGING_FACE_HEADS}
     state = {k.removeprefix("vilt."): v for k, v in tensors.items() if k not in heads}
@@ -115,7 +115,7 @@ def _read_hugging_face_folder(folder: Path) -> Checkpoint:
         k: v for k, v in state.items() if not k.endswith(("position_ids", "text_embeddings.token_type_ids"))
     }
     if "pooler.dense.weight" not in state:
-        raise UserError(f"{weights}: no pooler (pooler.dense.weight) in it.")
+        raise UserError(f"{weights}: contains no pooler (pooler.dense.weight).")
     vocabulary = folder / "vocab.txt"
     return Checkpoint(config, state, heads, vocabulary if vocabulary.is_file() else None)
 
@@ -136,7 +136,7 @@ _ORIGINAL_TO_HUGGING_FACE = (
 
 
 def convert_original(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The original's names and fused `qkv` → Hugging Face's; second, the heads left aside."""
+    """The original's tensors under Hugging Face's names, with the fused `qkv` split; second, its heads."""
     state: dict[str, Tensor] = {}
     heads: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
@@ -144,7 +144,7 @@ def convert_original(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dic
             heads[key] = tensor
             continue
         if key.endswith("position_ids"):
-            continue  # a buffer that counts 0, 1, 2, …
+            continue  # a buffer of 0, 1, 2, …
         fused = re.match(r"^transformer\.blocks\.(\d+)\.attn\.qkv\.(weight|bias)$", key)
         if fused:
             for role, part in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
@@ -160,7 +160,11 @@ def convert_original(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dic
 
 
 def config_from_original(tensors: dict[str, Tensor], num_heads: int | None = None) -> ViltConfig:
-    """The configuration that an original checkpoint's shapes imply; 64 channels a head unless told."""
+    """The configuration that an original checkpoint's shapes imply; heads of 64 channels unless `num_heads` is given.
+
+    Raises:
+        UserError: a key of ViLT is missing.
+    """
     try:
         width, channels, patch, _ = tensors["transformer.patch_embed.proj.weight"].shape
         grid = tensors["transformer.pos_embed"].shape[1] - 1

@@ -1,4 +1,4 @@
-"""How ViLT reads text and photographs."""
+"""ViLT's text and image processing."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from torch import Tensor
 from harness.errors import UserError
 
 LONG_SIDE_RATIO = 1333 / 800
-"""Longest side over the short one, as in the original's transform."""
+"""Largest ratio of the long side to the short one, as in the original's transform."""
 
 
 class ViltProcessor:
-    """WordPiece tokens; images with their short side fixed and both sides floored to whole patches.
+    """WordPiece tokens; images scaled to a fixed short side, with both sides floored to whole patches.
 
-    The long side is at most int(1333/800 · short side), so 384 never gives more than 608 at patch 32.
+    The long side is at most int(1333/800 · short side): at most 608 for a short side of 384 and patches of 32.
     """
 
     def __init__(self, vocabulary: Path | None, image_size: int, patch_size: int, text_length: int) -> None:
@@ -44,7 +44,7 @@ class ViltProcessor:
         if self._tokenizer is None:
             if self.vocabulary is None:
                 raise UserError(
-                    "These weights bring no vocabulary; name the folder of bert-base-uncased's vocab.txt "
+                    "These weights come without a vocabulary; pass the folder of bert-base-uncased's vocab.txt "
                     "with --tokenizer."
                 )
             words = self.vocabulary.read_text(encoding="utf-8").splitlines()
@@ -59,7 +59,7 @@ class ViltProcessor:
         return [encoding.ids for encoding in self.tokenizer.encode_batch(list(texts))]
 
     def target_size(self, width: int, height: int) -> tuple[int, int]:
-        """Processed (width, height) in pixels of a photograph of the given size."""
+        """Width and height in pixels of the processed image, for an image of the given size."""
         short, longest = self.image_size, int(LONG_SIDE_RATIO * self.image_size)
         scale = short / min(width, height)
         scaled = (width * scale, height * scale)
@@ -81,7 +81,7 @@ class ViltProcessor:
         return images.to(torch.float32).mul_(1 / 127.5).sub_(1.0)
 
     def describe(self) -> dict[str, Any]:
-        """Image size, text length, digest of the vocabulary."""
+        """Image size, patch size, text length, digest of the vocabulary."""
         vocabulary = self.vocabulary.read_bytes() if self.vocabulary else b""
         return {
             "image_size": self.image_size,

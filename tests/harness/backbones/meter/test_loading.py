@@ -157,7 +157,7 @@ def test_other_mistakes_are_named(tmp_path: Path, tensors: dict[str, Tensor]) ->
     with pytest.raises(UserError, match="no such file or folder"):
         load_meter(BackboneOptions(weights="./nowhere.ckpt"))
     options = lightning(tmp_path / "meter.ckpt", tensors)
-    with pytest.raises(UserError, match="text length 19 is more than its 18 text positions"):
+    with pytest.raises(UserError, match="text length 19 exceeds its 18 text positions"):
         load_meter(BackboneOptions(weights=options.weights, image_size=64, text_length=19))
     with pytest.raises(UserError, match=r"neither tokenizer\.json nor vocab\.json"):
         load_meter(BackboneOptions(weights=options.weights, tokenizer=str(tmp_path), image_size=64))

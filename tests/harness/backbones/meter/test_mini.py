@@ -57,10 +57,12 @@ def test_untrained_it_is_the_same_every_time(mini: MeterBackbone) -> None:
 
 
 def test_a_folder_without_such_weights_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no config\.json there; .*harness pretrain meter-mini"):
+    with pytest.raises(UserError, match=r"no config\.json in this folder; .*harness pretrain meter-mini"):
         load_meter_mini(BackboneOptions(weights=str(tmp_path)))
     (tmp_path / "config.json").write_bytes((MINI_FOLDER / "config.json").read_bytes())
-    with pytest.raises(UserError, match=r"no model\.safetensors there; .*harness pretrain meter-mini"):
+    with pytest.raises(
+        UserError, match=r"no model\.safetensors in this folder; .*harness pretrain meter-mini"
+    ):
         load_meter_mini(BackboneOptions(weights=str(tmp_path)))
     (tmp_path / "model.safetensors").write_bytes(b"")
     (tmp_path / "config.json").write_text('{"model_type": "vilt"}')
