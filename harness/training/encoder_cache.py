@@ -1,12 +1,11 @@
-"""Encoders run once: their output is kept for every distinct text and image, and read instead of computed.
+"""Cache the encoders' output for every distinct text and image, so that each is encoded only once.
 
-What a backbone's `encode` computes depends on the input and on the encoders alone, and most methods change
-neither. It is kept under the digest of the encoders' weights, code and settings and of the input's bytes (token
-ids; processed pixels), each half (text, image) for itself. A half in which anything trains, was inserted or
-is overridden is computed anew in training; in evaluation, when nothing trains, its output is kept until the
-evaluation ends.
+The output of a backbone's `encode` depends on the input and the encoders alone, and most methods change neither.
+Its text half and its image half are cached separately, under the digest of the encoder's weights, code and settings
+and of the input's bytes (token ids; processed pixels). A half that is trained, overridden or has an inserted module
+is computed anew in training. In evaluation, when nothing trains, its output is cached until the evaluation ends.
 
-Nothing that is measured goes this way: compute and latency are those of `encode` and `fuse`.
+Measurements bypass the cache: compute and latency are those of `encode` and `fuse`.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ from harness.digests import code_digest, digest_state
 from harness.training.encoding_store import MIB, Budgets, EncodingStore
 from methods.base import Inserted
 
-AT_ONCE = 32
-"""Texts or images that go through an encoder together at most: bounds its memory."""
+MAX_BATCH = 32
+"""Largest number of texts or images that an encoder processes together, which bounds its memory."""
 
 
 HALVES = {"text": "encode_text", "image": "encode_image"}
@@ -36,16 +35,16 @@ HALVES = {"text": "encode_text", "image": "encode_image"}
 
 @dataclass(frozen=True)
 class Half:
-    """One half of `encode`, whose output is kept in `store` under `encoder`, the digest of its encoder."""
+    """A half of `encode` whose output is cached in `store` under `encoder`, the digest of its encoder."""
 
     store: EncodingStore
     encoder: str
 
 
 class CachedEncoder:
-    """Takes the place of a backbone's `encode` (`Backbone.encoder`).
+    """Replaces a backbone's `encode` (see `Backbone.encoder`).
 
-    halves: those whose output is kept, "text" or "image"; another is computed as ever, with gradient.
+    halves: the halves ("text", "image") whose output is cached; others are computed as usual, with gradient.
     """
 
     def __init__(self, halves: Mapping[str, Half]) -> None:
@@ -67,7 +66,7 @@ class CachedEncoder:
         def compute(rows: list[int]) -> Tensor:
             return backbone.encode_text(ids[rows, : lengths[rows[0]]], None)
 
-        # Texts of one length go together, unpadded: a text's encoding depends on the text alone.
+        # Texts of equal length are encoded together, unpadded: a text's encoding depends on the text alone.
         found = self._collect(backbone, "text", keys, lengths, compute)
         stacked = nn.utils.rnn.pad_sequence(found, batch_first=True)
         return _ready(stacked, ids.device)
@@ -76,7 +75,7 @@ class CachedEncoder:
         pixels, keys = inputs.pixels, inputs.image_keys
         if "image" not in self.halves:
             return backbone.encode_image(pixels, inputs.image_sizes)
-        # Without keys they are augmented; with sizes it could matter what they are padded to.
+        # Without keys the images are augmented; with sizes the encoding may depend on the padding.
         if keys is None or inputs.image_sizes is not None:
             with _without_gradient(backbone.encoders()["image"]):
                 return backbone.encode_image(pixels, inputs.image_sizes)
@@ -93,12 +92,12 @@ class CachedEncoder:
         backbone: Backbone,
         name: str,
         keys: Sequence[str],
-        likeness: Sequence[int],
+        groups: Sequence[int],
         compute: Callable[[list[int]], Tensor],
     ) -> list[Tensor]:
-        """The encoding of every row as it is kept, computed for keys that are not in the store.
+        """The encoding of every row as it is stored; those that are not in the store are computed.
 
-        likeness: rows with the same number may be computed together.
+        groups: rows with the same number may be computed together.
         """
         half = self.halves[name]
         modules = backbone.encoders()[name]
@@ -106,22 +105,22 @@ class CachedEncoder:
         rows: dict[str, Tensor] = {}
         missing: dict[int, dict[str, int]] = {}
         for index, key in enumerate(keys):
-            if key not in rows and key not in missing.get(likeness[index], {}):
+            if key not in rows and key not in missing.get(groups[index], {}):
                 kept = half.store.get(encoder, key)
                 if kept is None:
-                    missing.setdefault(likeness[index], {})[key] = index
+                    missing.setdefault(groups[index], {})[key] = index
                 else:
                     rows[key] = kept
-        for alike in missing.values():
-            waiting = list(alike.items())
-            for start in range(0, len(waiting), AT_ONCE):
-                part = waiting[start : start + AT_ONCE]
+        for group in missing.values():
+            pending = list(group.items())
+            for start in range(0, len(pending), MAX_BATCH):
+                part = pending[start : start + MAX_BATCH]
                 with _without_gradient(modules):
                     encoded = compute([index for _, index in part])
                 for (key, _), row in zip(part, encoded, strict=True):
                     rows[key] = half.store.put(encoder, key, row)
         found = [rows[key] for key in keys]
-        # Kept in half precision, but for those that are out of its range.
+        # Stored in half precision, except those that exceed its range.
         return found if len({row.dtype for row in found}) == 1 else [row.float() for row in found]
 
 
@@ -129,12 +128,13 @@ class CachedEncoder:
 def cached_encoding(
     backbone: Backbone, store: EncodingStore | None, evaluation: bool = False, tuned: Collection[str] = ()
 ) -> Iterator[CachedEncoder | None]:
-    """Within the block, `backbone` reads encodings from `store` where it may; yields what it reads them by.
+    """Within the block, `backbone` reads encodings from `store` where possible; yields the encoder that does so.
 
-    evaluation: no weight changes within the block, so that the output of a half that was or is trained is
-        kept, too, but in memory only and until the block's end: no other run has its weights.
-    tuned: names of parameters of `backbone` that were trained and do not show it any more.
-    Yields None where nothing can be kept: there is no store, or `encode` does not fall into halves.
+    Yields None if nothing can be cached: there is no store, or `encode` is not divided into halves.
+
+    evaluation: no weight changes within the block. The output of a trained half is then cached too, but in memory
+        only and until the block ends, as no other run has its weights.
+    tuned: names of parameters of `backbone` that were trained and no longer have `requires_grad` set.
     """
     outer = backbone.encoder
     halves: dict[str, Half] = {}
@@ -146,7 +146,7 @@ def cached_encoding(
                 halves[name] = Half(store, encoder_digest(backbone, name, modules))
             elif evaluation:
                 memory = Budgets(memory_mib=store.budgets.memory_mib, folder=None)
-                halves[name] = Half(EncodingStore(memory), "as it is now")
+                halves[name] = Half(EncodingStore(memory), "current weights")
     backbone.encoder = CachedEncoder(halves) if halves else None
     try:
         yield backbone.encoder
@@ -155,9 +155,9 @@ def cached_encoding(
 
 
 def describe_cache(encoder: CachedEncoder, store: EncodingStore | None) -> dict[str, Any]:
-    """What was kept and how much of it there is by now, as `harness.records.record.EncoderCache` has it."""
+    """The cached halves and the size of the cache so far, as the fields of `harness.records.record.EncoderCache`."""
     if store is None:
-        raise ValueError("an encoder that keeps nothing")
+        raise ValueError("a cached encoder needs a store")
     return {
         "halves": list(encoder.halves),
         "precision": store.budgets.precision,
@@ -168,10 +168,10 @@ def describe_cache(encoder: CachedEncoder, store: EncodingStore | None) -> dict[
 
 
 def is_untouched(backbone: Backbone, name: str, tuned: Collection[str] = ()) -> bool:
-    """Whether a half of `encode` is a function of its weights as they are now, and they stay.
+    """True if a half of `encode` depends only on its own weights, and these stay fixed.
 
-    It is not if a parameter of it trains (or was, see `tuned`), if a method has inserted a module, or if
-    somebody has hooked into it or put another function in the place of its own.
+    False if one of its parameters trains (or has been trained, see `tuned`), if a method has inserted a module, or
+    if it has a hook or an overridden function.
     """
     if HALVES[name] in vars(backbone):
         return False
@@ -187,7 +187,7 @@ def is_untouched(backbone: Backbone, name: str, tuned: Collection[str] = ()) -> 
 
 
 def encoder_digest(backbone: Backbone, name: str, modules: Sequence[nn.Module]) -> str:
-    """SHA-256 (32 hex digits) of all that a half's output depends on but its input and the arithmetic."""
+    """SHA-256 (32 hex digits) of all that a half's output depends on, except its input and the arithmetic."""
     state: dict[str, Tensor] = {}
     for place, module in enumerate(modules):
         for tensors in (module.named_parameters(), module.named_buffers()):
@@ -204,7 +204,7 @@ def encoder_digest(backbone: Backbone, name: str, modules: Sequence[nn.Module]) 
 
 @contextmanager
 def _without_gradient(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Evaluation mode, no gradient, and ordinary tensors: training has to be able to use them later."""
+    """Evaluation mode without gradient or inference mode: training must be able to use the tensors later."""
     training = [each for module in modules for each in module.modules() if each.training]
     for module in training:
         module.training = False
@@ -217,14 +217,14 @@ def _without_gradient(modules: Sequence[nn.Module]) -> Iterator[None]:
 
 
 def _arithmetic(device: torch.device) -> str:
-    """Where and how precisely it is computed: `cpu-float32`, `cuda-bfloat16`."""
+    """Device type and dtype of the computation: `cpu-float32`, `cuda-bfloat16`."""
     automatic = torch.is_autocast_enabled(device.type)
     dtype = torch.get_autocast_dtype(device.type) if automatic else torch.get_default_dtype()
     return f"{device.type}-{str(dtype).removeprefix('torch.')}"
 
 
 def _ready(kept: Tensor, device: torch.device) -> Tensor:
-    """Encodings as the blocks read them: on their device, and not in the 16 bits they may be kept in."""
+    """Encodings as the blocks read them: on `device`, and in float32 if they were stored in float16."""
     moved = kept.to(device)
     return moved.float() if moved.dtype == torch.float16 else moved
 

@@ -1,16 +1,16 @@
-"""Encodings kept for reuse: in memory up to a budget, and on disk up to another.
+"""Encodings cached for reuse, in memory up to one budget and on disk up to another.
 
-    <folder>/<encoder>/used                  touched when a process begins to use the encoder's entries
+    <folder>/<encoder>/used                  touched when a process starts to use the encoder's entries
                        <first 2 digits>/<key>   one entry: SHA-256 over name and content, then safetensors
 
-Memory: what comes first is kept and none is thrown out. An epoch asks for each entry once, so any exchange
-would only replace what the next epoch needs. Disk: every entry is written as well, so that the next run and
-the process beside this one find it; when the budget is reached, the entries of other encoders go, the one not
-used for longest first, and after that nothing more is written.
+Memory: the first entries are kept and none is evicted. An epoch asks for each entry once, so eviction would only
+remove what the next epoch needs. Disk: every entry is also written, so that later runs and concurrent processes find
+it. When the budget is reached, the entries of other encoders are deleted, least recently used first; after that
+nothing more is written.
 
-It is a cache: whatever the disk does, the worst that happens is that an encoding is computed again. An entry
-that is cut short or has a flipped bit does not match its SHA-256 and counts as missing. Files take their place
-by a rename, so several processes may share a folder.
+If the disk fails, the worst that happens is that an encoding is computed again. A truncated or corrupted entry does
+not match its SHA-256 and counts as missing. Files are put in place by a rename, so several processes may share a
+folder.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ _USED = "used"
 
 @dataclass(frozen=True)
 class Budgets:
-    """Where encodings are kept and how many.
+    """Where encodings are cached, and how much space they may take.
 
     memory_mib: MiB of this process's memory.
-    disk_gib: GiB of the disk, over all encoders and processes; 0: nothing is written or read.
-    folder: where on the disk; None: nowhere.
-    precision: `half` keeps floating-point numbers in 16 bits, half the size, rounded to 11 significant bits.
+    disk_gib: GiB on disk, over all encoders and processes; 0: nothing is written or read.
+    folder: folder on disk; None: memory only.
+    precision: `half` stores floating-point numbers in 16 bits: half the size, rounded to 11 significant bits.
     """
 
     memory_mib: float = 2048
@@ -59,18 +59,18 @@ class Budgets:
     precision: Precision = "full"
 
 
-def tell(text: str) -> None:
-    """One line on standard error, where progress bars let it through."""
+def print_note(text: str) -> None:
+    """Print one line on standard error, which progress bars do not overwrite."""
     print(text, file=sys.stderr)
 
 
 class EncodingStore:
-    """Encodings by encoder and key. Creating one touches nothing.
+    """Encodings by encoder and key. Creating a store touches nothing on disk.
 
-    notes: why encodings are not kept on disk any more; each is told once.
+    notes: why encodings are no longer written to disk; each reason is reported once.
     """
 
-    def __init__(self, budgets: Budgets, on_note: Callable[[str], None] = tell) -> None:
+    def __init__(self, budgets: Budgets, on_note: Callable[[str], None] = print_note) -> None:
         self.budgets = budgets
         self.memory_bytes = 0
         self.written_bytes = 0
@@ -80,14 +80,14 @@ class EncodingStore:
         self._disk = budgets.folder if budgets.disk_gib > 0 else None
         self._writable = self._disk is not None
         self._disk_bytes: float | None = None
-        self._begun: set[str] = set()
+        self._in_use: set[str] = set()
 
     def __len__(self) -> int:
         """Number of entries in memory."""
         return len(self._rows)
 
     def get(self, encoder: str, key: str) -> Tensor | None:
-        """The encoding on the CPU, as precise as it is kept; None if it has to be computed."""
+        """The encoding on the CPU, in the precision it is stored in; None if it must be computed."""
         found = self._rows.get((encoder, key))
         if found is None and self._disk is not None:
             found = _read(self._path(self._disk, encoder, key), f"{encoder}/{key}")
@@ -96,7 +96,7 @@ class EncodingStore:
         return found
 
     def put(self, encoder: str, key: str, encoding: Tensor) -> Tensor:
-        """Keep a copy of an encoding as far as the budgets go; returns what `get` would return of it."""
+        """Store a copy of an encoding as far as the budgets allow; returns it as `get` would."""
         row = _rounded(encoding.detach(), self.budgets.precision).to("cpu", copy=True).contiguous()
         self._remember(encoder, key, row)
         if self._disk is not None and self._writable:
@@ -123,7 +123,7 @@ class EncodingStore:
             partial.write_bytes(_digest(f"{encoder}/{key}", content) + content)
             partial.replace(path)
         except OSError as error:
-            with suppress(OSError):  # what cannot be removed cannot be written either, which is told
+            with suppress(OSError):  # the failure to write is reported below
                 partial.unlink(missing_ok=True)
             self._stop_writing(f"{folder}: cannot be written ({error.strerror})")
             return
@@ -132,17 +132,17 @@ class EncodingStore:
             self._disk_bytes += len(content)
 
     def _make_room(self, folder: Path, encoder: str, size: int) -> bool:
-        """Whether `size` more bytes fit into the budget, once the entries of other encoders are gone."""
+        """True if `size` more bytes fit into the budget; deletes entries of other encoders if necessary."""
         budget = self.budgets.disk_gib * GIB
-        if encoder not in self._begun:
+        if encoder not in self._in_use:
             (folder / encoder).mkdir(parents=True, exist_ok=True)
             (folder / encoder / _USED).touch()
-            self._begun.add(encoder)
+            self._in_use.add(encoder)
         if self._disk_bytes is not None and self._disk_bytes + size <= budget:
             return True
-        # Counted anew: other processes write and remove here too.
+        # Count again: other processes write to this folder and delete from it too.
         sizes = {each: _bytes_under(each) for each in folder.iterdir() if each.is_dir()}
-        others = sorted((each for each in sizes if each.name not in self._begun), key=_last_used)
+        others = sorted((each for each in sizes if each.name not in self._in_use), key=_last_used)
         while others and sum(sizes.values()) + size > budget:
             shutil.rmtree(others[0], ignore_errors=True)
             del sizes[others.pop(0)]
@@ -167,7 +167,7 @@ def _rounded(encoding: Tensor, precision: Precision) -> Tensor:
 
 
 def _read(path: Path, name: str) -> Tensor | None:
-    """An entry's tensor; None if there is none, or not the one that was written."""
+    """The tensor of an entry; None if the entry is missing or damaged."""
     try:
         content = path.read_bytes()
     except OSError:
@@ -177,12 +177,12 @@ def _read(path: Path, name: str) -> Tensor | None:
         return None
     try:
         return load(content)["encoding"]
-    except (SafetensorError, KeyError):  # of another version of this file
+    except (SafetensorError, KeyError):  # written by another version
         return None
 
 
 def _digest(name: str, content: bytes) -> bytes:
-    """With the name in it, so that no entry passes for another."""
+    """SHA-256 of name and content; the name keeps one entry from passing for another."""
     return hashlib.sha256(name.encode() + b"\n" + content).digest()
 
 
@@ -190,7 +190,7 @@ def _bytes_under(folder: Path) -> int:
     total = 0
     for parent, _, names in os.walk(folder):
         for name in names:
-            with suppress(OSError):  # removed meanwhile
+            with suppress(OSError):  # deleted in the meantime
                 total += (Path(parent) / name).stat().st_size
     return total
 

@@ -1,4 +1,4 @@
-"""One seed a cell, and from it a separate generator for each use."""
+"""One seed per cell, from which each use gets its own generator."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ MAX_SEED = 2**63 - 1
 
 
 def derived_seed(seed: int, use: str) -> int:
-    """A seed for one use (`initialisation`, `order`, `search`, …), unrelated to the others'."""
+    """The seed of one use (`initialisation`, `order`, `search`, …), unrelated to those of other uses."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{use}".encode()).digest()[:8]) & MAX_SEED
 
 
 def generator(seed: int, use: str) -> torch.Generator:
-    """A CPU generator for one use."""
+    """The CPU generator of one use."""
     return torch.Generator().manual_seed(derived_seed(seed, use))

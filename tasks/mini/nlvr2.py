@@ -145,7 +145,7 @@ def sample_set(
 
 
 def reworded(text: str, rng: np.random.Generator) -> str:
-    """A statement with colours and sizes moved behind the noun.
+    """A statement with colours and sizes moved after the noun.
 
     "a small red circle" becomes, for example, "a circle of red color that looks small".
     """
