@@ -6,7 +6,7 @@ import copy
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import Tensor
 
 from harness.digests import digest_state
 from harness.experiment.plan import Cell, Testbed
@@ -23,7 +23,14 @@ from harness.measure.flops import ComputeCounts, count_forward
 from harness.measure.live import model_tensors, peak_live_tensors
 from harness.measure.memory import PeakMemory, track_peak_memory
 from harness.measure.parameters import ParameterCounts, count_parameters
-from harness.training.checkpoint import load_checkpoint, load_tuned_state, save_checkpoint, tuned_state
+from harness.training.checkpoint import (
+    load_checkpoint,
+    load_tuned_state,
+    restore_training,
+    save_checkpoint,
+    training_state,
+    tuned_state,
+)
 from harness.training.encoder_cache import cached_encoding, describe_cache
 from harness.training.fabric import make_fabric
 from harness.training.loop import Batches, Cost, State, predict, train_epoch
@@ -276,7 +283,9 @@ def _train(
     best: dict[str, Any] = {"epoch": -1, "value": None, "tuned": {}}
     checkpoint = scratch / CHECKPOINT
     if checkpoint.is_file():
-        best, curve = _restore(checkpoint, model, state)
+        kept = load_checkpoint(checkpoint)
+        restore_training(kept["training"], model, state)
+        best, curve = kept["best"], kept["curve"]
         for figures in curve:
             progress.epoch(figures)
     validation = loader(testbed, "val")
@@ -298,7 +307,7 @@ def _train(
             better = False
         if better or training.select == "last":
             best = {"epoch": state.epoch, "value": score, "tuned": tuned_state(model)}
-        save_checkpoint(checkpoint, _everything(model, state, best, curve))
+        save_checkpoint(checkpoint, {"training": training_state(model, state), "best": best, "curve": curve})
     return best, curve, state.cost
 
 
@@ -321,32 +330,6 @@ def _training_memory(cell: Cell, model: TaskModel) -> PeakMemory:
 
     how = f"bytes of live tensors over two training steps of {len(batch)} examples, float32"
     return peak_live_tensors(step, model_tensors(copied), how)
-
-
-def _everything(model: nn.Module, state: State, best: dict[str, Any], curve: Any) -> dict[str, Any]:
-    return {
-        "tuned": tuned_state(model),
-        "optimizer": state.optimizer.state_dict(),
-        "schedule": state.schedule.state_dict(),
-        "epoch": state.epoch,
-        "cost": asdict(state.cost),
-        "best": best,
-        "curve": curve,
-        "random": torch.random.get_rng_state(),
-    }
-
-
-def _restore(
-    checkpoint: Path, model: nn.Module, state: State
-) -> tuple[dict[str, Any], list[dict[str, float]]]:
-    saved = load_checkpoint(checkpoint)
-    load_tuned_state(model, saved["tuned"])
-    state.optimizer.load_state_dict(saved["optimizer"])
-    state.schedule.load_state_dict(saved["schedule"])
-    state.epoch = saved["epoch"]
-    state.cost = Cost(**saved["cost"])
-    torch.random.set_rng_state(saved["random"])
-    return saved["best"], saved["curve"]
 
 
 def _partial_scores(

@@ -1,13 +1,10 @@
-"""The loop of pre-training: over steps, processes and stages, and going on after a stop."""
+"""The loop of pre-training: over stages and steps; resumes after a stop."""
 
 from __future__ import annotations
 
 import csv
 import json
-import multiprocessing
 import os
-import signal
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -17,21 +14,21 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
+from lightning_fabric import Fabric
 from safetensors.torch import save_file
 from torch import nn
 
 from harness.backbones.base import BackboneOptions
 from harness.errors import UserError
+from harness.pretrain.launch import OnStep, launch
 from harness.pretrain.model import Pretrainable, PretrainingModel
 from harness.pretrain.recipe import Recipe
 from harness.pretrain.scenes import CaptionedScenes
-from harness.process import keep_freed_memory
+from harness.training.checkpoint import load_checkpoint, save_checkpoint
 from tasks.mini.captions import caption_words
 
 BuildBackbone = Callable[[], Pretrainable]
 """Makes a backbone with fresh weights; can be pickled."""
-OnStep = Callable[[int, dict[str, float]], None]
 
 
 def pretrain_in_stages(
@@ -82,44 +79,14 @@ def pretrain(
         UserError: the folder's checkpoint was made by another recipe.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if recipe.processes == 1:
-        return _pretrain(build, recipe, folder, 0, on_step, checkpoint_every)
-    context = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory() as meeting_place:
-        address = f"file://{meeting_place}/ranks"
-        others = [
-            context.Process(target=_other_rank, args=(build, recipe, folder, rank, address), daemon=True)
-            for rank in range(1, recipe.processes)
-        ]
-        threads = torch.get_num_threads()
-        for process in others:
-            process.start()
-        try:
-            _join(address, 0, recipe.processes)
-            return _pretrain(build, recipe, folder, 0, on_step, checkpoint_every)
-        finally:
-            for process in others:
-                process.terminate()
-            dist.destroy_process_group()
-            torch.set_num_threads(threads)
-
-
-def _other_rank(build: BuildBackbone, recipe: Recipe, folder: Path, rank: int, address: str) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the first rank's to handle
-    keep_freed_memory()
-    _join(address, rank, recipe.processes)
-    _pretrain(build, recipe, folder, rank, lambda step, figures: None, 0)
-
-
-def _join(address: str, rank: int, processes: int) -> None:
-    torch.set_num_threads(max(1, torch.get_num_threads() // processes))
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=processes)
+    train = partial(_pretrain, build, recipe, folder, checkpoint_every)
+    return launch(train, recipe.processes, on_step)
 
 
 def _pretrain(
-    build: BuildBackbone, recipe: Recipe, folder: Path, rank: int, on_step: OnStep, checkpoint_every: int
+    build: BuildBackbone, recipe: Recipe, folder: Path, checkpoint_every: int, fabric: Fabric, on_step: OnStep
 ) -> dict[str, Any]:
-    """One rank's part; the first one also writes."""
+    """One process's part; the first one also writes."""
     torch.manual_seed(recipe.seed)
     backbone = build()
     model = PretrainingModel(backbone, len(caption_words())).train()
@@ -138,27 +105,28 @@ def _pretrain(
     step, seconds = 0, 0.0
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.is_file():
-        state = torch.load(checkpoint, weights_only=True)
+        state = load_checkpoint(checkpoint)
         if state["recipe"] != asdict(recipe):
             raise UserError(f"{checkpoint}: made by another recipe; delete it to begin anew.")
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
         step, seconds = state["step"], state["seconds"]
-    stream = CaptionedScenes(recipe, backbone.processor, step, rank)
+    wrapped, wrapped_optimizer = fabric.setup(model, optimizer)
+    wrapped.mark_forward_method("losses")
+    stream = CaptionedScenes(recipe, backbone.processor, step, fabric.global_rank)
     started = time.monotonic() - seconds
-    with (folder / "curve.csv" if rank == 0 else Path(os.devnull)).open("a", newline="") as curve:
+    with (folder / "curve.csv" if fabric.is_global_zero else Path(os.devnull)).open("a", newline="") as curve:
         writer = csv.writer(curve)
         for batch in stream:
-            loss, figures = model.losses(batch)
-            optimizer.zero_grad(set_to_none=False)
-            loss.backward()
-            _average_gradients(model)
+            loss, figures = wrapped.losses(batch)
+            wrapped_optimizer.zero_grad(set_to_none=False)
+            fabric.backward(loss)
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
+            wrapped_optimizer.step()
             schedule.step()
             step += 1
-            if rank:
+            if not fabric.is_global_zero:
                 continue
             seconds = time.monotonic() - started
             if step == 1:
@@ -168,8 +136,16 @@ def _pretrain(
             on_step(step, figures)
             if step % checkpoint_every == 0 and step < recipe.steps:
                 curve.flush()
-                _save_checkpoint(checkpoint, recipe, model, optimizer, schedule, step, seconds)
-    if rank:
+                saved = {
+                    "recipe": asdict(recipe),
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "schedule": schedule.state_dict(),
+                    "step": step,
+                    "seconds": seconds,
+                }
+                save_checkpoint(checkpoint, saved)
+    if not fabric.is_global_zero:
         return {}
     figures = evaluate(model, recipe)
     state = {key: value.to(torch.float16).contiguous() for key, value in backbone.model.state_dict().items()}
@@ -184,35 +160,6 @@ def _pretrain(
     (folder / "pretraining.json").write_text(json.dumps(report, indent=2) + "\n")
     checkpoint.unlink(missing_ok=True)
     return report
-
-
-def _average_gradients(model: nn.Module) -> None:
-    if not dist.is_initialized():
-        return
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    dist.all_reduce(flat)
-    flat /= dist.get_world_size()
-    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(part.view_as(gradient))
-
-
-def _save_checkpoint(
-    path: Path, recipe: Recipe, model: Any, optimizer: Any, schedule: Any, step: int, seconds: float
-) -> None:
-    partial = path.with_suffix(".partial")
-    torch.save(
-        {
-            "recipe": asdict(recipe),
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "schedule": schedule.state_dict(),
-            "step": step,
-            "seconds": seconds,
-        },
-        partial,
-    )
-    partial.replace(path)
 
 
 @torch.no_grad()

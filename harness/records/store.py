@@ -11,17 +11,20 @@
 from __future__ import annotations
 
 import csv
-import fcntl
+import errno
 import gzip
 import io
 import json
 import os
 import re
 import shutil
+import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import Timeout, UnixFileLock
 
 from harness.errors import UserError, did_you_mean
 from harness.files import disk_errors, replacing, write_atomically
@@ -37,6 +40,10 @@ PREDICTIONS, WEIGHTS, CURVE, CHECKPOINT, LOCK = (
 
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ESTALE, errno.EOPNOTSUPP)
+"""What file systems answer that cannot lock: NFS without its lock service, Lustre mounted without `flock`."""
 
 
 class CellBusyError(UserError):
@@ -87,12 +94,12 @@ class Store:
         """Hold the cell while it is run; yields its folder. Ask `finished` again inside: another process may
         have run the cell since.
 
-        The lock is the kernel's (flock), so it ends with the process however that ends; the process id in
-        the file is for the message. What a killed process had half written is removed.
+        The lock is the kernel's (flock), so it ends with the process however that ends; the process id and the
+        host in the file are for the message. What a killed process had half written is removed.
 
         Raises:
             CellBusyError: another process holds it.
-            UserError: the folder cannot be made or written.
+            UserError: the folder cannot be made or written, or its file system has no locks.
         """
         folder = self.folder(cell_id)
         with disk_errors(folder):
@@ -105,7 +112,7 @@ class Store:
         finally:
             # Removed before it is released, or the next holder's file would be removed.
             (folder / LOCK).unlink(missing_ok=True)
-            os.close(lock)
+            lock.release()
 
     def commit(
         self,
@@ -211,26 +218,58 @@ class Store:
         (plain if compress else packed).unlink(missing_ok=True)
 
 
-def _lock(path: Path) -> int:
-    """Open and lock `path`; the descriptor that holds the lock."""
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+class _RemovedError(Exception):
+    """The locked file is no longer the one at its path: its last holder removed it while we opened it."""
+
+
+def _lock(path: Path) -> UnixFileLock:
+    """Lock `path`, or say who holds it.
+
+    filelock's soft locks, files that only exist, are no fallback: one left by a process that was killed on another
+    host would block its cell for ever, as nobody can tell from here that the process is gone.
+    """
+
+    def write_holder(descriptor: int) -> None:
+        # NFS keeps a removed file under another name while it is open, so its link count does not show it.
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(descriptor, 20, 0).decode(errors="replace").strip() or "unknown"
-            os.close(descriptor)
-            raise CellBusyError(f"{path.parent}: process {holder} is running this cell.") from None
-        try:
-            still_there = path.stat().st_ino == os.fstat(descriptor).st_ino
+            current = os.path.samestat(path.stat(), os.fstat(descriptor))
         except FileNotFoundError:
-            still_there = False
-        if still_there:
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-            return descriptor
-        # The holder before us removed the file between our opening and our locking it.
-        os.close(descriptor)
+            current = False
+        if not current:
+            raise _RemovedError
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n{socket.gethostname()}\n".encode(), 0)
+
+    while True:
+        lock = UnixFileLock(path, blocking=False, fallback_to_soft=False, on_acquired=write_holder)
+        try:
+            lock.acquire()
+        except _RemovedError:
+            continue
+        except Timeout:
+            if not path.exists():  # released between our opening and our locking it
+                continue
+            process, host = _holder(path)
+            raise CellBusyError(
+                f"{path.parent}: on {host}, process {process} is running this cell."
+            ) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            raise UserError(
+                f"{path.parent}: the file system cannot lock files ({error.strerror}); keep the results on one "
+                "that can (--results), or have it mounted with locks (NFS: lock service; Lustre: -o flock)."
+            ) from error
+        return lock
+
+
+def _holder(path: Path) -> tuple[str, str]:
+    """Process id and host from a lock file; its holder may be about to write or to remove it."""
+    try:
+        process, host = path.read_text(errors="replace").split()
+    except (FileNotFoundError, ValueError):
+        return "unknown", "an unknown host"
+    return process, host
 
 
 def _as_csv(rows: Sequence[Mapping[str, Any]]) -> bytes:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 
 from harness.errors import UserError
 from harness.files import write_atomically
+from harness.training.loop import Cost, State
 
 
 def tuned_state(model: nn.Module) -> dict[str, Tensor]:
@@ -37,15 +40,48 @@ def load_tuned_state(model: nn.Module, tensors: dict[str, Tensor]) -> None:
             parameter.copy_(tensors[name])
 
 
-def save_checkpoint(checkpoint: Path, content: dict[str, Any]) -> None:
-    """Through memory, as torch's own writer hides that a disk is full."""
+def training_state(model: nn.Module, state: State) -> dict[str, Any]:
+    """What training needs to resume after an epoch: tensors and plain values only.
+
+    model: the one that `state` holds, before Fabric wrapped it.
+    """
+    return {
+        "tuned": tuned_state(model),
+        "optimizer": state.optimizer.state_dict(),
+        "schedule": state.schedule.state_dict(),
+        "epoch": state.epoch,
+        "cost": asdict(state.cost),
+        "random": torch.random.get_rng_state(),
+    }
+
+
+def restore_training(saved: Mapping[str, Any], model: nn.Module, state: State) -> None:
+    """Put back what `training_state` gave, torch's global random generator included.
+
+    Raises:
+        KeyError: other parameters train than did when it was saved.
+    """
+    load_tuned_state(model, saved["tuned"])
+    state.optimizer.load_state_dict(saved["optimizer"])
+    state.schedule.load_state_dict(saved["schedule"])
+    state.epoch = saved["epoch"]
+    state.cost = Cost(**saved["cost"])
+    torch.random.set_rng_state(saved["random"])
+
+
+def save_checkpoint(checkpoint: Path, content: Mapping[str, Any]) -> None:
+    """Written whole or not at all; through memory, as torch's own writer hides that a disk is full.
+
+    Raises:
+        UserError: the folder cannot be written or the disk is full.
+    """
     buffer = io.BytesIO()
-    torch.save(content, buffer)
+    torch.save(dict(content), buffer)
     write_atomically(checkpoint, buffer.getvalue())
 
 
 def load_checkpoint(checkpoint: Path) -> dict[str, Any]:
-    """What `_save` was given; no pickled code is run.
+    """What `save_checkpoint` was given; no pickled code is run.
 
     Raises:
         UserError: the file is not what was written.

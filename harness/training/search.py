@@ -7,7 +7,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from harness.backbones.base import Backbone
-from harness.training.checkpoint import load_tuned_state, tuned_state
+from harness.training.checkpoint import restore_training, training_state
 from harness.training.loop import Batches, Cost, State, mean_loss, train_epoch
 from harness.training.model import TaskModel
 from harness.training.optim import Training, build_optimizer, build_schedule
@@ -117,27 +117,18 @@ class FabricSearchTrainer:
     def _everything(self, model: nn.Module, state: State, memory: Memory) -> dict[str, Any]:
         return {
             "memory": memory.state(),
-            "tuned": tuned_state(model),
-            "optimizer": state.optimizer.state_dict(),
-            "schedule": state.schedule.state_dict(),
-            "epoch": state.epoch,
-            "cost": asdict(state.cost),
+            "training": training_state(model, state),
             "seconds": self.seconds,
             "held_out": [self._held_out_epoch, self._held_out_taken],
             "draws": self.generator.get_state(),
-            "random": torch.random.get_rng_state(),
         }
 
     def _go_on(self, saved: Mapping[str, Any], model: nn.Module, state: State, memory: Memory) -> None:
         memory.restore(saved["memory"])
-        load_tuned_state(model, saved["tuned"])
-        state.optimizer.load_state_dict(saved["optimizer"])
-        state.schedule.load_state_dict(saved["schedule"])
-        state.epoch = saved["epoch"]
-        state.cost = self.cost = Cost(**saved["cost"])
         self._find_held_out(*saved["held_out"])
         self.generator.set_state(saved["draws"])
-        torch.random.set_rng_state(saved["random"])
+        restore_training(saved["training"], model, state)
+        self.cost = state.cost
 
     def _find_held_out(self, epoch: int, taken: int) -> None:
         """Stand in the held-out part where `taken` batches of the `epoch`th round have been taken."""

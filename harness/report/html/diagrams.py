@@ -3,12 +3,60 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from harness.report.html.templating import fill
 
 _WIDTH, _HEIGHT, _GAP, _EACH_ROW = 66, 34, 16, 12
 
 
-def block_diagram(blocks: Sequence[str], skipped: Sequence[str]) -> str:
+@dataclass(frozen=True)
+class _Box:
+    """A block where it is drawn; lengths in pixels."""
+
+    name: str
+    skipped: bool
+    left: int
+    top: int
+    width: int = _WIDTH
+    height: int = _HEIGHT
+
+    @property
+    def right(self) -> int:
+        return self.left + self.width
+
+    @property
+    def center(self) -> float:
+        return self.left + self.width / 2
+
+    @property
+    def middle(self) -> float:
+        return self.top + self.height / 2
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """A stream's line of text below its first row."""
+
+    name: str
+    blocks: int
+    skipped: int
+    y: int
+
+
+@dataclass(frozen=True)
+class _Point:
+    """A metric after an epoch where it is drawn."""
+
+    epoch: int
+    value: float
+    x: float
+    y: float
+
+
+def block_diagram(blocks: Sequence[str], skipped: Sequence[str]) -> Markup:
     """The blocks of each stream from left to right; a skipped one is dashed and bridged by its shortcut.
 
     Rows break after 12 blocks. A stream is what stands before a block's dot (`joint.3`).
@@ -21,69 +69,41 @@ def block_diagram(blocks: Sequence[str], skipped: Sequence[str]) -> str:
         for stream, names in streams.items()
         for start in range(0, len(names), _EACH_ROW)
     ]
-    width = 12 + max(len(names) for _, names in rows) * (_WIDTH + _GAP)
     row_height = _HEIGHT + 44
-    parts = []
+    boxes, texts = [], []
     for number, (stream, names) in enumerate(rows):
         top = 26 + number * row_height
-        middle = top + _HEIGHT / 2
-        for place, name in enumerate(names):
-            left = 12 + place * (_WIDTH + _GAP)
-            right = left + _WIDTH
-            parts.append(f'<path d="M{left - _GAP + 2} {middle} H{left}" stroke="#444" fill="none"/>')
-            gone = name in skipped
-            look = (
-                'fill="#fff" stroke="#d55e00" stroke-dasharray="5 3"'
-                if gone
-                else 'fill="#e3ecf5" stroke="#0072b2"'
-            )
-            color = "#b04a00" if gone else "#1c1c1c"
-            parts.append(
-                f'<rect x="{left}" y="{top}" width="{_WIDTH}" height="{_HEIGHT}" rx="4" {look}/>'
-                f'<text x="{left + _WIDTH / 2}" y="{middle + 4}" text-anchor="middle" fill="{color}">'
-                f"{escape(name)}</text>"
-            )
-            if gone:
-                parts.append(
-                    f'<path d="M{left - 6} {middle} C{left} {top - 22}, {right} {top - 22}, {right + 6} {middle}"'
-                    ' fill="none" stroke="#d55e00" stroke-width="2"/>'
-                    f'<text x="{left + _WIDTH / 2}" y="{top + _HEIGHT + 14}" text-anchor="middle" fill="#b04a00">'
-                    "skipped</text>"
-                )
+        boxes += [
+            _Box(name, name in skipped, 12 + place * (_WIDTH + _GAP), top) for place, name in enumerate(names)
+        ]
         if number == 0 or rows[number - 1][0] != stream:
-            parts.append(
-                f'<text x="12" y="{top + _HEIGHT + 30}" fill="#595959">{escape(stream)}: '
-                f"{len(streams[stream])} blocks, "
-                f"{sum(block in skipped for block in streams[stream])} skipped</text>"
-            )
-    height = 26 + len(rows) * row_height
-    label = f"{len(blocks)} blocks; skipped: {', '.join(skipped) or 'none'}"
-    return (
-        f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img" aria-label="{escape(label)}" '
-        f'font-size="11" font-family="sans-serif">{"".join(parts)}</svg>'
+            gone = sum(block in skipped for block in streams[stream])
+            texts.append(_Stream(stream, len(streams[stream]), gone, top + _HEIGHT + 30))
+    return fill(
+        "blocks.svg.j2",
+        width=12 + max(len(names) for _, names in rows) * (_WIDTH + _GAP),
+        height=26 + len(rows) * row_height,
+        label=f"{len(blocks)} blocks; skipped: {', '.join(skipped) or 'none'}",
+        gap=_GAP,
+        boxes=boxes,
+        streams=texts,
     )
 
 
-def small_curve(values: Mapping[int, float], name: str) -> str:
+def small_curve(values: Mapping[int, float], name: str) -> Markup:
     """A metric by epoch, with its first and last figure."""
     epochs = sorted(values)
     low, high = min(values.values()), max(values.values())
     span = (high - low) or 1.0
     reach = (epochs[-1] - epochs[0]) or 1
-
-    def at(epoch: int) -> tuple[float, float]:
-        return 36 + 190 * (epoch - epochs[0]) / reach, 62 - 48 * (values[epoch] - low) / span
-
-    points = " ".join(f"{x:.1f},{y:.1f}" for x, y in map(at, epochs))
-    dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="#0072b2"/>' for x, y in map(at, epochs))
-    texts = "".join(
-        f'<text x="{x:.1f}" y="{y - 6:.1f}" text-anchor="middle">{values[epoch]:.4g}</text>'
-        for epoch in dict.fromkeys((epochs[0], epochs[-1]))
-        for x, y in [at(epoch)]
-    )
-    return (
-        f'<svg viewBox="0 0 262 84" width="262" role="img" aria-label="{escape(name)} by epoch" font-size="10" '
-        f'font-family="sans-serif" fill="#1c1c1c"><polyline points="{points}" fill="none" stroke="#0072b2" '
-        f'stroke-width="1.5"/>{dots}{texts}<text x="36" y="80">{escape(name)}, epochs {epochs[0]} to '
-        f"{epochs[-1]}</text></svg>"
-    )
+    points = [
+        _Point(
+            epoch,
+            values[epoch],
+            x=36 + 190 * (epoch - epochs[0]) / reach,
+            y=62 - 48 * (values[epoch] - low) / span,
+        )
+        for epoch in epochs
+    ]
+    ends = points if len(points) == 1 else [points[0], points[-1]]
+    return fill("curve.svg.j2", name=name, points=points, ends=ends)

@@ -8,10 +8,10 @@ import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from markupsafe import Markup
 from PIL import Image, UnidentifiedImageError
 
 from harness.digests import digest_json
@@ -20,6 +20,7 @@ from harness.files import cache_folder
 from harness.options import format_value
 from harness.records.record import Record
 from harness.registry import build_task
+from harness.report.html.templating import fill
 from harness.specs import Spec
 from tasks.base import Example
 
@@ -73,27 +74,32 @@ def choose(predictions: Sequence[Mapping[str, Any]], each: int = EACH) -> list[M
     return right + [p for p in known if p["score"] <= 0.5][:each]
 
 
-def render_samples(predictions: Sequence[Mapping[str, Any]], examples: Examples) -> str:
+@dataclass(frozen=True)
+class _Card:
+    """One prediction as it is shown; images by name and data URI, which is None for one that cannot be read."""
+
+    kind: Literal["right", "wrong", "partly"]
+    verdict: str
+    text: str
+    said: Sequence[tuple[str, str]]
+    truth: str
+    images: Sequence[tuple[str, str | None]]
+
+
+def render_samples(predictions: Sequence[Mapping[str, Any]], examples: Examples) -> Markup:
     """The chosen predictions as HTML; texts from the data are escaped."""
-    chosen = choose(predictions)
-    if not chosen:
-        return '<p class="dim">No scored predictions.</p>'
-    note = f'<p class="dim">Without images: {escape(examples.missing)}.</p>' if examples.missing else ""
-    return f'{note}<div class="samples">{"".join(_card(p, examples) for p in chosen)}</div>'
+    cards = [_card(prediction, examples) for prediction in choose(predictions)]
+    return fill("samples.html.j2", cards=cards, missing=examples.missing)
 
 
-def _card(prediction: Mapping[str, Any], examples: Examples) -> str:
+def _card(prediction: Mapping[str, Any], examples: Examples) -> _Card:
     score = float(prediction["score"])
-    kind = "right" if score == 1 else "wrong" if score == 0 else "partly"
+    kind: Literal["right", "wrong", "partly"] = "right" if score == 1 else "wrong" if score == 0 else "partly"
     mark = {"right": "✓ right", "wrong": "✗ wrong", "partly": f"◐ scores {score:.2f}"}[kind]
     example = examples.by_id.get(str(prediction["id"]))
     text = prediction.get("question") or prediction.get("text") or (example.text if example else "")
-    lines = [f'<p class="verdict">{mark}</p>', f"<p>{escape(str(text))}</p>"]
-    lines += [f"<p>{name}: <b>{escape(value)}</b></p>" for name, value in _said(prediction)]
-    if truth := _truth(prediction, example):
-        lines.append(f"<p>truth: {escape(truth)}</p>")
-    images = "".join(_image(path) for path in (example.images if example else ()))
-    return f'<div class="sample {kind}">{images}{"".join(lines)}</div>'
+    images = [(path.name, _thumbnail(path)) for path in (example.images if example else ())]
+    return _Card(kind, mark, str(text), _said(prediction), _truth(prediction, example), images)
 
 
 def _said(prediction: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -114,8 +120,8 @@ def _truth(prediction: Mapping[str, Any], example: Example | None) -> str:
     return ", ".join(f"{answer} ({count})" for answer, count in counts.most_common(3))
 
 
-def _image(path: Path) -> str:
-    """A small picture as a data URI."""
+def _thumbnail(path: Path) -> str | None:
+    """A small picture as a data URI; None if it cannot be read."""
     try:
         with Image.open(path) as picture:
             small = picture.convert("RGB")
@@ -123,5 +129,5 @@ def _image(path: Path) -> str:
             content = io.BytesIO()
             small.save(content, "JPEG", quality=85)
     except (OSError, UnidentifiedImageError):
-        return f'<p class="dim">{escape(path.name)} cannot be read.</p>'
-    return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}">'
+        return None
+    return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"

@@ -133,7 +133,7 @@ def test_a_resumed_search_does_not_begin_at_its_beginning(
     assert search is not None
     with pytest.raises(StoppedError):
         run_cell(cells["das"], tmp_path, Counting("search", 2 * _padded(search["training_examples"]) + 1))
-    assert torch.load(tmp_path / SEARCH_CHECKPOINT, weights_only=True)["epoch"] == 2
+    assert torch.load(tmp_path / SEARCH_CHECKPOINT, weights_only=True)["training"]["epoch"] == 2
     second = Counting("search", 1)
     with pytest.raises(StoppedError):
         run_cell(cells["das"], tmp_path, second)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -103,7 +106,8 @@ def test_a_failed_cell_is_listed_but_not_finished_and_keeps_its_checkpoint(store
 
 def test_a_cell_that_is_held_cannot_be_begun_again(store: Store) -> None:
     with store.begin("cell"):
-        with pytest.raises(CellBusyError, match=f"process {os.getpid()} is running"), store.begin("cell"):
+        told = f"on {re.escape(socket.gethostname())}, process {os.getpid()} is running"
+        with pytest.raises(CellBusyError, match=told), store.begin("cell"):
             pass
         with store.begin("other"):
             pass
@@ -135,6 +139,58 @@ def test_the_lock_of_a_killed_process_is_taken_over(store: Store) -> None:
     assert (store.folder("cell") / LOCK).exists()
     with store.begin("cell"):
         pass
+
+
+def test_a_lock_whose_file_was_removed_is_taken_anew_at_the_path(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flock, descriptors = fcntl.flock, []
+
+    def removed_meanwhile(descriptor: int, operation: int) -> None:
+        flock(descriptor, operation)
+        if not descriptors:
+            (store.folder("cell") / LOCK).rename(store.folder("cell") / ".nfs0001")  # as NFS does it
+        descriptors.append(descriptor)
+
+    monkeypatch.setattr(fcntl, "flock", removed_meanwhile)
+    with store.begin("cell"):
+        assert (store.folder("cell") / LOCK).read_text() == f"{os.getpid()}\n{socket.gethostname()}\n"
+        with pytest.raises(CellBusyError), store.begin("cell"):
+            pass
+
+
+def test_two_processes_that_take_turns_are_never_in_one_cell_together(store: Store) -> None:
+    code = (
+        "import os, sys; from pathlib import Path; from harness.records.store import CellBusyError, Store\n"
+        "store, done = Store(Path(sys.argv[1])), 0\n"
+        "while done < 200:\n"
+        "    try:\n"
+        "        with store.begin('cell') as folder:\n"
+        "            os.close(os.open(folder / 'inside', os.O_CREAT | os.O_EXCL))\n"
+        "            (folder / 'inside').unlink()\n"
+        "            done += 1\n"
+        "    except CellBusyError: pass\n"
+    )
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, str(store.root)], cwd=ROOT, stderr=subprocess.PIPE)
+        for _ in range(3)
+    ]
+    errors = [process.communicate()[1] for process in processes]
+    assert errors == [b""] * 3
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.ESTALE, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_one_line_for_the_user(
+    store: Store, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def no_locks(descriptor: int, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.raises(UserError, match=r"cannot lock files .*--results") as error, store.begin("cell"):
+        pass
+    assert not isinstance(error.value, CellBusyError)
+    assert "\n" not in str(error.value)
 
 
 def test_an_exception_inside_releases_the_cell(store: Store) -> None:

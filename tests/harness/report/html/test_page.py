@@ -79,7 +79,7 @@ def test_the_page_is_whole_and_needs_no_network(store: Store) -> None:
 def test_texts_from_data_are_escaped(store: Store) -> None:
     page = build_report(store)
     assert "<script>alert" not in page
-    assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; &quot;co&quot;" in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; &#34;co&#34;" in page
 
 
 def test_every_cell_is_there_with_choice_curve_and_predictions(store: Store) -> None:
