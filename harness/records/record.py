@@ -73,8 +73,14 @@ class CellChoice(Part):
     method: MethodChoice = Field(description="How the backbone was adapted.")
     task: TaskChoice = Field(description="What it was adapted to.")
     backbone: BackboneChoice = Field(description="What was adapted.")
+    configuration: str | None = Field(
+        default=None,
+        description="Digest of all that decides the result but code. None: made before it was recorded.",
+    )
     code: dict[str, str] = Field(
-        default={}, description="Digests of the code that made it, by part: method, task, backbone, fit."
+        default={},
+        description="Digests of the code that made it, by part: run, method, task, "
+        "backbone.",
     )
     seed: int = Field(description="Seed from which every generator of the cell is derived.")
 
