@@ -237,4 +237,7 @@ def test_a_third_partys_changed_helper_is_another_cell(tmp_path: Path) -> None:
     (package / "offsets.py").write_text(HELPER.replace("class Shift", '"""Offsets."""\n\nclass Shift'))
     assert "0 of 1 cells to run" in run("--dry-run")
     (package / "offsets.py").write_text(HELPER.replace("torch.zeros", "torch.ones"))
-    assert "1 of 1 cells to run" in run("--dry-run")
+    plan = run("--dry-run")
+    assert "1 of 1 cells to run" in plan
+    assert " stale " in plan
+    assert f"harness adopt {results}" in plan
