@@ -16,6 +16,7 @@ from rich.text import Text
 
 from harness.config import Request
 from harness.errors import UserError
+from harness.experiment.adopt import stale_among
 from harness.experiment.estimate import estimate_seconds
 from harness.experiment.latency import measure_side_by_side
 from harness.experiment.plan import Cell, Testbed, build_cells, open_testbeds
@@ -73,12 +74,13 @@ def execute(
         kept = {cell.id for cell in cells if store.finished(cell.id)}
         to_run = [cell for cell in cells if cell.id not in kept]
         earlier = store.records() if to_run else []
+        stale = stale_among(to_run, earlier)
         seconds = dict.fromkeys(kept, 0.0) | {cell.id: estimate_seconds(cell, earlier) for cell in to_run}
     if in_process:
         jobs = 1
     elif jobs is None:
         jobs = default_jobs(request, to_run)
-    _print_plan(console, cells, testbeds, kept, seconds, store, jobs)
+    _print_plan(console, cells, testbeds, kept, stale, seconds, store, jobs)
     if dry_run:
         return 0
     interrupts = Interrupts()
@@ -134,6 +136,7 @@ def _print_plan(
     cells: Sequence[Cell],
     testbeds: Sequence[Testbed],
     kept: set[str],
+    stale: set[str],
     seconds: dict[str, float],
     store: Store,
     jobs: int,
@@ -152,12 +155,18 @@ def _print_plan(
     for header in ("cell", "method", "task", "seed", "state", "estimate"):
         grid.add_column(header, justify="right" if header in ("seed", "estimate") else "left")
     for cell in cells:
-        state = "finished" if cell.id in kept else "to run"
+        state = "finished" if cell.id in kept else "stale" if cell.id in stale else "to run"
         if cell.id not in kept and store.checkpoint(cell.id).is_dir():
             state = "to go on"
         when = "–" if cell.id in kept else _duration(seconds[cell.id])
         grid.add_row(cell.id[:8], Text(cell.label), cell.testbed.task.name, str(cell.seed), state, when)
     console.print(grid)
+    if stale:
+        console.print(
+            f"stale: finished by other code and run anew, unless `harness adopt {store.root}` is issued before",
+            markup=False,
+            soft_wrap=True,
+        )
     remaining = max(sum(seconds.values()) / jobs, max(seconds.values()))
     at_once = f", {jobs} at a time" if jobs > 1 else ""
     console.print(

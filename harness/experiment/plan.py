@@ -13,8 +13,9 @@ from typing import Any
 from harness import registry
 from harness.backbones.base import Backbone
 from harness.config import Request
-from harness.digests import FIT, code_digest, digest_json
+from harness.digests import digest_json
 from harness.errors import UserError
+from harness.experiment.covered import code_of
 from harness.files import cache_folder
 from harness.specs import Spec, canonical, options_label
 from harness.training.encoding_store import Budgets, EncodingStore
@@ -108,7 +109,8 @@ class Testbed:
 class Cell:
     """One method with one seed on one testbed; `id` is the address of its result.
 
-    code: digests of the code that makes it, by part: method, task, backbone, fit.
+    configuration: digest of all that decides its result but code: options, data, weights, protocol, seed.
+    code: digests of the code that makes it, by part: run, method, task, backbone.
     """
 
     id: str
@@ -117,6 +119,7 @@ class Cell:
     seed: int
     learning_rate: float
     testbed: Testbed = field(repr=False, compare=False)
+    configuration: str = field(default="", repr=False, compare=False)
     code: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     def method(self) -> Method[Any]:
@@ -203,25 +206,31 @@ def build_cells(request: Request, testbeds: list[Testbed]) -> list[Cell]:
 
 
 def build_cell(testbed: Testbed, spec: Spec, seed: int) -> Cell:
-    """The cell of one method and seed, with its content address."""
+    """The cell of one method and seed, with its content address.
+
+    Raises:
+        UserError: code that it depends on cannot be found or has no source.
+    """
     method = registry.build_method(spec)
     rate = testbed.training.learning_rate
     if rate is None:
         rate = testbed.backbone.base_learning_rate * method.learning_rate_scale
-    code = {
-        "method": code_digest(type(method).__module__),
-        "task": code_digest(type(testbed.task).__module__),
-        "backbone": code_digest(type(testbed.backbone).__module__),
-        "fit": code_digest(*FIT),
-    }
-    address = {
-        "method": {"name": method.name, "options": method.config(), "code": code["method"]},
-        "task": {"name": testbed.task.name, "code": code["task"]},
-        "backbone": {"name": testbed.backbone_name, "code": code["backbone"]},
-        "fit": code["fit"],
-        "protocol": testbed.protocol,
-        "training": asdict(replace(testbed.training, learning_rate=rate)),
-        "seed": seed,
-        "skip_bad_images": testbed.request.skip_bad_images,
-    }
-    return Cell(digest_json(address), spec, label_of(spec, method), seed, rate, testbed, code)
+    configuration = digest_json(
+        {
+            "method": {"name": method.name, "options": method.config()},
+            "task": testbed.task.name,
+            "backbone": testbed.backbone_name,
+            "protocol": testbed.protocol,
+            "training": asdict(replace(testbed.training, learning_rate=rate)),
+            "seed": seed,
+            "skip_bad_images": testbed.request.skip_bad_images,
+        }
+    )
+    code = code_of(method, testbed.task, testbed.backbone, testbed.backbone_name)
+    address = cell_id(configuration, code)
+    return Cell(address, spec, label_of(spec, method), seed, rate, testbed, configuration, code)
+
+
+def cell_id(configuration: str, code: Mapping[str, str]) -> str:
+    """The id of a cell, 16 hex digits: a hash of all that decides its result."""
+    return digest_json({"configuration": configuration, "code": code})

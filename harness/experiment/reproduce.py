@@ -73,10 +73,8 @@ def open_cell(record: Record, data_root: Path | None, weights: str | None, token
     Raises:
         UserError: the weights or the data are not those of the record, or the device is not there.
     """
-    device = record.environment.device
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"cell {record.cell.id} was trained on {device}, which is not there.")
-    cell = cell_of(record, data_root, weights, tokenizer, device or "auto")
+    require_device(record)
+    cell = cell_of(record, data_root, weights, tokenizer, record.environment.device or "auto")
     data = cell.testbed.data
     if record.data.digest != digest_json(data.provenance):
         details = _plain(data.provenance)
@@ -88,6 +86,13 @@ def open_cell(record: Record, data_root: Path | None, weights: str | None, token
     return cell
 
 
+def require_device(record: Record) -> None:
+    """Raise `UserError` if what the cell was trained on is not there."""
+    device = record.environment.device
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"cell {record.cell.id} was trained on {device}, which is not there.")
+
+
 def differences(record: Record, cell: Cell) -> Iterator[str]:
     """What is not as it was and may change figures, one line each: code, protocol, versions, hardware."""
     recorded = record.environment
@@ -97,11 +102,18 @@ def differences(record: Record, cell: Cell) -> Iterator[str]:
     for part, digest in record.cell.code.items():
         if cell.code.get(part) != digest:
             commits = f"; commit then {recorded.commit}, now {here['commit']}"
-            yield f"code of the {part} ({digest}, now {cell.code.get(part)}{commits})"
+            yield f"code of the {part} ({digest}, now {cell.code.get(part, 'part of the others')}{commits})"
     protocol = _plain(cell.testbed.protocol)
     for key in sorted({*record.protocol, *protocol}):
         if record.protocol.get(key) != protocol.get(key):
             yield f"{key} ({record.protocol.get(key)}, now {protocol.get(key)})"
+    yield from environment_differences(record)
+
+
+def environment_differences(record: Record) -> Iterator[str]:
+    """Versions and hardware that are not as they were, one line each."""
+    recorded = record.environment
+    here = describe_environment()
     for name, version in recorded.versions.items():
         if here["versions"].get(name) != version:
             yield f"version of {name} ({version}, now {here['versions'].get(name)})"

@@ -68,6 +68,16 @@ def failed_record(cell: Cell, error: str, started: datetime) -> Record:
 
 def _frame(cell: Cell, started: datetime) -> dict[str, Any]:
     """What is known of a cell however it ends."""
+    device = make_fabric(cell.testbed).device.type
+    return {
+        **planned_parts(cell),
+        "environment": Environment(**describe_environment(), device=device),
+        "timestamps": Timestamps(started=started, finished=datetime.now().astimezone()),
+    }
+
+
+def planned_parts(cell: Cell) -> dict[str, Any]:
+    """The parts of a record that are known before the cell is run: cell, protocol, data."""
     testbed = cell.testbed
     method, task, backbone = cell.method(), testbed.task, testbed.backbone
     return {
@@ -87,6 +97,7 @@ def _frame(cell: Cell, started: datetime) -> dict[str, Any]:
                 digest=backbone.digest(),
                 config=_jsonable(backbone.processor.describe()),
             ),
+            configuration=cell.configuration,
             code=dict(cell.code),
             seed=cell.seed,
         ),
@@ -96,8 +107,6 @@ def _frame(cell: Cell, started: datetime) -> dict[str, Any]:
             digest=digest_json(testbed.data.provenance),
             details=_jsonable(testbed.data.provenance),
         ),
-        "environment": Environment(**describe_environment(), device=make_fabric(testbed).device.type),
-        "timestamps": Timestamps(started=started, finished=datetime.now().astimezone()),
     }
 
 

@@ -260,7 +260,9 @@ def _work(request: Request, folder: Path, threads: int, pipe: Connection) -> Non
         while True:
             cell_id = pipe.recv()
             if cell_id not in cells:
-                raise UserError(f"{folder}: the data or weights were changed while the run was starting.")
+                raise UserError(
+                    f"{folder}: the data, weights or code were changed while the run was starting."
+                )
             run_cells([cells[cell_id]], store, reporter)
     except UserError as error:
         pipe.send(("mend", str(error)))

@@ -29,7 +29,7 @@ CODE = ("harness", "methods", "tasks", "pyproject.toml")
 """What of a checkout makes results differ; new results and notes do not make it dirty."""
 
 
-_SOURCE = Path(__file__).resolve().parent.parent
+_SOURCE = Path(__file__).resolve().parents[2]
 
 
 def describe_environment() -> dict[str, Any]:

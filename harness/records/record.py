@@ -73,8 +73,14 @@ class CellChoice(Part):
     method: MethodChoice = Field(description="How the backbone was adapted.")
     task: TaskChoice = Field(description="What it was adapted to.")
     backbone: BackboneChoice = Field(description="What was adapted.")
+    configuration: str | None = Field(
+        default=None,
+        description="Digest of all that decides the result but code. None: made before it was recorded.",
+    )
     code: dict[str, str] = Field(
-        default={}, description="Digests of the code that made it, by part: method, task, backbone, fit."
+        default={},
+        description="Digests of the code that made it, or gives the same (adoptions), by part: run, method, task, "
+        "backbone.",
     )
     seed: int = Field(description="Seed from which every generator of the cell is derived.")
 
@@ -228,6 +234,20 @@ class Timestamps(Part):
     finished: AwareDatetime = Field(description="When the record was written.")
 
 
+class Adoption(Part):
+    """How a result became that of newer code: a sample of the cells at hand was run again, with the same figures."""
+
+    date: AwareDatetime = Field(description="When it was adopted.")
+    from_id: str = Field(description="The cell's id before.")
+    from_code: dict[str, str] = Field(description="Digests of the code before, by part.")
+    to_code: dict[str, str] = Field(description="Digests of the code that gave the same figures, by part.")
+    sampled: tuple[str, ...] = Field(description="Ids (after the adoption) of the cells that were run again.")
+    stale: Count = Field(description="Cells that the sample was drawn from.")
+    seed: int = Field(description="Seed that it was drawn with.")
+    commit: str | None = Field(default=None, description="Commit of the newer code, None outside a checkout.")
+    dirty: bool | None = Field(default=None, description="Whether that checkout had uncommitted changes.")
+
+
 class Record(Part):
     """Everything that is kept of one cell beside predictions, weights and curve."""
 
@@ -269,6 +289,9 @@ class Record(Part):
     )
     environment: Environment = Field(description="Where it was run.")
     timestamps: Timestamps = Field(description="When it was run.")
+    adoptions: tuple[Adoption, ...] = Field(
+        default=(), description="Adoptions by newer code, oldest first; see `harness adopt`."
+    )
 
     @model_validator(mode="after")
     def _status_fits(self) -> Record:

@@ -36,6 +36,10 @@ def describe(record: Record) -> Iterator[tuple[str, str]]:
     dirty = " with changes" if environment.dirty else ""
     yield "command", environment.command
     yield "code", ", ".join(f"{part} {digest}" for part, digest in cell.code.items()) or "not recorded"
+    for each in record.adoptions:
+        newer = "no checkout" if each.commit is None else f"commit {each.commit}"
+        share = f"{len(each.sampled)} of {each.stale} cells were run again, with the same figures"
+        yield "adopted", f"{each.date.isoformat(timespec='seconds')} by newer code ({newer}): {share}"
     yield "commit", "not a checkout" if environment.commit is None else f"{environment.commit}{dirty}"
     yield "versions", ", ".join(f"{name} {value}" for name, value in environment.versions.items() if value)
     hardware = {**environment.hardware, "threads": environment.threads, "trained on": environment.device}

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from harness.backbones.base import Backbone
 from harness.backbones.inputs import Inputs, Streams
-from harness.digests import code_digest, digest_state
+from harness.digests import digest_state
+from harness.imports import code_digest, reachable
 from harness.training.encoding_store import MIB, Budgets, EncodingStore
 from methods.base import Inserted
 
@@ -196,7 +197,8 @@ def encoder_digest(backbone: Backbone, name: str, modules: Sequence[nn.Module]) 
         "half": name,
         "modules": [repr(module) for module in modules],
         "backbone": backbone.digest(),
-        "code": code_digest(type(backbone).__module__),
+        # The package's own __init__ offers all of the harness to notebooks, which no encoder depends on.
+        "code": code_digest(reachable([type(backbone), type(backbone.processor)], ["harness"])),
         "versions": [torch.__version__, transformers.__version__],
     }
     return digest_state(state, settings)[:32]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import os
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from harness.errors import UserError
+from tasks.data.file_digests import digest_files
 
 _KINDS: Mapping[type, str] = {int: "an integer", str: "a string", list: "a list"}
 
@@ -124,16 +124,13 @@ def follow_link(folder: Path) -> Path:
 
 
 def describe_images(paths: Iterable[Path]) -> dict[str, Any]:
-    """Number of images, how many are not there, and SHA-256 (hex) of their names and sizes in bytes."""
-    distinct = set(paths)
-    sizes: dict[Path, dict[str, int]] = {}
-    for folder in {path.parent for path in distinct}:
-        # One pass over the folder instead of one look-up per image: network file systems.
-        entries = os.scandir(folder) if folder.is_dir() else ()
-        sizes[folder] = {entry.name: entry.stat().st_size for entry in entries}
-    listing = sorted((path.name, sizes[path.parent].get(path.name)) for path in distinct)
+    """Number of images, how many are not there or unreadable, and SHA-256 (hex) of all names and bytes."""
+    digests = digest_files(paths)
+    listing = sorted(
+        ((path.name, digest) for path, digest in digests.items()), key=lambda e: (e[0], e[1] or "")
+    )
     return {
         "images": len(listing),
-        "images missing": sum(size is None for _, size in listing),
+        "images missing": sum(digest is None for _, digest in listing),
         "image digest": hashlib.sha256(json.dumps(listing).encode()).hexdigest(),
     }

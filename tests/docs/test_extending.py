@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from harness import digests as code
 from harness import registry
 from harness.backbones.base import BackboneOptions
 from harness.backbones.inputs import Inputs
@@ -51,11 +50,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (metadata / "entry_points.txt").write_text("\n".join(lines))
     sys.path.insert(0, str(site))
     registry._third_parties.cache_clear()
-    code._exists.cache_clear()
     yield site
     sys.path.remove(str(site))
     registry._third_parties.cache_clear()
-    code._exists.cache_clear()
 
 
 @pytest.fixture(scope="module")

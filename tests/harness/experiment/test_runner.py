@@ -85,10 +85,10 @@ def test_a_cell_runs_in_mixed_precision(method: str, request_of_one: Request, tm
 def test_changed_code_is_another_cell(
     cell: Cell, request_of_one: Request, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan, "code_digest", lambda *modules: f"changed {modules[0]}")
+    monkeypatch.setattr(plan, "code_of", lambda *things: {**cell.code, "method": "changed"})
     (changed,) = build_cells(request_of_one, [cell.testbed])
     assert changed.id != cell.id
-    assert changed.code["method"] == "changed methods.classifier"
+    assert (changed.configuration, changed.code["method"]) == (cell.configuration, "changed")
     monkeypatch.undo()
     (same,) = build_cells(request_of_one, [cell.testbed])
     assert (same.id, same.code) == (cell.id, cell.code)

@@ -74,6 +74,10 @@ def test_a_checkout_is_dirty_by_its_code_and_not_by_its_results(
     assert environment.describe_environment()["dirty"] is True
 
 
+def test_the_checkout_is_the_folder_of_the_packages() -> None:
+    assert all((environment._SOURCE / name).exists() for name in environment.CODE)
+
+
 def test_without_git_there_is_no_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     found = environment.describe_environment()

@@ -1,0 +1,234 @@
+"""What of source code decides a result: modules without their words, definitions of scripts and notebooks."""
+
+from __future__ import annotations
+
+import ast
+import linecache
+import symtable
+import sys
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache, partial
+from importlib.util import resolve_name
+from inspect import unwrap
+from pathlib import Path
+from typing import Any
+
+from harness.errors import UserError
+
+REMEDY = "so a change of its code would go unnoticed: put it into a module (a .py file) that can be imported"
+"""What to do about code that cannot be read."""
+
+MAIN = ("__main__", "__mp_main__")
+"""What a script or a notebook is called while it runs, the second in a process that `multiprocessing` started."""
+
+BLIND = frozenset(
+    {
+        "abstractmethod",
+        "cache",
+        "cached_property",
+        "classmethod",
+        "contextmanager",
+        "inference_mode",
+        "lru_cache",
+    }
+    | {"no_grad", "override", "property", "setter", "staticmethod", "wraps"}
+)
+"""Decorators that read no annotations. Others may, as `functools.singledispatch` does."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Code without comments, docstrings, layout and annotations of functions, and what it imports.
+
+    imports: absolute dotted names; a name may be a module or an attribute of one.
+    """
+
+    code: str
+    imports: frozenset[str]
+
+
+@cache
+def read_module(path: str, package: str, state: tuple[int, int]) -> Source:  # noqa: ARG001  for the cache
+    """The source of a file.
+
+    package: what its relative imports start from.
+    state: its size and time of change, so that it is read again once it has changed.
+
+    Raises:
+        UserError: it cannot be read or is not Python.
+    """
+    try:
+        return simplify(ast.parse(Path(path).read_bytes()), package)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read: {error}.") from error
+
+
+def simplify(tree: ast.AST, package: str) -> Source:
+    """What counts of a syntax tree, which is changed in place."""
+    imports: set[str] = set()
+    for node in _walk(tree):
+        match node:
+            case ast.ImportFrom():
+                module = f"{'.' * node.level}{node.module or ''}"
+                imports |= _absolute(module, package, [alias.name for alias in node.names])
+            case ast.Import():
+                imports |= {alias.name for alias in node.names}
+            case ast.Call(args=[ast.Constant(value=str(module)), *_]):
+                if _last_name(node.func) in ("import_module", "__import__"):
+                    imports |= _absolute(module, package, [])
+            case ast.FunctionDef() | ast.AsyncFunctionDef():
+                if all(_last_name(decorator) in BLIND for decorator in node.decorator_list):
+                    _drop_annotations(node)
+    return Source(ast.unparse(tree), frozenset(imports))
+
+
+def _walk(tree: ast.AST) -> Iterator[ast.AST]:
+    """Every node; docstrings and what is there for type checkers only are taken out before."""
+    waiting = [tree]
+    while waiting:
+        node = waiting.pop()
+        for field in ("body", "orelse", "finalbody"):
+            block = getattr(node, field, None)
+            if isinstance(block, list) and block:
+                kept = [part for statement in block for part in _without_words(statement)]
+                setattr(node, field, kept or [ast.Pass()])
+        yield node
+        waiting += ast.iter_child_nodes(node)
+
+
+def _without_words(statement: ast.stmt) -> list[ast.stmt]:
+    match statement:
+        case ast.Expr(value=ast.Constant(value=str())):
+            return []
+        case ast.If(test=ast.Name(id="TYPE_CHECKING") | ast.Attribute(attr="TYPE_CHECKING")):
+            return [part for other in statement.orelse for part in _without_words(other)]
+    return [statement]
+
+
+def _drop_annotations(function: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
+    function.returns = None
+    taken = function.args
+    for argument in (*taken.posonlyargs, *taken.args, *taken.kwonlyargs, taken.vararg, taken.kwarg):
+        if argument is not None:
+            argument.annotation = None
+
+
+def _last_name(expression: ast.expr) -> str:
+    match expression:
+        case ast.Call(func=called):
+            return _last_name(called)
+        case ast.Attribute(attr=name) | ast.Name(id=name):
+            return name
+    return ""
+
+
+def _absolute(module: str, package: str, names: list[str]) -> set[str]:
+    """What importing `names` from `module`, which may begin with dots, can reach."""
+    if module.startswith("."):
+        try:
+            module = resolve_name(module, package)
+        except ImportError:  # beyond the top-level package: it fails when it is run, too
+            return set()
+    return {module, *(f"{module}.{name}" for name in names if name != "*")}
+
+
+def source_in_main(thing: Any) -> Source:
+    """The definition of a class or function of a script or notebook, and of all it uses of what is defined there.
+
+    Plain values that it uses (numbers, texts, lists of them) count as well. The rest of the script does not: other
+    seeds in its last line are no other method.
+
+    Raises:
+        UserError: a definition cannot be found, or a value that is used is not plain.
+    """
+    space = vars(sys.modules[thing.__module__])
+    parts: dict[str, str] = {}
+    imports: set[str] = set()
+    waiting = [thing]
+    while waiting:
+        used = waiting.pop()
+        name = used.__qualname__.partition(".")[0]
+        if name in parts:
+            continue
+        found = simplify(_definition(used), str(space.get("__package__") or ""))
+        parts[name] = found.code
+        imports |= found.imports
+        for other in sorted(_global_names(found.code) & space.keys() - {name}):
+            value = _unwrapped(space[other])
+            if isinstance(value, types.ModuleType):
+                imports.add(value.__name__)
+            elif isinstance(value, type | types.FunctionType):
+                if value.__module__ in MAIN:
+                    waiting.append(value)
+                else:
+                    imports.add(value.__module__)
+            elif _is_plain(value):
+                parts[f"{other} ="] = repr(value)
+            elif type(value).__module__ != "typing" and not isinstance(value, types.BuiltinFunctionType):
+                raise UserError(
+                    f"{name}: uses '{other}', a {type(value).__name__} made in the script or notebook, "
+                    "whose changes would go unnoticed: make it an option, or put both into a module (a .py file)."
+                )
+    return Source("\n".join(f"{name}\n{parts[name]}" for name in sorted(parts)), frozenset(imports))
+
+
+def _definition(thing: Any) -> ast.AST:
+    """The outermost class or function that `thing` is defined in, in the file or cell it was read from."""
+    name = thing.__qualname__.partition(".")[0]
+    files = dict.fromkeys(code.co_filename for code in _codes(thing))
+    script = getattr(sys.modules[thing.__module__], "__file__", None)
+    for file in (*files, *([script] if script else [])):
+        try:
+            tree = ast.parse("".join(linecache.getlines(file)))
+        except SyntaxError:
+            continue
+        kinds = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+        found = [node for node in ast.walk(tree) if isinstance(node, kinds) and node.name == name]
+        if found and "<locals>" not in thing.__qualname__:
+            return found[-1]  # the last one holds
+    raise UserError(f"{thing.__qualname__}: its source cannot be found, {REMEDY}.")
+
+
+def _codes(thing: Any) -> Iterator[types.CodeType]:
+    for value in (thing, *vars(thing).values()):
+        function = _unwrapped(value)
+        if isinstance(function, types.FunctionType) and function.__module__ == thing.__module__:
+            yield function.__code__
+
+
+def _unwrapped(value: Any) -> Any:
+    """The function below `functools.partial`, `property`, `staticmethod` and decorators that keep what they wrap."""
+    while True:
+        if isinstance(value, partial):
+            value = value.func
+        elif isinstance(value, property):
+            value = value.fget
+        elif hasattr(value, "__wrapped__") and not isinstance(value, type):
+            value = unwrap(value)
+        else:
+            return value
+
+
+def _global_names(code: str) -> set[str]:
+    """Names that code looks up outside itself; what is local to a function is not among them."""
+    found: set[str] = set()
+    waiting = [symtable.symtable(code, "definition", "exec")]
+    while waiting:
+        table = waiting.pop()
+        waiting += table.get_children()
+        for symbol in table.get_symbols():
+            if symbol.is_referenced() and (symbol.is_global() or table.get_type() == "module"):
+                found.add(symbol.get_name())
+    return found
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, dict):
+        return all(_is_plain(part) for pair in value.items() for part in pair)
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(
+        value, bool | int | float | complex | str | bytes | Path | range | slice
+    )

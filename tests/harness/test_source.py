@@ -1,0 +1,214 @@
+"""Words, layout and annotations of code do not count; everything else does, also of a script or a notebook."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness.source import Source, simplify
+from tests.support.paths import ROOT
+
+
+def read(text: str, package: str = "a.b") -> Source:
+    return simplify(ast.parse(text), package)
+
+
+PLAIN = """
+import os
+
+def scale(x, *, by=2):
+    return x * by
+
+class Shift:
+    width: int = 3
+    def forward(self, hidden):
+        return hidden + self.width
+"""
+
+DRESSED = '''"""What it is."""
+import os  # for nothing
+
+def scale(x: "Tensor", *, by: float = 2) -> "Tensor":
+    """Twice."""
+    return (x
+            * by)
+
+
+class Shift:
+    "Another docstring."
+    width: int = 3
+    """Of the offset."""
+
+    def forward(self, hidden: list[int],) -> list[int]:
+        # as published
+        return hidden + self.width
+'''
+
+
+def test_words_layout_and_annotations_of_functions_do_not_count() -> None:
+    assert read(PLAIN).code == read(DRESSED).code
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("x * by", "x + by"),
+        ("by=2", "by=3"),
+        ("width: int = 3", "width: float = 3"),  # a field's type decides how an option is read
+        ("import os", "import os.path as os"),
+        ("class Shift", "@register\nclass Shift"),
+    ],
+)
+def test_everything_else_counts(old: str, new: str) -> None:
+    assert old in PLAIN
+    assert read(PLAIN).code != read(PLAIN.replace(old, new)).code
+
+
+def test_annotations_count_where_a_decorator_may_read_them() -> None:
+    text = "@{}\ndef f(x: {}):\n    return 1"
+    assert (
+        read(text.format("handle.register", "int")).code != read(text.format("handle.register", "str")).code
+    )
+    for blind in ("staticmethod", "torch.no_grad()", "functools.cache"):
+        assert read(text.format(blind, "int")).code == read(text.format(blind, "str")).code
+
+
+def test_a_function_of_nothing_but_words_stays_a_function() -> None:
+    assert read('def f():\n    "nothing yet"').code == read("def f(): pass").code
+
+
+def test_imports_are_absolute_wherever_they_stand() -> None:
+    found = read(
+        "import c.d as e\n"
+        "from f import g\n"
+        "from . import near\n"
+        "from .sub import *\n"
+        "from ..above import x\n"
+        "class A:\n"
+        "    def m(self):\n"
+        "        try:\n"
+        "            from .late import y\n"
+        "        except ImportError:\n"
+        "            import importlib\n"
+        "            importlib.import_module('.named', 'ignored')\n"
+    )
+    assert found.imports == {
+        *("c.d", "f", "f.g", "a.b", "a.b.near", "a.b.sub", "a.above", "a.above.x"),
+        *("a.b.late", "a.b.late.y", "importlib", "a.b.named"),
+    }
+
+
+def test_what_is_imported_for_type_checkers_does_not_count() -> None:
+    checked = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import heavy\nelse:\n    import light\nx = 1"
+    plain = "from typing import TYPE_CHECKING\nimport light\nx = 1"
+    assert read(checked) == read(plain)
+
+
+SCRIPT = """
+import decimal
+
+import beside
+
+SCALE = 2.0
+
+
+def start(width):
+    return [0.0] * width
+
+
+class Shift:
+    def __init__(self, width):
+        self.offset = start(width)
+
+    def forward(self, hidden):
+        results = hidden + SCALE * beside.halved(self.offset[0])
+        return results
+
+
+class ShiftTuning:
+    name = "shift"
+
+    def adapt(self, backbone):
+        for block in backbone.blocks:
+            block.sequential["mlp"] = Shift(backbone.width)
+
+
+results = decimal.Decimal(2)  # another one than that of forward
+"""
+
+SHOWN = """
+from harness.errors import UserError
+from harness.imports import code_digest, reachable
+try:
+    found = reachable([ShiftTuning])
+    print(code_digest(found), *sorted(found))
+except UserError as error:
+    print("refused:", error)
+"""
+
+BESIDE = "def halved(x):\n    return x / 2\n"
+
+NOTEBOOK = """
+import linecache, sys
+sys.path.insert(0, {folder!r})
+del __file__
+for number, text in enumerate({cells!r}):
+    name = f"<ipython-input-{{number}}>"
+    linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
+    exec(compile(text, name, "exec"), globals())
+"""
+
+
+def run_script(folder: Path, script: str, notebook: bool = False) -> str:
+    """What a process prints that runs the script, or its parts as the cells of a notebook."""
+    (folder / "beside.py").write_text(BESIDE) if not (folder / "beside.py").exists() else None
+    path = folder / "script.py"
+    if notebook:
+        first, second = script.split("class ShiftTuning")
+        cells = [first, f"class ShiftTuning{second}", SHOWN]
+        path.write_text(NOTEBOOK.format(folder=str(folder), cells=cells))
+    else:
+        path.write_text(script + SHOWN)
+    done = subprocess.run(
+        [sys.executable, str(path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=folder,
+        env={"PYTHONPATH": str(ROOT), "PATH": ""},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("notebook", [False, True])
+def test_a_class_of_a_script_or_notebook_counts_with_all_it_uses(tmp_path: Path, notebook: bool) -> None:
+    whole = run_script(tmp_path, SCRIPT, notebook)
+    assert whole.split()[1:] == ["__main__.ShiftTuning", "beside"]
+    unused = SCRIPT.replace("decimal.Decimal(2)", "decimal.Decimal(3)")
+    assert run_script(tmp_path, unused, notebook) == whole
+    for old, new in (
+        ("SCALE = 2.0", "SCALE = 2.5"),
+        ("[0.0] * width", "[1.0] * width"),
+        ("block.sequential", "block.parallel"),
+    ):
+        assert old in SCRIPT
+        assert run_script(tmp_path, SCRIPT.replace(old, new), notebook) != whole
+    (tmp_path / "beside.py").write_text(BESIDE.replace("/ 2", "/ 4"))
+    assert run_script(tmp_path, SCRIPT, notebook) != whole
+
+
+def test_what_cannot_be_followed_is_refused(tmp_path: Path) -> None:
+    made = SCRIPT.replace("SCALE = 2.0", "SCALE = decimal.Decimal(2)")
+    assert run_script(tmp_path, made) == (
+        "refused: Shift: uses 'SCALE', a Decimal made in the script or notebook, whose changes would go unnoticed: "
+        "make it an option, or put both into a module (a .py file)."
+    )
+    typed = SCRIPT.replace("class ShiftTuning", "exec('''class ShiftTuning").replace(
+        "\n\nresults", "''')\n\nresults"
+    )
+    assert "refused: ShiftTuning: its source cannot be found" in run_script(tmp_path, typed)

@@ -1,0 +1,183 @@
+"""Files count by their bytes, and are read again only if they may have changed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tasks.data import file_digests
+from tasks.data.file_digests import MEMORY, digest_files
+from tasks.data.files import describe_images
+from tests.support.paths import ROOT
+
+HOUR = 3600
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the files that are read, in no order."""
+    names: list[str] = []
+    read = file_digests._read
+
+    def counted(path: Path) -> object:
+        names.append(path.name)
+        return read(path)
+
+    monkeypatch.setattr(file_digests, "_read", counted)
+    return names
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> list[Path]:
+    """Files in two folders, changed for the last time an hour ago."""
+    paths = [tmp_path / folder / f"{number}.png" for folder in ("a", "b") for number in range(50)]
+    for number, path in enumerate(paths):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"image %03d" % number)
+        age(path)
+    return paths
+
+
+def age(path: Path, seconds: float = HOUR) -> None:
+    then = path.stat().st_mtime - seconds
+    os.utime(path, (then, then))
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_each_file_is_read_once(cache: Path, images: list[Path], reads: list[str]) -> None:
+    expected = {path: sha256(path) for path in images}
+    assert digest_files([*images, images[0]]) == expected
+    assert sorted(reads) == sorted(path.name for path in images)
+    reads.clear()
+    assert digest_files(images) == expected
+    assert reads == []
+    assert [path.name for path in cache.iterdir()] == [MEMORY]
+
+
+def rewrite(path: Path) -> None:
+    path.write_bytes(b"IMAGE 001")  # as many bytes as before
+
+
+def rewrite_in_the_past(path: Path) -> None:
+    rewrite(path)
+    age(path, 2 * HOUR)
+
+
+def put_another_in_its_place(path: Path) -> None:
+    status = path.stat()
+    other = path.with_name("other")
+    other.write_bytes(b"IMAGE 001")
+    os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
+    other.replace(path)
+
+
+def lengthen(path: Path) -> None:
+    status = path.stat()
+    path.write_bytes(b"image 0010")
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+@pytest.mark.parametrize("change", [rewrite, rewrite_in_the_past, put_another_in_its_place, lengthen])
+def test_a_changed_file_is_read_again(
+    change: Callable[[Path], None], cache: Path, images: list[Path], reads: list[str]
+) -> None:
+    before = digest_files(images)
+    reads.clear()
+    change(images[1])
+    after = digest_files(images)
+    assert reads == ["1.png"]
+    assert after == {**before, images[1]: sha256(images[1])}
+    assert after != before
+
+
+def test_a_file_that_has_just_been_written_is_not_trusted(
+    cache: Path, images: list[Path], reads: list[str]
+) -> None:
+    """It may be written again within one tick of the file system's clock, with the same size."""
+    images[1].write_bytes(b"image 001")
+    status = images[1].stat()
+    before = digest_files(images)
+    reads.clear()
+    images[1].write_bytes(b"IMAGE 001")
+    os.utime(images[1], ns=(status.st_atime_ns, status.st_mtime_ns))
+    after = digest_files(images)
+    assert reads == ["1.png"]
+    assert after[images[1]] == sha256(images[1]) != before[images[1]]
+
+
+def test_a_memory_that_is_broken_or_cannot_be_written_costs_reading_only(
+    cache: Path, images: list[Path], reads: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    expected = digest_files(images)
+    (cache / MEMORY).write_bytes(b"no database" * 1000)
+    reads.clear()
+    assert digest_files(images) == expected
+    assert len(reads) == len(images)
+    reads.clear()
+    assert digest_files(images) == expected  # it has been begun anew
+    assert reads == []
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "file" / "cache"))
+    for _ in range(2):
+        reads.clear()
+        assert digest_files(images) == expected
+        assert len(reads) == len(images)
+
+
+def test_a_memory_that_another_process_is_writing_costs_reading_only(
+    cache: Path, images: list[Path], reads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_digests, "_PATIENCE", 0.01)
+    cache.mkdir()
+    other = sqlite3.connect(cache / MEMORY)
+    other.execute("BEGIN EXCLUSIVE")
+    assert digest_files(images) == {path: sha256(path) for path in images}
+    other.rollback()
+    other.close()
+    reads.clear()
+    digest_files(images)
+    assert len(reads) == len(images)
+
+
+def test_several_processes_may_read_at_once(cache: Path, images: list[Path], reads: list[str]) -> None:
+    code = (
+        "import sys; from pathlib import Path; from tasks.data.file_digests import digest_files\n"
+        "print(len(set(digest_files(sorted(Path(sys.argv[1]).glob('?/*.png'))).values())))"
+    )
+    command = [sys.executable, "-c", code, str(images[0].parent.parent)]
+    processes = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    assert [process.communicate()[0] for process in processes] == ["100\n"] * 3
+    assert digest_files(images) == {path: sha256(path) for path in images}
+    assert reads == []
+
+
+def test_images_are_described_by_names_and_bytes(cache: Path, images: list[Path], tmp_path: Path) -> None:
+    before = describe_images(images)
+    assert (before["images"], before["images missing"]) == (100, 0)
+    status = images[1].stat()
+    rewrite(images[1])
+    assert images[1].stat().st_size == status.st_size
+    assert describe_images(images)["image digest"] != before["image digest"]
+    images[1].write_bytes(b"image 001")
+    assert describe_images(images) == before
+    moved = tmp_path / "elsewhere"
+    images[0].parent.rename(moved)
+    assert describe_images([*moved.iterdir(), *images[50:]]) == before
+    missing = describe_images([moved / "0.png", tmp_path / "nowhere" / "0.png", moved])
+    assert (missing["images"], missing["images missing"]) == (3, 2)
