@@ -99,20 +99,9 @@ class Loader:
         self._augment = augment
         self._key_images = key_images
         self._epoch = 0
-        self._skipped: set[str] = set()
         self.cache = ImageCache(processor) if cache is None else cache
         self._paths = [tuple(os.fspath(path) for path in example.images) for example in examples]
         self._tokens = _tokenize(processor, [example.text for example in examples])
-
-    @property
-    def skipped(self) -> int:
-        """Examples of this rank left out so far because an image could not be read."""
-        return len(self._skipped)
-
-    @property
-    def skipped_ids(self) -> tuple[str, ...]:
-        """Their ids."""
-        return tuple(sorted(self._skipped))
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of the next iteration."""
@@ -269,7 +258,6 @@ class Loader:
                 if isinstance(image, Tensor):
                     row.append(image)
                 elif self._skip_bad_images:
-                    self._skipped.add(self.examples[index].id)
                     break
                 else:
                     raise image
