@@ -15,9 +15,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from harness.measure.memory import PeakMemory
-
-MIB = 2**20
+from harness.measure.memory import MIB, PeakMemory
 
 
 class _Watcher(TorchDispatchMode):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -135,8 +135,3 @@ def mean_loss(fabric: Fabric, model: nn.Module, task: Task[Any], batch: Batch) -
     if batch.targets is None:
         raise ValueError("the batch has no targets")
     return float(task.loss(model(batch), batch.targets))
-
-
-def only(examples: Iterable[Example], groups: set[str]) -> list[Example]:
-    """The examples whose group is in `groups`."""
-    return [example for example in examples if example.group in groups]

@@ -99,20 +99,9 @@ class Loader:
         self._augment = augment
         self._key_images = key_images
         self._epoch = 0
-        self._skipped: set[str] = set()
         self.cache = ImageCache(processor) if cache is None else cache
         self._paths = [tuple(os.fspath(path) for path in example.images) for example in examples]
         self._tokens = _tokenize(processor, [example.text for example in examples])
-
-    @property
-    def skipped(self) -> int:
-        """Number of this rank's examples left out so far because an image could not be read."""
-        return len(self._skipped)
-
-    @property
-    def skipped_ids(self) -> tuple[str, ...]:
-        """Ids of the examples left out, sorted."""
-        return tuple(sorted(self._skipped))
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch, which determines the order and the augmentation of the next iteration."""
@@ -271,7 +260,6 @@ class Loader:
                 if isinstance(image, Tensor):
                     row.append(image)
                 elif self._skip_bad_images:
-                    self._skipped.add(self.examples[index].id)
                     break
                 else:
                     raise image

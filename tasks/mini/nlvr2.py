@@ -74,14 +74,6 @@ def ensure_nlvr2(cache_root: Path, seed: int = 0, sizes: Sizes = Sizes()) -> Pat
     return _GENERATION.ensure(cache_root, seed, sizes)
 
 
-def write_nlvr2(root: Path, seed: int, sizes: Sizes) -> None:
-    """Write sentences and pictures of the three splits to the new folder `root`.
-
-    Raises `FileExistsError` if it exists.
-    """
-    _GENERATION.make(root, seed, sizes)
-
-
 def _write(root: Path, seed: int, sizes: Sizes) -> None:
     taken: set[Things] = set()
     for index, (split, sets) in enumerate(sizes.splits().items()):

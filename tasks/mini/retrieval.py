@@ -52,14 +52,6 @@ def ensure_retrieval(cache_root: Path, seed: int = 0, sizes: Sizes = Sizes()) ->
     return _GENERATION.ensure(cache_root, seed, sizes)
 
 
-def write_retrieval(root: Path, seed: int, sizes: Sizes) -> None:
-    """Write descriptions and pictures of the three splits to the new folder `root`.
-
-    Raises `FileExistsError` if it exists.
-    """
-    _GENERATION.make(root, seed, sizes)
-
-
 def _write(root: Path, seed: int, sizes: Sizes) -> None:
     (root / "mini-images").mkdir()
     taken: set[Things] = set()

@@ -56,14 +56,6 @@ def ensure_snli_ve(cache_root: Path, seed: int = 0, sizes: Sizes = Sizes()) -> P
     return _GENERATION.ensure(cache_root, seed, sizes)
 
 
-def write_snli_ve(root: Path, seed: int, sizes: Sizes) -> None:
-    """Write hypotheses and pictures of the three splits to the new folder `root`.
-
-    Raises `FileExistsError` if it exists.
-    """
-    _GENERATION.make(root, seed, sizes)
-
-
 def _write(root: Path, seed: int, sizes: Sizes) -> None:
     (root / "flickr30k_images").mkdir()
     taken: set[Things] = set()

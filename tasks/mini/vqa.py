@@ -61,14 +61,6 @@ def ensure_vqa(cache_root: Path, seed: int = 0, sizes: Sizes = Sizes()) -> Path:
     return _GENERATION.ensure(cache_root, seed, sizes)
 
 
-def write_vqa(root: Path, seed: int, sizes: Sizes) -> None:
-    """Write questions, annotations and pictures of the three splits to the new folder `root`.
-
-    Raises `FileExistsError` if it exists.
-    """
-    _GENERATION.make(root, seed, sizes)
-
-
 def _write(root: Path, seed: int, sizes: Sizes) -> None:
     taken: set[frozenset[Thing]] = set()
     for index, (split, (scenes, questions)) in enumerate(sizes.splits().items()):

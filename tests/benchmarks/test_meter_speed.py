@@ -30,7 +30,6 @@ from harness.backbones.meter.loading import load_meter
 from harness.backbones.meter.model import MeterBackbone
 from harness.backbones.meter.processor import MeterProcessor
 from harness.measure.flops import count_macs
-from harness.measure.gemm import gemm_cycle, transformer_shapes
 from harness.measure.latency import LatencySample, latency_ratio, measure_latency
 from harness.process import prepare_process
 from harness.training.encoder_cache import cached_encoding
@@ -42,6 +41,7 @@ from methods.das import DAS, DASOptions
 from tasks.base import Batch, Example
 from tasks.data.images import ImageCache
 from tasks.retrieval.batches import score_matrix
+from tests.support.gemm import gemm_cycle, transformer_shapes
 
 SIDE, TEXT = 384, 40
 IMAGE_TOKENS = (SIDE // 16) ** 2 + 1

@@ -22,10 +22,10 @@ from harness.backbones.vilt.loading import full_size_config
 from harness.backbones.vilt.model import ViltBackbone
 from harness.backbones.vilt.processor import ViltProcessor
 from harness.measure.flops import count_macs
-from harness.measure.gemm import gemm_cycle, transformer_shapes
 from harness.measure.latency import LatencySample, latency_ratio, measure_latency
 from harness.process import prepare_process
 from methods.das import DAS, DASOptions
+from tests.support.gemm import gemm_cycle, transformer_shapes
 
 IMAGE, TEXT = (384, 576), 40
 TOKENS = IMAGE[0] * IMAGE[1] // 32**2 + 1 + TEXT

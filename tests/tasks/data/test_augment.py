@@ -199,4 +199,4 @@ def test_bad_images_are_left_out_and_counted_with_augmentation_too(
     loader = make(examples, augment=rand_augment, skip_bad_images=True, workers=workers)
     for epoch in range(2):
         assert set(images_of(loader, epoch)) == {str(k) for k in range(12)} - {"2", "3"}
-    assert loader.skipped_ids == ("2", "3")
+    assert loader.cache.skipped.keys() == {str(path)}

@@ -15,7 +15,7 @@ from tasks.base import Data
 from tasks.mini import world
 from tasks.mini.captions import caption_words
 from tasks.mini.folder import FINISHED
-from tasks.mini.nlvr2 import PAIRS, Sizes, _statement, ensure_nlvr2, reworded, sample_set, write_nlvr2
+from tasks.mini.nlvr2 import PAIRS, Sizes, _statement, ensure_nlvr2, reworded, sample_set
 from tasks.mini.pairs import Quantified
 from tasks.mini.scenes import OWNERS, beyond_pretraining, owner_of, sample_theme
 from tasks.nlvr2.files import consistency_group
@@ -36,10 +36,8 @@ def data(root: Path) -> Data:
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_does_not(root: Path, tmp_path: Path) -> None:
-    write_nlvr2(tmp_path / "again", 0, SIZES)
-    assert digest(tmp_path / "again") == digest(root)
-    write_nlvr2(tmp_path / "other", 1, SIZES)
-    assert digest(tmp_path / "other") != digest(root)
+    assert digest(ensure_nlvr2(tmp_path, 0, SIZES)) == digest(root)
+    assert digest(ensure_nlvr2(tmp_path, 1, SIZES)) != digest(root)
 
 
 def test_a_folder_is_named_by_its_content_and_must_be_complete(tmp_path: Path) -> None:

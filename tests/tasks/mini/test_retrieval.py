@@ -11,7 +11,7 @@ from PIL import Image
 from tasks.base import Data
 from tasks.mini import vqa
 from tasks.mini.descriptions import describe, sample_clauses
-from tasks.mini.retrieval import DESCRIPTIONS, Sizes, ensure_retrieval, sample_split, write_retrieval
+from tasks.mini.retrieval import DESCRIPTIONS, Sizes, ensure_retrieval, sample_split
 from tasks.mini.scenes import beyond_pretraining, owner_of
 from tasks.mini.world import TASK, sample_scene
 from tasks.retrieval.task import Retrieval
@@ -31,10 +31,8 @@ def data(root: Path) -> Data:
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_does_not(root: Path, tmp_path: Path) -> None:
-    write_retrieval(tmp_path / "again", 0, SIZES)
-    assert digest(tmp_path / "again") == digest(root)
-    write_retrieval(tmp_path / "other", 1, SIZES)
-    assert digest(tmp_path / "other") != digest(root)
+    assert digest(ensure_retrieval(tmp_path, 0, SIZES)) == digest(root)
+    assert digest(ensure_retrieval(tmp_path, 1, SIZES)) != digest(root)
     with pytest.raises(ValueError, match="at least 1"):
         Sizes(val_images=0)
 

@@ -13,7 +13,7 @@ from PIL import Image
 from tasks.base import Data
 from tasks.mini.hypotheses import LABELS, sample_hypothesis
 from tasks.mini.scenes import beyond_pretraining, owner_of, sample_theme
-from tasks.mini.snli_ve import Sizes, ensure_snli_ve, sample_set, write_snli_ve
+from tasks.mini.snli_ve import Sizes, ensure_snli_ve, sample_set
 from tasks.snli_ve.files import LABELS as OFFICIAL_LABELS
 from tasks.snli_ve.task import SNLIVE
 from tests.support.mini_files import best_guess, digest, unknown_words
@@ -32,10 +32,8 @@ def data(root: Path) -> Data:
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_does_not(root: Path, tmp_path: Path) -> None:
-    write_snli_ve(tmp_path / "again", 0, SIZES)
-    assert digest(tmp_path / "again") == digest(root)
-    write_snli_ve(tmp_path / "other", 1, SIZES)
-    assert digest(tmp_path / "other") != digest(root)
+    assert digest(ensure_snli_ve(tmp_path, 0, SIZES)) == digest(root)
+    assert digest(ensure_snli_ve(tmp_path, 1, SIZES)) != digest(root)
 
 
 def test_the_reader_finds_every_example_with_its_picture(data: Data) -> None:

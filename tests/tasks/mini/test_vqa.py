@@ -8,7 +8,7 @@ from PIL import Image
 
 from harness.errors import UserError
 from tasks.mini.folder import FINISHED
-from tasks.mini.vqa import Sizes, ensure_vqa, write_vqa
+from tasks.mini.vqa import _GENERATION, Sizes, ensure_vqa
 
 SIZES = Sizes(8, 3, 5, 2, 6, 2)
 SPLITS = {"train2014": (8, 3), "val2014": (5, 2), "test2015": (6, 2)}
@@ -25,11 +25,13 @@ def files(root: Path) -> dict[str, bytes]:
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_does_not(tmp_path: Path) -> None:
-    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
-        write_vqa(tmp_path / name, seed, SIZES)
-    assert files(tmp_path / "a") == files(tmp_path / "b")
-    assert files(tmp_path / "a") != files(tmp_path / "c")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "c"]  # nothing temporary is left
+    roots = [ensure_vqa(tmp_path / name, seed, SIZES) for name, seed in (("a", 3), ("b", 3), ("c", 4))]
+    first, again, other = map(files, roots)
+    assert first == again
+    assert first != other
+    assert [list(root.parent.iterdir()) for root in roots] == [
+        [root] for root in roots
+    ]  # nothing temporary is left
 
 
 def test_files_have_the_official_fields(tmp_path: Path) -> None:
@@ -97,7 +99,7 @@ def test_the_slower_of_two_processes_uses_the_folder_of_the_faster(
 def test_incomplete_or_existing_folders_are_refused(tmp_path: Path) -> None:
     root = ensure_vqa(tmp_path, 0, SIZES)
     with pytest.raises(FileExistsError):
-        write_vqa(root, 0, SIZES)
+        _GENERATION.make(root, 0, SIZES)
     (root / FINISHED).unlink()
     with pytest.raises(UserError, match="delete"):
         ensure_vqa(tmp_path, 0, SIZES)

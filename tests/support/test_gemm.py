@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.measure.gemm import GemmShape, gemm_cycle, gemm_rate, transformer_shapes
+from tests.support.gemm import gemm_cycle, transformer_shapes
 
 CPU = torch.device("cpu")
 
@@ -13,13 +13,6 @@ CPU = torch.device("cpu")
 def test_shapes_are_those_of_a_transformer_block(tokens: int, width: int, blocks: int) -> None:
     shapes = transformer_shapes(tokens, width, 4 * width, blocks)
     assert sum(shape.macs for shape in shapes) == blocks * 12 * width**2 * tokens
-
-
-def test_rate_is_macs_of_a_pass_over_its_median_time() -> None:
-    ticks = iter(range(100))
-    shapes = [GemmShape(2, 3, 5, count=4), GemmShape(7, 5, 3)]
-    # every reading of the clock is a second after the last: a pass takes 1 s
-    assert gemm_rate(shapes, 3.0, clock=lambda: float(next(ticks))) == 4 * 30 + 105
 
 
 def test_a_pass_multiplies_exactly_the_shapes() -> None:

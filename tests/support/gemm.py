@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch.nn import functional
-
-from harness.measure.latency import Clock, measure_latency
 
 
 @dataclass(frozen=True)
@@ -63,19 +60,3 @@ def gemm_cycle(
                 functional.linear(data, weight)
 
     return run
-
-
-def gemm_rate(
-    shapes: Sequence[GemmShape],
-    seconds: float,
-    device: torch.device | None = None,
-    dtype: torch.dtype = torch.float32,
-    clock: Clock = time.perf_counter,
-) -> float:
-    """Multiply-accumulates per second: MACs of a pass over its median time, from at least `seconds` and 3 passes."""
-    device = device or torch.device("cpu")
-    cycle = gemm_cycle(shapes, device, dtype)
-    sample = measure_latency(
-        {"gemm": cycle}, device, min_iterations=3, min_seconds=seconds, warmup=1, clock=clock
-    )["gemm"]
-    return 1000 * sum(shape.macs for shape in shapes) / sample.p50
