@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from harness.backbones.base import Backbone, BackboneOptions
     from methods.base import Method
     from tasks.base import Task
+    from tasks.scorer import Scorer
 
 Kind = Literal["methods", "tasks", "backbones"]
 """What can be registered; the entry-point group of a kind is `harness.<kind>`."""
@@ -48,6 +49,18 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
 }
 """`module:attribute` by name, in the order of the tables."""
 
+SCORERS: Mapping[str, str] = {
+    "vqa": "tasks.vqa.scorer:SCORER",
+    "nlvr2": "tasks.nlvr2.scorer:SCORER",
+    "snli_ve": "tasks.snli_ve.scorer:SCORER",
+    "retrieval": "tasks.retrieval.scorer:SCORER",
+    "nlvr": "tasks.nlvr.scorer:SCORER",
+}
+"""Where the attribute `scorer` of a built-in task comes from: found here, it is read without importing torch."""
+
+REFERENCE_METHOD = "full"
+"""The method that every change in tables, tests and profiles is stated against."""
+
 ADAPTERS_LIBRARY = (
     "seq_bn",
     "double_seq_bn",
@@ -73,6 +86,11 @@ def names(kind: Kind) -> list[str]:
     """
     library = list(ADAPTERS_LIBRARY) if kind == "methods" else []
     return [*BUILT_IN[kind], *library, *sorted(_third_parties(kind))]
+
+
+def built_in_names(kind: Kind) -> list[str]:
+    """Names of what is built in, in the order of the tables."""
+    return list(BUILT_IN[kind])
 
 
 def locate(kind: Kind, name: str) -> str:
@@ -115,6 +133,23 @@ def resolve_task(name: str) -> type[Task[Any]]:
 
     found: type[Task[Any]] = _subclass(_load("tasks", name), Task, "tasks", name)
     return found
+
+
+def resolve_scorer(task: str) -> Scorer:
+    """How a task is scored; of a built-in one without importing the task.
+
+    Raises:
+        UserError: nothing has this name, or what has it cannot be imported, is no task or has no scorer.
+    """
+    if task in SCORERS:
+        module, _, attribute = SCORERS[task].partition(":")
+        return getattr(importlib.import_module(module), attribute)  # type: ignore[no-any-return]
+    scorer: object = getattr(resolve_task(task), "scorer", None)
+    from tasks.scorer import Scorer
+
+    if not isinstance(scorer, Scorer):
+        raise UserError(f"task '{task}' ({locate('tasks', task)}) has no scorer (tasks.scorer.Scorer).")
+    return scorer
 
 
 def resolve_backbone(name: str) -> Callable[[BackboneOptions], Backbone]:

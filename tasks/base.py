@@ -15,6 +15,7 @@ from harness.backbones.base import Backbone
 from harness.backbones.inputs import Inputs
 from harness.errors import UserError
 from tasks.resumable_scores import PartialScores
+from tasks.scorer import Scorer
 
 SplitName = Literal["train", "val", "test"]
 
@@ -90,6 +91,10 @@ class Task(ABC, Generic[OptionsT]):
     """Raised whenever scores change meaning."""
     primary_metric: ClassVar[str]
     higher_is_better: ClassVar[bool] = True
+    scorer: ClassVar[Scorer]
+    """How predictions are scored, and what each metric counts."""
+    images_per_example: ClassVar[int] = 1
+    """Images that a forward pass of one example reads."""
     evaluates_splits: ClassVar[bool] = False
     """Whether `evaluate` is called on a split instead of `predict` on its batches."""
     Options: ClassVar[type[Any]]
@@ -101,9 +106,20 @@ class Task(ABC, Generic[OptionsT]):
     def __init__(self, options: OptionsT | None = None) -> None:
         self.options: OptionsT = options if options is not None else self.Options()
 
+    @property
+    def texts_per_example(self) -> int:
+        """Texts that a training example is put through the backbone with (retrieval: negatives too)."""
+        return 1
+
     @abstractmethod
     def load(self, root: Path) -> Data:
         """Read the official files under `root`. Raises `UserError` naming the file and place at fault."""
+
+    def without_data(self) -> None:
+        """Set what `load` would read, as published, and need nothing of pretrained weights.
+
+        The task can then build its head and be profiled, without data or weights.
+        """
 
     def embedded_data(self, cache: Path) -> Path:
         """The folder of the embedded benchmark's files, generated under `cache` on first use."""
@@ -115,7 +131,7 @@ class Task(ABC, Generic[OptionsT]):
 
     @abstractmethod
     def build_head(self, backbone: Backbone, generator: torch.Generator) -> nn.Module:
-        """A fresh head over `backbone.feature_dim`, weights from `generator`. Call after `load`."""
+        """A fresh head over `backbone.feature_dim`, weights from `generator`. Call after `load` or `without_data`."""
 
     @abstractmethod
     def forward(self, backbone: Backbone, head: nn.Module, batch: Batch) -> Tensor:
@@ -133,9 +149,9 @@ class Task(ABC, Generic[OptionsT]):
     def predict(self, logits: Tensor, examples: Sequence[Example]) -> list[Prediction]:
         """What is kept of each example: its prediction and, where known, its score."""
 
-    @abstractmethod
     def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:
         """Metrics in percent from per-example predictions; a pure function. Has `primary_metric`."""
+        return self.scorer.score(predictions)
 
     @abstractmethod
     def write_submission(self, predictions: Sequence[Prediction], path: Path) -> None:

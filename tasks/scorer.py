@@ -1,4 +1,4 @@
-"""What scoring a task's files takes, without a model."""
+"""How a task's predictions are scored, without a model: nothing here needs torch."""
 
 from __future__ import annotations
 
@@ -7,19 +7,47 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+Prediction = Mapping[str, Any]
+"""One example's prediction: always has "id" and "group"; the rest is the task's."""
+
+
 Answers = dict[str, Any]
 """Answers by example id."""
 
 
-@dataclass(frozen=True)
-class Scorer:
-    """What scoring a task's files takes.
+def _score(prediction: Prediction) -> float:
+    return float(prediction["score"])
 
-    read_truths: the official annotation file, as truths by example id.
-    read_submission: the official submission file, as answers by example id.
+
+def own_id(prediction: Prediction) -> str:
+    """The example is a unit of its own."""
+    return str(prediction["id"])
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a metric counts: the mean value of units, in percent, times `weight`.
+
+    A unit is one example or several (NLVR2's consistency: the examples of a sentence; text retrieval: the
+    captions of an image) and counts with the lowest of their values. A metric is the sum of its shares.
+
+    value: of one example, in [0, 1]. unit: name of the unit that an example belongs to. of: whether it counts.
+    """
+
+    value: Callable[[Prediction], float] = _score
+    unit: Callable[[Prediction], str] = own_id
+    of: Callable[[Prediction], bool] = lambda each: True
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class OfficialFiles:
+    """How a task's official files are read, for scores without a model (`harness score`).
+
+    read_truths: the annotation file, as truths by example id.
+    read_submission: the submission file, as answers by example id.
     read_answer: the answer in one line of our own predictions, whose place is given for messages.
-    judge: id, answer and truth → a prediction as `score` takes it.
-    score: metrics in percent; `Task.score`.
+    judge: id, answer and truth → a prediction as `Scorer.score` takes it.
     The readers raise `UserError` naming the file and place at fault.
     """
 
@@ -27,4 +55,18 @@ class Scorer:
     read_submission: Callable[[Path], Answers]
     read_answer: Callable[[Any, str], Any]
     judge: Callable[[str, Any, Any], dict[str, Any]]
-    score: Callable[[Sequence[Mapping[str, Any]]], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """How a task's predictions are scored.
+
+    score: metrics in percent from per-example predictions; a pure function. Has the task's primary metric.
+    shares: the shares that add up to a metric, from which its interval and tests are made; () for a metric of
+        which they are not known. The primary metric needs none where it is the mean of the predictions' "score".
+    files: None for a task that `harness score` cannot score from files.
+    """
+
+    score: Callable[[Sequence[Prediction]], dict[str, float]]
+    shares: Callable[[str], tuple[Share, ...]] = lambda metric: ()
+    files: OfficialFiles | None = None

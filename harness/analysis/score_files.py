@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from harness.errors import UserError, did_you_mean
-from harness.registry import names, resolve_task
+from harness.errors import UserError
+from harness.registry import resolve_scorer
 from tasks.data.files import field, parse_json_lines, read_text
-from tasks.scorer import Answers, Scorer
-from tasks.scorers import SCORERS
+from tasks.scorer import Answers, OfficialFiles, Scorer
 
 
 @dataclass(frozen=True)
@@ -36,9 +34,9 @@ def score_files(task: str, predictions: Path, annotations: Path, partial: bool =
     Raises:
         UserError: no such task, a broken file, or (without `partial`) examples without a prediction.
     """
-    scorer = find_scorer(task)
-    truths = scorer.read_truths(annotations)
-    answers = read_answers(scorer, predictions)
+    scorer, files = find_files(task)
+    truths = files.read_truths(annotations)
+    answers = read_answers(files, predictions)
     missing = [identifier for identifier in truths if identifier not in answers]
     known = [identifier for identifier in truths if identifier in answers]
     if not known:
@@ -48,27 +46,23 @@ def score_files(task: str, predictions: Path, annotations: Path, partial: bool =
             f"{predictions}: {len(missing)} of the {len(truths)} examples of {annotations} have no "
             f"prediction, first '{missing[0]}'; --partial scores those that have one"
         )
-    judged = [scorer.judge(identifier, answers[identifier], truths[identifier]) for identifier in known]
+    judged = [files.judge(identifier, answers[identifier], truths[identifier]) for identifier in known]
     return Scored(scorer.score(judged), len(known), len(missing), len(answers) - len(known))
 
 
-def find_scorer(task: str) -> Scorer:
-    """A built-in task's scorer, or the attribute `scorer` of a third party's task.
+def find_files(task: str) -> tuple[Scorer, OfficialFiles]:
+    """A task's scorer and how its official files are read.
 
     Raises:
         UserError: no such task, or one that cannot be scored from files.
     """
-    if task in SCORERS:
-        return SCORERS[task]
-    if task not in names("tasks"):
-        raise UserError(f"there is no task '{task}'.{did_you_mean(task, names('tasks'))}")
-    scorer: Any = getattr(resolve_task(task), "scorer", None)
-    if not isinstance(scorer, Scorer):
-        raise UserError(f"{task}: cannot be scored from files; its task class has no attribute 'scorer'.")
-    return scorer
+    scorer = resolve_scorer(task)
+    if scorer.files is None:
+        raise UserError(f"{task}: cannot be scored from files; its scorer reads none.")
+    return scorer, scorer.files
 
 
-def read_answers(scorer: Scorer, path: Path) -> Answers:
+def read_answers(files: OfficialFiles, path: Path) -> Answers:
     """Answers by example id; which format it is, the first line tells.
 
     Raises:
@@ -79,11 +73,11 @@ def read_answers(scorer: Scorer, path: Path) -> Answers:
         raise UserError(f"{path}: is empty")
     first = text.lstrip().partition("\n")[0]
     if not first.startswith("{") or '"id"' not in first:
-        return scorer.read_submission(path)
+        return files.read_submission(path)
     answers: Answers = {}
     for place, line in parse_json_lines(text, path):
         identifier = field(line, "id", str, place)
         if identifier in answers:
-            raise UserError(f"{place}: id '{identifier}' is there twice")
-        answers[identifier] = scorer.read_answer(line, place)
+            raise UserError(f"{place}: id '{identifier}' appears twice")
+        answers[identifier] = files.read_answer(line, place)
     return answers

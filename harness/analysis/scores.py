@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from harness.analysis.bootstrap import Ratios
-from harness.analysis.metric_units import Prediction, Share, shares_of
 from harness.errors import UserError
-from harness.records.record import Record
+from harness.records.record import Record, TaskChoice
 from harness.records.store import Store
+from harness.registry import resolve_scorer
+from tasks.scorer import Prediction, Share
 
 Units = dict[str, tuple[float, str]]
 """Value and group of each unit that a share counts."""
@@ -84,6 +85,26 @@ def read_scores(store: Store, records: Sequence[Record], metric: str | None = No
         )
         for label, found in by_method.items()
     ]
+
+
+def shares_of(task: TaskChoice, metric: str) -> tuple[Share, ...]:
+    """The shares that add up to a metric, as the task's scorer tells them.
+
+    The primary metric of a task that tells none, or is not installed, is taken to be the mean score. Every
+    figure made from shares is checked against the one in the record.
+
+    Raises:
+        UserError: it is not known what the metric counts.
+    """
+    try:
+        found = resolve_scorer(task.name).shares(metric)
+    except UserError:
+        found = ()
+    if found:
+        return found
+    if metric == task.primary_metric:
+        return (Share(),)
+    raise UserError(f"{task.name}: it is not known which examples '{metric}' counts, so it has no interval.")
 
 
 def _units(predictions: Sequence[Prediction], share: Share, record: Record) -> Units:

@@ -7,8 +7,9 @@ pools them. Methods act on the blocks: they replace them, wrap them, or put modu
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -40,6 +41,27 @@ class Processor(Protocol):
         """Settings that change the result (image size, text length, vocabulary digest), for the record."""
 
 
+@dataclass(frozen=True)
+class HuggingFaceForm:
+    """A backbone in the Hugging Face library's own form, for exporting tuned weights.
+
+    model: the library's model with the backbone's weights, in evaluation mode. A parameter of it has the same
+        name in the backbone, with `model.` before it.
+    layers: path of the list of layers within `model`.
+    projections: path of a projection within a layer, by its role (`Block.projections`).
+    imports: the line of Python that imports the model's class.
+    loading: lines of Python that make `model` from the pretrained weights `BASE`.
+    loading_common: lines that put `common`, the tensors that every method trains, into `model`.
+    """
+
+    model: Any
+    layers: str
+    projections: Mapping[str, str]
+    imports: str
+    loading: str
+    loading_common: str
+
+
 class Backbone(nn.Module, ABC):
     """A pretrained vision-language encoder as methods and tasks see it."""
 
@@ -59,6 +81,8 @@ class Backbone(nn.Module, ABC):
     """Called on the streams between `encode` and the first block (shallow prompts). It changes each stream by
     itself: where pairs are scored, streams come with different numbers of rows."""
     initializer_range: float
+    pretrained_heads: Mapping[str, Tensor] = MappingProxyType({})
+    """Tensors of the original's heads that came with the weights, by the original's names."""
     pooled_token_only: bool = False
     """True if the last blocks compute only the pooled token in training and in ranking, with the same result. Costs
     are measured with all tokens, as published. See `Method.per_token`."""
@@ -132,6 +156,17 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def widen_token_types(self, count: int) -> None:
         """Give the image token-type table `count` rows, new rows a copy of the last (NLVR2 needs 3)."""
+
+    def published_image_size(self, images_per_example: int) -> int | None:
+        """Side in pixels at which tasks with so many images were published on this backbone.
+
+        None where it is the processor's own, the backbone's default.
+        """
+        return None
+
+    def hugging_face_form(self) -> HuggingFaceForm | None:
+        """The backbone as the Hugging Face library has it, with the weights as they are; None if it has none."""
+        return None
 
     @property
     def block_names(self) -> tuple[str, ...]:

@@ -63,6 +63,10 @@ class ComputeCounts:
 class ForwardsBatches(Protocol):
     """The part of a task that counting needs."""
 
+    @property
+    def images_per_example(self) -> int:
+        """Images that a forward pass of one example reads."""
+
     def forward(self, backbone: Backbone, head: nn.Module, batch: Batch) -> Tensor:
         """Logits of a batch."""
 
@@ -79,7 +83,7 @@ def count_forward(
 ) -> ComputeCounts:
     """Count one inference pass of the task on the model's device (`meta` computes nothing).
 
-    image_size: height and width in pixels. An example has `task.images_per_example` images (default 1), with
+    image_size: height and width in pixels. An example has `task.images_per_example` images, with
     token types 1, 2, …; inputs are random and unpadded.
     """
     generator = torch.Generator().manual_seed(0)
@@ -89,7 +93,7 @@ def count_forward(
             backbone.example_inputs(batch_size, text_length, image_size, generator).to(device),
             image_token_type=1 + index,
         )
-        for index in range(getattr(task, "images_per_example", 1))
+        for index in range(task.images_per_example)
     )
     batch = Batch(parts, None, tuple(str(index) for index in range(batch_size)))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from harness.errors import UserError
 from harness.records.record import Compute, Record
-from harness.registry import BUILT_IN
+from harness.registry import built_in_names
 
 
 def check_protocol(records: Sequence[Record], remedy: str = "Use --all-protocols for a table each.") -> None:
@@ -97,7 +97,7 @@ def _distinction(field: str, value: str | None, alternatives: Sequence[str | Non
 
 def by_task(records: Iterable[Record]) -> dict[str, list[Record]]:
     """Records by task: the built-in tasks in the papers' order, others behind as they come."""
-    groups: dict[str, list[Record]] = {name: [] for name in BUILT_IN["tasks"]}
+    groups: dict[str, list[Record]] = {name: [] for name in built_in_names("tasks")}
     for record in records:
         groups.setdefault(record.cell.task.name, []).append(record)
     return {name: group for name, group in groups.items() if group}

@@ -15,6 +15,7 @@ from harness.analysis.scores import MethodScores, read_scores
 from harness.analysis.significance import SIGNIFICANT, TEST
 from harness.errors import UserError
 from harness.records.store import Store
+from harness.registry import REFERENCE_METHOD
 from harness.report.tables import Table, TaskColumn
 
 TABLE_RESAMPLES = 2_000
@@ -89,7 +90,7 @@ def _interval_note(rows: Sequence[dict[str, Any]], sizes: Sequence[str], resampl
 
 
 def _against_full(scores: Sequence[MethodScores], resamples: int, seed: int) -> dict[str, Draws]:
-    full = next((each for each in scores if each.label == "full"), None)
+    full = next((each for each in scores if each.label == REFERENCE_METHOD), None)
     if full is None:
         return {}
     labels, differences = [], []

@@ -38,7 +38,7 @@ def title_of(profile: Profile) -> str:
     """Backbone, task and stated input."""
     setting = profile.setting
     height, width = setting.image_size
-    images = getattr(setting.task, "images_per_example", 1)
+    images = setting.task.images_per_example
     pictures = f"{images} images of" if images > 1 else "image"
     return (
         f"{setting.backbone}, {setting.task.title}: {pictures} {height}×{width} pixels, "

@@ -43,3 +43,13 @@ def consistency(predictions: Predictions, group_of: Callable[[str], str]) -> flo
         group = group_of(prediction["id"])
         all_right[group] = all_right.get(group, True) and prediction["score"] == 1
     return 100 * sum(all_right.values()) / len(all_right)
+
+
+def all_right(prediction: Mapping[str, Any]) -> float:
+    """1 where the example is right, 0 elsewhere: a unit counts if all of it is right."""
+    return float(prediction["score"] == 1)
+
+
+def judge_label(identifier: str, answer: str, truth: str) -> dict[str, Any]:
+    """A label and whether it is the true one."""
+    return {"id": identifier, "prediction": answer, "label": truth, "score": float(answer == truth)}

@@ -51,7 +51,6 @@ class Classification(Task[OptionsT]):
 
     classes: ClassVar[tuple[str, ...]]
     """The label of each class index, as the official files write it."""
-    images_per_example: ClassVar[int] = 1
     primary_metric: ClassVar[str] = "accuracy"
 
     @abstractmethod

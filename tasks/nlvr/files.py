@@ -53,7 +53,7 @@ def read_statements(path: Path) -> tuple[dict[str, Statement], str]:
         if len(identifier.split("-")) != 2:
             raise UserError(f"{place}: an identifier has two parts, sentence-boxes; not '{identifier}'")
         if identifier in statements:
-            raise UserError(f"{place}: '{identifier}' is there twice")
+            raise UserError(f"{place}: '{identifier}' appears twice")
         statements[identifier] = Statement(
             identifier,
             field(entry, "sentence", str, place),

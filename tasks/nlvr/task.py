@@ -12,8 +12,9 @@ from tasks.classification.task import Classification, Label, Part
 from tasks.data.files import find_file
 from tasks.data.subsets import Limits, cut_off
 from tasks.nlvr.files import OfficialSplit, Statement, image_ids, image_path, read_split, sentence_of
-from tasks.nlvr.scoring import score
+from tasks.nlvr.scorer import SCORER
 from tasks.nlvr2.files import LABELS, write_predictions
+from tasks.scorer import Scorer
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class NLVROptions(Limits):
     def __post_init__(self) -> None:
         Limits.__post_init__(self)
         if not 0 < self.val_fraction < 1:
-            raise ValueError(f"val_fraction has to lie between 0 and 1, not {self.val_fraction}")
+            raise ValueError(f"val_fraction must lie between 0 and 1, not {self.val_fraction}")
 
 
 class NLVR(Classification[NLVROptions]):
@@ -40,6 +41,7 @@ class NLVR(Classification[NLVROptions]):
     name: ClassVar[str] = "nlvr"
     title: ClassVar[str] = "NLVR"
     version: ClassVar[int] = 1
+    scorer: ClassVar[Scorer] = SCORER
     Options: ClassVar[type[Any]] = NLVROptions
     recipe: ClassVar[Recipe] = Recipe(epochs=10, batch_size=128)
     """NLVR2's: ViLT, METER and DAS do not report NLVR."""
@@ -56,10 +58,6 @@ class NLVR(Classification[NLVROptions]):
         else:
             parts = self._cut(root, dev)
         return {"train": parts["train"], "val": parts["val"], "test": _part(root, test)}
-
-    def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        """`accuracy`, `consistency` (over sentences) and `consistency (orders)`, in percent."""
-        return score(predictions)
 
     def write_submission(self, predictions: Sequence[Prediction], path: Path) -> None:
         """The official script's CSV: `{image}.png,{label}`, labels in lower case as in the corpus."""

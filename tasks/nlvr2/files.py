@@ -90,7 +90,7 @@ def read_statements(path: Path) -> tuple[dict[str, Statement], str]:
                 f"{place}: an identifier has four parts, split-set-pair-sentence; not '{identifier}'"
             )
         if identifier in statements:
-            raise UserError(f"{place}: '{identifier}' is there twice")
+            raise UserError(f"{place}: '{identifier}' appears twice")
         label = parse_label(field(entry, "label", str, place), place)
         directory = str(entry["directory"]) if "directory" in entry else None
         statements[identifier] = Statement(identifier, field(entry, "sentence", str, place), label, directory)
@@ -139,9 +139,9 @@ def read_predictions(path: Path) -> dict[str, str]:
             continue
         place = f"{path}: line {number}"
         if len(row) != 2:
-            raise UserError(f"{place}: identifier,prediction is due, not {len(row)} columns")
+            raise UserError(f"{place}: expected identifier,prediction, not {len(row)} columns")
         identifier = row[0].strip()
         if identifier in answers:
-            raise UserError(f"{place}: '{identifier}' is there twice")
+            raise UserError(f"{place}: '{identifier}' appears twice")
         answers[identifier] = parse_label(row[1], place)
     return answers

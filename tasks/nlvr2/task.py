@@ -12,7 +12,8 @@ from tasks.classification.task import Classification, Label, Part
 from tasks.data.subsets import Limits
 from tasks.mini.nlvr2 import ensure_nlvr2
 from tasks.nlvr2.files import LABELS, OfficialSplit, image_folder, image_paths, read_split, write_predictions
-from tasks.nlvr2.scoring import score
+from tasks.nlvr2.scorer import SCORER
+from tasks.scorer import Scorer
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class NLVR2(Classification[NLVR2Options]):
     name: ClassVar[str] = "nlvr2"
     title: ClassVar[str] = "NLVR2"
     version: ClassVar[int] = 1
+    scorer: ClassVar[Scorer] = SCORER
     Options: ClassVar[type[Any]] = NLVR2Options
     recipe: ClassVar[Recipe] = Recipe(epochs=10, batch_size=128)
     embedded_recipe: ClassVar[Recipe] = Recipe(epochs=2, batch_size=16)
@@ -45,10 +47,6 @@ class NLVR2(Classification[NLVR2Options]):
         """train, dev for validation, and the public test split."""
         official: dict[SplitName, str] = {"train": "train", "val": "dev", "test": self.options.test}
         return {split: _part(root, read_split(root, name)) for split, name in official.items()}
-
-    def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        """`accuracy` and `consistency` in percent, and both for each official subset that was there."""
-        return score(predictions)
 
     def write_submission(self, predictions: Sequence[Prediction], path: Path) -> None:
         """The official script's CSV: `identifier,prediction`."""

@@ -43,7 +43,7 @@ class NegativeSampler:
         most = max((stop - start for start, stop in self._range.values()), default=0)
         if exclude_own and len(examples) - most < count:
             raise UserError(
-                f"{count} captions of other images are due as negatives, but there are {len(examples)} "
+                f"expected {count} captions of other images as negatives, but there are {len(examples)} "
                 f"captions in all and up to {most} of one image; lower the number of negatives"
             )
 

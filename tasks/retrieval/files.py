@@ -77,10 +77,10 @@ def read_captions(path: Path) -> Captions:
         place = f"{path}: images[{index}]"
         photograph = _read_photograph(entry, place)
         if photograph.id in photographs:
-            raise UserError(f"{place}: imgid {photograph.id} is there twice")
+            raise UserError(f"{place}: imgid {photograph.id} appears twice")
         for position, caption in enumerate(photograph.captions):
             if caption.id in caption_ids:
-                raise UserError(f"{place}.sentences[{position}]: sentid {caption.id} is there twice")
+                raise UserError(f"{place}.sentences[{position}]: sentid {caption.id} appears twice")
             caption_ids.add(caption.id)
         photographs[photograph.id] = photograph
     if not photographs:

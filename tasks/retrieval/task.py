@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,7 +23,9 @@ from tasks.mini.retrieval import ensure_retrieval
 from tasks.resumable_scores import PartialScores
 from tasks.retrieval.batches import NegativeSampler, RankingBatches, score_matrix
 from tasks.retrieval.files import Captions, Photograph, find_dataset, image_paths, read_captions
-from tasks.retrieval.scoring import chance_at_1, hit_at_1, rank, score
+from tasks.retrieval.scorer import SCORER
+from tasks.retrieval.scoring import chance_at_1, hit_at_1, rank
+from tasks.scorer import Scorer
 
 MATCHING = "itm_score.fc"
 """The pretrained matching head; its row 1 is "matches"."""
@@ -53,11 +55,9 @@ class RetrievalOptions(Limits):
     def __post_init__(self) -> None:
         Limits.__post_init__(self)
         if self.negatives < 1 or self.pairs < 1:
-            raise ValueError(
-                f"negatives and pairs have to be at least 1, not {self.negatives} and {self.pairs}"
-            )
+            raise ValueError(f"negatives and pairs must be at least 1, not {self.negatives} and {self.pairs}")
         if self.rank_head not in ("pretrained", "random"):
-            raise ValueError(f"rank_head has to be pretrained or random, not '{self.rank_head}'")
+            raise ValueError(f"rank_head must be pretrained or random, not '{self.rank_head}'")
 
 
 class Retrieval(Task[RetrievalOptions]):
@@ -68,6 +68,7 @@ class Retrieval(Task[RetrievalOptions]):
     version: ClassVar[int] = 1
     primary_metric: ClassVar[str] = "R@1"
     evaluates_splits: ClassVar[bool] = True
+    scorer: ClassVar[Scorer] = SCORER
     Options: ClassVar[type[Any]] = RetrievalOptions
     recipe: ClassVar[Recipe] = Recipe(epochs=10, batch_size=256)
     # An example is 16 passes, so that 4 of them fill a batch and 800 an epoch.
@@ -97,6 +98,15 @@ class Retrieval(Task[RetrievalOptions]):
         files = {captions.path.name: captions.digest}
         return Data(splits, {"dataset": captions.dataset, "splits": origins, "files": files})
 
+    @property
+    def texts_per_example(self) -> int:
+        """The right caption and its negatives."""
+        return 1 + self.options.negatives
+
+    def without_data(self) -> None:
+        """Draw the rank head: random weights bring none to start it from."""
+        self.options = replace(self.options, rank_head="random")
+
     def embedded_data(self, cache: Path) -> Path:
         """The mini benchmark's pictures and descriptions, in Karpathy's format."""
         return ensure_retrieval(cache)
@@ -112,7 +122,7 @@ class Retrieval(Task[RetrievalOptions]):
             nn.init.normal_(head.weight, std=HEAD_INITIAL_STD, generator=generator)
             nn.init.zeros_(head.bias)
             return head
-        heads: dict[str, Tensor] = getattr(backbone, "pretrained_heads", {})
+        heads = backbone.pretrained_heads
         with torch.no_grad():
             if f"{MATCHING}.weight" in heads:
                 head.weight.copy_(heads[f"{MATCHING}.weight"][1:2])
@@ -161,7 +171,7 @@ class Retrieval(Task[RetrievalOptions]):
         scores_of: the model on a batch `(B, T)`, float32 on the CPU.
         loader: its examples and images are read, not its batches.
         on_batch: called with the number of captions that the pairs done since the last call amount to.
-        partial: goes on with the images that an interrupted evaluation has done, and saves those of this one.
+        partial: resumes after the images that an interrupted evaluation has done, and saves those of this one.
         """
         examples = loader.examples
         images = len({example.group for example in examples})
@@ -194,10 +204,6 @@ class Retrieval(Task[RetrievalOptions]):
     def predict(self, logits: Tensor, examples: Sequence[Example]) -> list[Prediction]:
         """Not there: ranks are known once all pairs are scored. Raises `TypeError`."""
         raise TypeError("retrieval is evaluated on whole splits: see `evaluate`")
-
-    def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        """`R@1`, `TR@K`, `IR@K` and `rsum` in percent."""
-        return score(predictions)
 
     def write_submission(self, predictions: Sequence[Prediction], path: Path) -> None:
         """JSON lines of each caption's best images and its image's best captions: there is no server."""

@@ -58,7 +58,7 @@ def read_pairs(path: Path) -> PairFile:
             continue
         identifier = field(entry, "pairID", str, place)
         if identifier in pairs:
-            raise UserError(f"{place}: pairID '{identifier}' is there twice")
+            raise UserError(f"{place}: pairID '{identifier}' appears twice")
         pairs[identifier] = Pair(
             identifier,
             field(entry, "sentence2", str, place),

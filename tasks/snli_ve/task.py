@@ -11,8 +11,9 @@ from tasks.base import Example, Prediction, Recipe, SplitName
 from tasks.classification.task import Classification, Label, Part
 from tasks.data.subsets import Limits
 from tasks.mini.snli_ve import ensure_snli_ve
+from tasks.scorer import Scorer
 from tasks.snli_ve.files import LABELS, image_folder, read_split, write_predictions
-from tasks.snli_ve.scoring import score
+from tasks.snli_ve.scorer import SCORER
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class SNLIVE(Classification[SNLIVEOptions]):
     name: ClassVar[str] = "snli_ve"
     title: ClassVar[str] = "SNLI-VE"
     version: ClassVar[int] = 1
+    scorer: ClassVar[Scorer] = SCORER
     Options: ClassVar[type[Any]] = SNLIVEOptions
     recipe: ClassVar[Recipe] = Recipe(epochs=5, batch_size=64)
     embedded_recipe: ClassVar[Recipe] = Recipe(epochs=4, batch_size=16)
@@ -39,10 +41,6 @@ class SNLIVE(Classification[SNLIVEOptions]):
         """train, dev for validation, and test."""
         official: dict[SplitName, str] = {"train": "train", "val": "dev", "test": "test"}
         return {split: _part(root, name) for split, name in official.items()}
-
-    def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        """`accuracy` in percent, and that of each class."""
-        return score(predictions)
 
     def write_submission(self, predictions: Sequence[Prediction], path: Path) -> None:
         """JSON lines with `pairID` and `prediction`."""

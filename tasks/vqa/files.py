@@ -17,7 +17,7 @@ ANNOTATORS = 10
 
 
 MIN_OCCURRENCES = 9
-"""How often an answer has to be the majority answer over train and val to enter the vocabulary."""
+"""How often an answer must be the majority answer over train and val to enter the vocabulary."""
 
 
 ANSWER_FILES = ("trainval_label2ans.json", "trainval_ans2label.json")
@@ -62,6 +62,12 @@ class Vocabulary:
     provenance: Mapping[str, Any]
 
 
+def read_annotations(path: Path) -> dict[int, Annotation]:
+    """Annotations of one file by question id. Raises `UserError` naming the file and place at fault."""
+    entries, _ = _read_entries(path, "annotations")
+    return _parse_annotations(path, entries)[0]
+
+
 def image_path(root: Path, split: str, image_id: int) -> Path:
     """`{root}/val2014/COCO_val2014_000000000042.jpg`; test-dev2015 is a part of test2015's images."""
     folder = "test2015" if split == "test-dev2015" else split
@@ -85,7 +91,7 @@ def read_split(root: Path, split: str, annotated: bool = True) -> OfficialSplit:
     if annotated:
         annotation_path = require_file(root, _annotations_name(split))
         annotation_entries, digest[annotation_path.name] = _read_entries(annotation_path, "annotations")
-        annotations, image_ids = _read_annotations(annotation_path, annotation_entries)
+        annotations, image_ids = _parse_annotations(annotation_path, annotation_entries)
         del annotation_entries  # VQA v2's take some gigabytes
 
     questions: dict[int, Question] = {}
@@ -95,7 +101,7 @@ def read_split(root: Path, split: str, annotated: bool = True) -> OfficialSplit:
         image_id = field(entry, "image_id", int, place)
         text = field(entry, "question", str, place)
         if identifier in questions:
-            raise UserError(f"{place}: question_id {identifier} is there twice")
+            raise UserError(f"{place}: question_id {identifier} appears twice")
         if annotated and identifier not in annotations:
             raise UserError(f"{place}: question_id {identifier} has no annotation in {annotation_path}")
         if image_ids.get(identifier, image_id) != image_id:
@@ -143,12 +149,10 @@ def read_vocabulary(path: Path) -> Vocabulary:
     if isinstance(content, dict):
         by_index = {index: answer for answer, index in content.items() if type(index) is int}
         if sorted(by_index) != list(range(len(content))):
-            raise UserError(
-                f"{path}: class indices have to run from 0 to {len(content) - 1}, each of them once"
-            )
+            raise UserError(f"{path}: class indices must run from 0 to {len(content) - 1}, each of them once")
         content = [by_index[index] for index in range(len(content))]
     if not isinstance(content, list) or not content:
-        raise UserError(f"{path}: a list of answers, or an object from answer to class index, is due")
+        raise UserError(f"{path}: expected a list of answers, or an object from answer to class index")
     seen: dict[str, int] = {}
     for index, answer in enumerate(content):
         if not isinstance(answer, str):
@@ -188,7 +192,7 @@ def _read_entries(path: Path, key: str) -> tuple[list[Any], str]:
     return entries, digest
 
 
-def _read_annotations(path: Path, entries: list[Any]) -> tuple[dict[int, Annotation], dict[int, int]]:
+def _parse_annotations(path: Path, entries: list[Any]) -> tuple[dict[int, Annotation], dict[int, int]]:
     """Annotations and image ids by question id."""
     annotations: dict[int, Annotation] = {}
     image_ids: dict[int, int] = {}
@@ -197,7 +201,7 @@ def _read_annotations(path: Path, entries: list[Any]) -> tuple[dict[int, Annotat
         place = f"{path}: annotations[{index}]"
         identifier = field(entry, "question_id", int, place)
         if identifier in annotations:
-            raise UserError(f"{place}: question_id {identifier} is there twice")
+            raise UserError(f"{place}: question_id {identifier} appears twice")
         answers: list[AnnotatorAnswer] = []
         for position, given in enumerate(field(entry, "answers", list, place)):
             answer_place = f"{place}.answers[{position}]"
@@ -208,7 +212,7 @@ def _read_annotations(path: Path, entries: list[Any]) -> tuple[dict[int, Annotat
             answers.append(shared.setdefault(pair, pair))
         if len({annotator for annotator, _ in answers}) != ANNOTATORS or len(answers) != ANNOTATORS:
             raise UserError(
-                f"{place}: {ANNOTATORS} answers with different answer_id are due; answer_id has "
+                f"{place}: expected {ANNOTATORS} answers with different answer_id; answer_id has "
                 f"{[annotator for annotator, _ in answers]}"
             )
         annotations[identifier] = Annotation(

@@ -20,7 +20,7 @@ from tasks.data.files import describe_images
 from tasks.data.subsets import Limits, blanked, cut_off, limited
 from tasks.heads import build_classifier
 from tasks.mini.vqa import ensure_vqa
-from tasks.vqa import scoring as vqa_scoring
+from tasks.scorer import Scorer
 from tasks.vqa.files import (
     OfficialSplit,
     Question,
@@ -33,7 +33,11 @@ from tasks.vqa.files import (
     read_vocabulary,
     target_scores,
 )
+from tasks.vqa.scorer import SCORER
 from tasks.vqa.scoring import AnnotatorAnswer, normalize_answer, soft_accuracy
+
+PUBLISHED_ANSWERS = 3129
+"""Classes of VQA2.0 with the published vocabulary, which is otherwise counted in its files."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +71,9 @@ class VQAOptions(Limits):
     def __post_init__(self) -> None:
         Limits.__post_init__(self)
         if not 0 < self.val_fraction < 1:
-            raise ValueError(f"val_fraction has to lie between 0 and 1, not {self.val_fraction}")
+            raise ValueError(f"val_fraction must lie between 0 and 1, not {self.val_fraction}")
         if self.test not in ("auto", "val2014", "test2015", "test-dev2015"):
-            raise ValueError(f"test has to be auto, val2014, test2015 or test-dev2015, not '{self.test}'")
+            raise ValueError(f"test must be auto, val2014, test2015 or test-dev2015, not '{self.test}'")
 
 
 Part = tuple[OfficialSplit, str, Sequence[Question]]
@@ -83,6 +87,7 @@ class VQA(Task[VQAOptions]):
     title: ClassVar[str] = "VQA2.0"
     version: ClassVar[int] = 1
     primary_metric: ClassVar[str] = "accuracy"
+    scorer: ClassVar[Scorer] = SCORER
     Options: ClassVar[type[Any]] = VQAOptions
     recipe: ClassVar[Recipe] = Recipe(epochs=10, batch_size=256)
     embedded_recipe: ClassVar[Recipe] = Recipe(epochs=5, batch_size=16)
@@ -124,6 +129,10 @@ class VQA(Task[VQAOptions]):
                 **describe_images(example.images[0] for example in examples),
             }
         return Data(splits, {"splits": origins, "files": files, "answers": vocabulary.provenance})
+
+    def without_data(self) -> None:
+        """As many answers as published."""
+        self.answers = tuple(str(index) for index in range(PUBLISHED_ANSWERS))
 
     def embedded_data(self, cache: Path) -> Path:
         """The mini benchmark's scenes and questions, in VQA v2's formats."""
@@ -180,10 +189,6 @@ class VQA(Task[VQAOptions]):
                 }
             )
         return predictions
-
-    def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        """Soft accuracy in percent: `accuracy`, and per answer type that occurs (`yes/no`, `number`, …)."""
-        return vqa_scoring.score(predictions)
 
     def write_submission(self, predictions: Sequence[Prediction], path: Path) -> None:
         """EvalAI's result file: `[{"question_id": int, "answer": str}]`, by question id."""

@@ -86,6 +86,36 @@ def test_built_in_methods_and_their_registered_names_agree(name: str) -> None:
     assert registry.build_method(parse_spec(name)).name == name
 
 
+@pytest.mark.parametrize("name", registry.BUILT_IN["tasks"])
+def test_a_built_in_tasks_scorer_is_the_one_that_is_found_without_importing_the_task(name: str) -> None:
+    assert registry.resolve_scorer(name) is registry.resolve_task(name).scorer
+
+
+def test_a_third_partys_scorer_is_its_class_attribute(
+    register: Register, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tasks.base import Task
+    from tasks.scorer import Scorer
+
+    scorer = Scorer(lambda predictions: {"hits": 1.0})
+    third_party_module(
+        monkeypatch,
+        Mine=type("Mine", (Task,), {"name": "mine", "scorer": scorer}),
+        Without=type("Without", (Task,), {"name": "without"}),
+    )
+    register(
+        ("harness.tasks", "mine", "third_party:Mine"), ("harness.tasks", "without", "third_party:Without")
+    )
+    assert registry.resolve_scorer("mine") is scorer
+    with pytest.raises(UserError, match=r"task 'without' .third_party:Without. has no scorer"):
+        registry.resolve_scorer("without")
+
+
+def test_built_in_names_are_in_the_order_of_the_tables_and_hold_the_reference() -> None:
+    assert registry.built_in_names("methods") == list(registry.BUILT_IN["methods"])
+    assert registry.resolve_method(registry.REFERENCE_METHOD).name in registry.built_in_names("methods")
+
+
 def test_a_task_is_built_with_its_options() -> None:
     task = registry.build_task(parse_spec("vqa[limit_train=7]"))
     assert (task.name, task.config()["limit_train"]) == ("vqa", 7)

@@ -55,7 +55,7 @@ class ViltBackbone(Backbone):
         self.base_learning_rate = base_learning_rate
         self.head_learning_rate_scale = head_learning_rate_scale
         self.prompt: nn.Module | None = None
-        self.pretrained_heads: dict[str, Tensor] = {}
+        self.pretrained_heads: Mapping[str, Tensor] = {}
         self._block_names = tuple(block.name for block in self.model.encoder.layer)
         self._digest: str | None = None
 

@@ -16,7 +16,7 @@ import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from harness.registry import BUILT_IN
+from harness.registry import built_in_names
 
 OKABE_ITO = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Black, blue, vermillion, bluish green, reddish purple, orange, sky blue; yellow is too pale for lines."""
@@ -74,7 +74,7 @@ def looks(labels: Sequence[str]) -> dict[str, Look]:
 
     No two labels share colour and marker; the same labels get the same looks in every figure.
     """
-    order = list(BUILT_IN["methods"])
+    order = built_in_names("methods")
     taken: set[int] = set()
     found: dict[str, Look] = {}
     for label in sorted(labels, key=lambda label: (label not in order, label)):

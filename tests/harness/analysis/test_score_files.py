@@ -16,6 +16,7 @@ from harness.analysis import score_files as scoring
 from harness.analysis.score_files import Scored, score_files
 from harness.cli import app
 from harness.errors import UserError
+from tasks.scorer import Scorer
 from tests.support.paths import ROOT
 
 
@@ -131,11 +132,11 @@ def test_missing_predictions_are_an_error_unless_a_part_is_asked_for(tmp_path: P
     ("content", "message"),
     [
         ("", r"p\.csv: is empty"),
-        ("dev-1-0-0,True\ndev-1-0-0,True\n", r"p\.csv: line 2: 'dev-1-0-0' is there twice"),
-        ("dev-1-0-0,True,0.9\n", r"p\.csv: line 1: identifier,prediction is due, not 3 columns"),
+        ("dev-1-0-0,True\ndev-1-0-0,True\n", r"p\.csv: line 2: 'dev-1-0-0' appears twice"),
+        ("dev-1-0-0,True,0.9\n", r"p\.csv: line 1: expected identifier,prediction, not 3 columns"),
         ("dev-1-0-0,Yes\n", r"p\.csv: line 1: a label is True or False, not 'Yes'"),
         ('{"id": "dev-1-0-0"}\n', r"p\.csv: line 1: missing key 'prediction'"),
-        ('{"id": "a", "prediction": "True"}\n' * 2, r"p\.csv: line 2: id 'a' is there twice"),
+        ('{"id": "a", "prediction": "True"}\n' * 2, r"p\.csv: line 2: id 'a' appears twice"),
         ('{"id": "a", "prediction": "True"}\n{', r"p\.csv: line 2, column 2: not valid JSON"),
     ],
 )
@@ -149,12 +150,12 @@ def test_bad_predictions_are_named(tmp_path: Path, nlvr2: Path, content: str, me
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"question_id": 1}', "a list of objects with 'question_id' and 'answer' is due"),
+        ('{"question_id": 1}', "expected a list of objects with 'question_id' and 'answer'"),
         ('[{"question_id": "1", "answer": "a"}]', r"\[0\]: 'question_id' must be an integer, not \"1\""),
         ('[{"question_id": 1, "answer": 2}]', r"\[0\]: 'answer' must be a string, not 2"),
         (
             '[{"question_id": 1, "answer": "a"}, {"question_id": 1, "answer": "b"}]',
-            r"\[1\]: question_id 1 is",
+            r"\[1\]: question_id 1 appears twice",
         ),
     ],
 )
@@ -168,8 +169,7 @@ def test_bad_vqa_submissions_are_named(tmp_path: Path, vqa: Path, content: str, 
 def test_unknown_tasks_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"there is no task 'vqa2'\. Did you mean 'vqa'"):
         score_files("vqa2", tmp_path / "p", tmp_path / "a")
-    monkeypatch.setattr(scoring, "names", lambda kind: ["mine"])
-    monkeypatch.setattr(scoring, "resolve_task", lambda name: object)
+    monkeypatch.setattr(scoring, "resolve_scorer", lambda name: Scorer(lambda predictions: {}))
     with pytest.raises(UserError, match="mine: cannot be scored from files"):
         score_files("mine", tmp_path / "p", tmp_path / "a")
 
@@ -186,7 +186,9 @@ def test_command_prints_metrics_and_says_what_was_left_out(tmp_path: Path, nlvr2
 
 
 def test_scoring_needs_no_torch() -> None:
-    code = "import sys; import harness.analysis.score_files; print('torch' in sys.modules)"
-    root = ROOT
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
+    code = (
+        "import sys; from harness.analysis.score_files import find_files; from harness.registry import names; "
+        "[find_files(task) for task in names('tasks')]; print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout == "False\n"

@@ -93,7 +93,7 @@ def test_submission_is_what_the_official_script_reads(tmp_path: Path) -> None:
     ("bad", "message"),
     [
         (entry("1-0-0"), r"dev\.json: line 2: an identifier has two parts"),
-        (entry("0-0"), r"line 2: '0-0' is there twice"),
+        (entry("0-0"), r"line 2: '0-0' appears twice"),
         (entry("1-0", "perhaps"), r"line 2: a label is True or False, not 'perhaps'"),
         (entry("1-0") | {"directory": 3}, r"line 2: 'directory' must be a string, not 3"),
     ],
@@ -105,7 +105,7 @@ def test_bad_entries_are_named_by_file_and_line(root: Path, bad: Any, message: s
 
 
 def test_bad_options_and_missing_files_are_named(root: Path) -> None:
-    with pytest.raises(UserError, match="val_fraction has to lie between 0 and 1, not"):
+    with pytest.raises(UserError, match="val_fraction must lie between 0 and 1, not"):
         build_task(parse_spec("nlvr[val_fraction=1.0]"))
     with pytest.raises(UserError, match="nlvr: limit_test must be at least 1"):
         build_task(parse_spec("nlvr[limit_test=0]"))

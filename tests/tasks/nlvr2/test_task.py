@@ -269,7 +269,7 @@ def without(key: str) -> dict[str, Any]:
         (without("identifier"), r"dev\.json: line 2: missing key 'identifier'"),
         (entry("dev-1-0-0", "Maybe"), r"dev\.json: line 2: a label is True or False, not 'Maybe'"),
         (entry("dev-1-0"), r"line 2: an identifier has four parts, .*; not 'dev-1-0'"),
-        (entry("dev-0-0-0"), r"line 2: 'dev-0-0-0' is there twice"),
+        (entry("dev-0-0-0"), r"line 2: 'dev-0-0-0' appears twice"),
         ([1], r"line 2: expected an object with 'identifier', not \[1\]"),
         (entry("dev-1-0-0") | {"label": True}, r"line 2: 'label' must be a string, not true"),
     ],

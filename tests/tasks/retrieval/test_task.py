@@ -125,13 +125,13 @@ def test_dataset_is_found_or_chosen(root: Path) -> None:
     ("bad", "message"),
     [
         (entry(3, "dev"), r"flickr30k\.json: images\[1\]: a split is one of train, val, test"),
-        (entry(0, "test"), r"images\[1\]: imgid 0 is there twice"),
+        (entry(0, "test"), r"images\[1\]: imgid 0 appears twice"),
         (entry(3, "test") | {"sentences": []}, r"images\[1\]: 'sentences' is empty"),
         (
             entry(3, "test") | {"sentences": [{"sentid": 1}]},
             r"images\[1\]\.sentences\[0\]: missing key 'raw'",
         ),
-        (entry(3, "test") | {"sentences": entry(0, "test")["sentences"]}, r"sentid 0 is there twice"),
+        (entry(3, "test") | {"sentences": entry(0, "test")["sentences"]}, r"sentid 0 appears twice"),
         (entry(3, "test") | {"filename": 3}, r"images\[1\]: 'filename' must be a string, not 3"),
         ("x", r"images\[1\]: expected an object with 'split'"),
         (entry(3, "val"), r"no image of split test"),
@@ -183,7 +183,9 @@ def test_negatives_are_a_function_of_seed_epoch_and_example() -> None:
 
 
 def test_too_few_captions_for_the_negatives_are_told() -> None:
-    with pytest.raises(UserError, match="15 captions of other images are due as negatives, but there are 16"):
+    with pytest.raises(
+        UserError, match="expected 15 captions of other images as negatives, but there are 16"
+    ):
         NegativeSampler(captions(8, 2), 15, True, 0)
 
 

@@ -124,7 +124,7 @@ def test_predictions_are_written_by_pair(tmp_path: Path) -> None:
     ("bad", "message"),
     [
         (entry("9", "maybe"), r"snli_ve_test\.jsonl: line 2: a label is one of contradiction, neutral, ent"),
-        (entry("6", "neutral"), r"line 2: pairID '6' is there twice"),
+        (entry("6", "neutral"), r"line 2: pairID '6' appears twice"),
         (entry("9", "neutral") | {"Flickr30K_ID": 42}, r"line 2: 'Flickr30K_ID' must be a string, not 42"),
         ({"gold_label": "neutral"}, r"line 2: missing key 'pairID'"),
     ],

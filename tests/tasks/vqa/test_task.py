@@ -160,9 +160,9 @@ def test_limits_choose_by_hash_and_keep_the_order(root: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"val_fraction": "0"}, "vqa: val_fraction has to lie between 0 and 1"),
+        ({"val_fraction": "0"}, "vqa: val_fraction must lie between 0 and 1"),
         ({"limit_test": "0"}, "vqa: limit_test must be at least 1"),
-        ({"test": "train2014"}, "vqa: test has to be auto, val2014"),
+        ({"test": "train2014"}, "vqa: test must be auto, val2014"),
     ],
 )
 def test_bad_options_are_named(options: dict[str, str], message: str) -> None:

@@ -1,7 +1,9 @@
-"""Every metric of every task, made from its units, is the one that the task's score function gives."""
+"""Every metric of every task, made from its shares, is the one that the task's score function gives."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,16 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.analysis.metric_units import shares_of
-from harness.analysis.scores import read_scores
+from harness.analysis import scores
+from harness.analysis.scores import read_scores, shares_of
 from harness.errors import UserError
 from harness.records.record import Record
 from harness.records.store import Store
 from tasks.nlvr import scoring as nlvr_scoring
 from tasks.nlvr2 import scoring as nlvr2_scoring
 from tasks.retrieval import scoring as retrieval_scoring
+from tasks.scorer import Scorer, Share
 from tasks.snli_ve import scoring as snli_ve_scoring
 from tasks.vqa import scoring as vqa_scoring
+from tests.support.paths import ROOT
 from tests.support.stored_results import make_record
 
 RANDOM = np.random.default_rng(0)
@@ -109,16 +113,16 @@ def stored(root: Path, task: str, predictions: Sequence[Mapping[str, Any]], **ch
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_all_metrics_are_made_from_their_units(task: str, tmp_path: Path) -> None:
+def test_all_metrics_are_made_from_their_shares(task: str, tmp_path: Path) -> None:
     make, score, _ = TASKS[task]
     predictions = make()
     store = stored(tmp_path, task, predictions)
     metrics = score(predictions)
     assert len(metrics) > 1
     for name, value in metrics.items():
-        (scores,) = read_scores(store, store.records(), name)
-        assert scores.ratios.by_seed == pytest.approx([value], abs=1e-9), name
-        assert scores.examples == len(predictions)
+        (found,) = read_scores(store, store.records(), name)
+        assert found.ratios.by_seed == pytest.approx([value], abs=1e-9), name
+        assert found.examples == len(predictions)
 
 
 def test_pictures_of_one_sentence_are_one_cluster_for_consistency_only(tmp_path: Path) -> None:
@@ -147,6 +151,32 @@ def test_unknown_metrics_are_refused(metric: str) -> None:
     ).cell.task
     with pytest.raises(UserError, match=f"'{metric}'"):
         shares_of(task, metric)
+
+
+def test_a_third_partys_scorer_tells_what_its_other_metrics_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    hard = Share(of=lambda each: bool(each["hard"]))
+    scorer = Scorer(lambda predictions: {}, lambda metric: (hard,) if metric == "hits (hard)" else ())
+    monkeypatch.setattr(scores, "resolve_scorer", lambda task: scorer)
+    task = make_record(
+        cell__task__name="captioning", cell__task__primary_metric="hits", metrics={"test": {"hits": 1.0}}
+    ).cell.task
+    assert shares_of(task, "hits (hard)") == (hard,)
+    assert shares_of(task, "hits") == (Share(),)
+
+
+def test_intervals_of_built_in_tasks_need_no_torch(tmp_path: Path) -> None:
+    for task, (make, _, _) in TASKS.items():
+        stored(tmp_path / task, task, make())
+    code = (
+        "import sys; from pathlib import Path; from harness.records.store import Store\n"
+        "from harness.report.intervals import with_intervals; from harness.report.tables import build_tables\n"
+        f"for root in Path({str(tmp_path)!r}).iterdir():\n"
+        "    for table in build_tables(Store(root).records()):\n"
+        "        assert not [note for note in with_intervals(table, Store(root), 50).notes if 'no intervals' in note]\n"
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout == "False\n"
 
 
 def change_first(store: Store, record: Record, **changes: Any) -> None:

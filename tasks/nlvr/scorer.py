@@ -1,0 +1,43 @@
+"""How NLVR's labels are scored from predictions and from the official files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tasks.classification.scoring import all_right, judge_label
+from tasks.data.files import field
+from tasks.nlvr.files import boxes_of, image_ids, read_predictions, read_statements, sentence_of
+from tasks.nlvr.scoring import score
+from tasks.nlvr2.files import parse_label
+from tasks.scorer import OfficialFiles, Scorer, Share
+
+UNITS = {"consistency": sentence_of, "consistency (orders)": boxes_of}
+"""What must be all right for a unit to count, by metric."""
+
+
+def read_truths(path: Path) -> dict[str, str]:
+    """Labels by image id, which begins with the name of the split: that of the file."""
+    split = path.name.partition(".")[0]
+    statements = read_statements(path)[0].values()
+    return {image: statement.label for statement in statements for image in image_ids(split, statement.id)}
+
+
+def shares(metric: str) -> tuple[Share, ...]:
+    """Accuracy counts images, the two consistencies sentences and examples."""
+    if metric == "accuracy":
+        return (Share(),)
+    if metric not in UNITS:
+        return ()
+    return (Share(unit=lambda each: UNITS[metric](each["id"]), value=all_right),)
+
+
+SCORER = Scorer(
+    score,
+    shares,
+    OfficialFiles(
+        read_truths,
+        read_predictions,
+        lambda line, place: parse_label(field(line, "prediction", str, place), place),
+        judge_label,
+    ),
+)
