@@ -8,10 +8,10 @@ the hidden states past each of them, and the blocks that stay get parallel adapt
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from math import comb, exp
+from math import comb
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -21,8 +21,10 @@ from harness.backbones.base import Backbone
 from harness.backbones.block import Block, BlockInput, BlockOutput, run_block
 from harness.backbones.inputs import Streams
 from harness.errors import UserError, did_you_mean
-from methods.base import Inserted, Method, SearchTrainer, freeze
+from methods.bandit import Bandit, Findings, Update, reward_of
+from methods.base import CostCase, Inserted, Method, SearchTrainer, freeze
 from methods.bottleneck import BottleneckAdapter
+from methods.das_decision import DASDecision
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,7 @@ class DAS(Method[DASOptions]):
     Options: ClassVar[type[Any]] = DASOptions
     learning_rate_scale: ClassVar[float] = 5.0
     per_token: ClassVar[bool] = True
+    Decision: ClassVar[type[Any]] = DASDecision
 
     def __init__(self, options: DASOptions | None = None) -> None:
         super().__init__(options)
@@ -144,13 +147,29 @@ class DAS(Method[DASOptions]):
         return not self.options.blocks and self.options.skip != 0
 
     @property
+    def search_epochs(self) -> int:  # type: ignore[override]
+        """As chosen; none where nothing is searched."""
+        return self.options.search_epochs if self.searches else 0
+
+    @property
     def search_holdout(self) -> float:  # type: ignore[override]
         """The published variant rewards on what it trains on."""
         return 0.0 if self.options.variant == "published" else 0.2
 
-    def decide(self, decision: dict[str, Any]) -> None:
+    def decide(self, decision: DASDecision) -> None:
         """Skip the blocks that a search has chosen."""
-        self.chosen = tuple(decision["skipped"])
+        self.chosen = decision.skipped
+
+    def cost_cases(self, backbone: Backbone) -> Sequence[CostCase]:
+        """Where a search is still to choose, a case for each number of blocks skipped in each stream."""
+        if not self.searches:
+            return (CostCase(),)
+        cases = []
+        for skipped in skippable_sets(self.options, backbone):
+            streams = [name.split(".")[0] for name in skipped]
+            numbers = " + ".join(f"{streams.count(stream)} {stream}" for stream in backbone.stream_names)
+            cases.append(CostCase(f"{numbers} skipped", DASDecision(skipped)))
+        return cases
 
     def adapt(self, backbone: Backbone, generator: torch.Generator) -> None:
         """Shortcuts for the chosen blocks, which leave the module tree; parallel adapters for the rest."""
@@ -167,7 +186,7 @@ class DAS(Method[DASOptions]):
 
     @property
     def warm_starts(self) -> bool:
-        """Whether training goes on with what the search has trained."""
+        """Whether training begins with what the search has trained."""
         asked = self.options.warm_start
         return self.options.variant == "sound" if asked is None else asked
 
@@ -205,12 +224,8 @@ class DAS(Method[DASOptions]):
         adapter = BottleneckAdapter(backbone.width, bottleneck, generator, layer_norm=True, residual=True)
         return SkippedBlock(str(block.name), str(block.stream), adapter)
 
-    def search(self, trainer: SearchTrainer) -> dict[str, Any]:
-        """Train the super-network on `trainer`'s training part and let the gates learn.
-
-        Returns `skipped` (block names), `gates` (block name → final gate), `history` (one entry per update:
-        epoch, step, the sets, their losses and rewards, the gates after it), and `settings` as resolved.
-        """
+    def search(self, trainer: SearchTrainer) -> DASDecision:
+        """Train the super-network on `trainer`'s training part and let the gates learn."""
         backbone = trainer.backbone
         freeze(backbone)
         add_classification_token(backbone)
@@ -235,33 +250,23 @@ class DAS(Method[DASOptions]):
             losses = self._losses(trainer, drawn)
             rewards = reward_of(losses, reward)
             bandit.update(drawn, rewards)
-            findings.history.append(
-                {
-                    "epoch": epoch,
-                    "step": step,
-                    "sets": [[names[i] for i in chosen] for chosen in drawn],
-                    "losses": losses,
-                    "rewards": rewards,
-                    "gates": bandit.gates.tolist(),
-                }
-            )
+            named = [[names[i] for i in chosen] for chosen in drawn]
+            findings.updates.append(Update(epoch, step, named, losses, rewards, bandit.gates.tolist()))
 
         trainer.train(self.options.search_epochs, before_step, after_step, findings)
-        return {
-            "skipped": [names[i] for i in bandit.best()],
-            "gates": dict(zip(names, bandit.gates.tolist(), strict=True)),
-            "history": findings.history,
-            "settings": {
-                "variant": self.options.variant,
-                "reward": reward,
-                "skip": bandit.skip,
-                "period": period,
-                "sets": sets,
-                "search_epochs": self.options.search_epochs,
-                "warmup_epochs": self.options.warmup_epochs,
-                "warm_start": self.warm_starts,
-            },
+        settings = {
+            "variant": self.options.variant,
+            "reward": reward,
+            "skip": bandit.skip,
+            "period": period,
+            "sets": sets,
+            "search_epochs": self.options.search_epochs,
+            "warmup_epochs": self.options.warmup_epochs,
+            "warm_start": self.warm_starts,
         }
+        gates = dict(zip(names, bandit.gates.tolist(), strict=True))
+        chosen_blocks = tuple(names[i] for i in bandit.best())
+        return DASDecision(chosen_blocks, gates, settings, tuple(findings.updates))
 
     def _period(self, steps_per_epoch: int) -> int:
         if self.options.period is not None:
@@ -277,74 +282,6 @@ class DAS(Method[DASOptions]):
             skip_only(trainer.backbone, chosen)
             losses.append(trainer.loss(batch, training_mode=published))
         return losses
-
-
-class Bandit:
-    """Gates over `blocks` arms of which `skip` are pulled at once; a high gate means skip."""
-
-    def __init__(self, blocks: int, skip: int, generator: torch.Generator) -> None:
-        self.blocks = blocks
-        self.skip = skip
-        self.gates = torch.zeros(blocks, dtype=torch.float64)
-        self._generator = generator
-
-    @property
-    def probabilities(self) -> Tensor:
-        """`sigmoid(gate)` of each block."""
-        return torch.sigmoid(self.gates)
-
-    def draw(self) -> tuple[int, ...]:
-        """`skip` blocks without replacement, weighted by the gates' sigmoids; ascending."""
-        drawn = torch.multinomial(self.probabilities, self.skip, generator=self._generator)
-        return tuple(sorted(drawn.tolist()))
-
-    def draw_distinct(self, sets: int) -> list[tuple[int, ...]]:
-        """`sets` different draws."""
-        if sets > comb(self.blocks, self.skip):
-            raise ValueError(f"there are only {comb(self.blocks, self.skip)} sets, {sets} asked for")
-        found: dict[tuple[int, ...], None] = {}
-        while len(found) < sets:
-            found[self.draw()] = None
-        return list(found)
-
-    def update(self, sets: list[tuple[int, ...]], rewards: list[float]) -> None:
-        """g_i += (R_k − mean R) · p_i · (1 − p_i) for every i in set k, with p from before the update."""
-        slope = self.probabilities * (1 - self.probabilities)
-        baseline = sum(rewards) / len(rewards)
-        for chosen, gained in zip(sets, rewards, strict=True):
-            for index in chosen:
-                self.gates[index] += (gained - baseline) * slope[index]
-
-    def best(self) -> tuple[int, ...]:
-        """The blocks with the highest gates (ties: the earlier block), ascending."""
-        order = sorted(range(self.blocks), key=lambda i: (-float(self.gates[i]), i))
-        return tuple(sorted(order[: self.skip]))
-
-
-class Findings:
-    """What a search has found: the bandit's gates and how they came about (`methods.base.Memory`)."""
-
-    def __init__(self, bandit: Bandit) -> None:
-        self.bandit = bandit
-        self.history: list[dict[str, Any]] = []
-
-    def state(self) -> dict[str, Any]:
-        """Gates and history; the bandit draws from the trainer's generator, which the trainer keeps."""
-        return {"gates": self.bandit.gates.clone(), "history": list(self.history)}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on with these."""
-        self.bandit.gates = state["gates"].clone()
-        self.history = list(state["history"])
-
-
-def reward_of(losses: list[float], kind: str) -> list[float]:
-    """Rewards of the sampled sets: exp(−loss), or −loss standardised among them."""
-    if kind == "exponential":
-        return [exp(-loss) for loss in losses]
-    mean = sum(losses) / len(losses)
-    deviation = (sum((loss - mean) ** 2 for loss in losses) / len(losses)) ** 0.5
-    return [0.0 if deviation == 0 else (mean - loss) / deviation for loss in losses]
 
 
 def add_classification_token(backbone: Backbone) -> None:

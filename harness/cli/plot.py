@@ -19,7 +19,7 @@ def plot(
         bool, typer.Option("--all-protocols", help="Cells whose protocol differs get figures each.")
     ] = False,
 ) -> None:
-    """Draw accuracy against costs, learning curves and DAS's gates, as PNG and SVG."""
+    """Draw accuracy against costs, learning curves and the gates of searches, as PNG and SVG."""
     from harness.records.store import Store
     from harness.report.plots.figures import write_figures
 

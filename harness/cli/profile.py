@@ -27,7 +27,8 @@ def profile(
 ) -> None:
     """Count parameters by group and multiply-accumulates by component at full size, from shapes alone.
 
-    Where DAS is still to choose its blocks, every number of blocks per stream is shown.
+    A method whose search is still to choose is shown in every form that costs another sum (DAS: each number of
+    blocks per stream).
     """
     import sys
 

@@ -222,8 +222,7 @@ class TerminalReporter:
         if record is not None and record.status == "finished" and record.primary is not None:
             score = f", {cell.testbed.task.primary_metric} {record.primary:.2f}"
             if record.search is not None:
-                skipped = record.search.decision.get("skipped")
-                score += f", skipped {', '.join(map(str, skipped))}" if isinstance(skipped, list) else ""
+                score += f", {record.search.summary}"
         elif record is not None and record.error:
             score = f": {record.error}"
         self.console.print(f"{self._clock()} {_name(cell)}: {note}{score}", markup=False, soft_wrap=True)

@@ -29,6 +29,7 @@ from harness.experiment.to_record import planned_parts
 from harness.files import disk_errors
 from harness.records.environment import describe_environment
 from harness.records.record import RECORD, Adoption, CellChoice, DataProvenance, Record, write_record
+from harness.records.search_history import write_history
 from harness.records.store import CHECKPOINT, LOCK, CellBusyError, Store
 from tasks.base import Data
 
@@ -278,6 +279,9 @@ def adopt(store: Store, stale: Sequence[Stale], sampled: Sequence[Stale], seed: 
                     continue
                 with disk_errors(folder):
                     _take_files(store.folder(each.record.cell.id), folder)
+                # That of a record of schema 1 stands in the record itself, which is about to go.
+                if (history := store.search_history(each.record.cell.id)) is not None:
+                    write_history(folder, history)
                 write_record(folder, record)
                 shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)  # of an interrupted run
         except CellBusyError:

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from harness.backbones.base import Backbone
 from harness.digests import digest_state
+from harness.experiment import search_stage
+from harness.experiment.build import adapted_model, loader
+from harness.experiment.cell_progress import Progress
 from harness.experiment.plan import Cell, Testbed
-from harness.files import write_atomically
+from harness.experiment.search_stage import Searched
 from harness.measure.flops import ComputeCounts, count_forward
 from harness.measure.live import model_tensors, peak_live_tensors
 from harness.measure.memory import PeakMemory, track_peak_memory
 from harness.measure.parameters import ParameterCounts, count_parameters
+from harness.measure.per_example import PerExample, chosen_examples, count_examples, summarize
 from harness.training.checkpoint import (
     load_checkpoint,
     load_tuned_state,
@@ -33,41 +36,15 @@ from harness.training.checkpoint import (
 )
 from harness.training.encoder_cache import cached_encoding, describe_cache
 from harness.training.fabric import make_fabric
-from harness.training.loop import Batches, Cost, State, predict, train_epoch
+from harness.training.loop import Cost, State, predict, train_epoch
 from harness.training.model import TaskModel
 from harness.training.optim import build_optimizer, build_schedule
-from harness.training.search import FabricSearchTrainer, cut
-from harness.training.seeds import derived_seed, generator
+from harness.training.seeds import derived_seed
 from methods.base import Method
-from methods.warm_start import WarmStart
 from tasks.base import Prediction
-from tasks.data.augment import AUGMENTATIONS
-from tasks.data.loader import Loader
 from tasks.resumable_scores import PartialScores
 
 CHECKPOINT = "state.pt"
-
-
-SEARCH_CHECKPOINT = "search.pt"
-
-
-SEARCHED = "searched.pt"
-
-
-DECISION = "search.json"
-
-
-class Progress(Protocol):
-    """Who is told how far a cell is."""
-
-    def stage(self, name: str, total: int) -> None:
-        """A new stage of `total` examples begins."""
-
-    def advance(self, count: int) -> None:
-        """`count` more examples are done."""
-
-    def epoch(self, figures: Mapping[str, float]) -> None:
-        """An epoch of training is over; a resumed cell tells its earlier ones again."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +52,8 @@ class Outcome:
     """Everything a cell has yielded, before it is written down.
 
     full_compute: of the backbone as loaded with the task's head, which is what full tuning deploys.
+    compute_per_example: of a method whose cost depends on the input.
+    warm_start: whether training began with what the search had trained.
     skipped_files: names of images that could not be read; skipped_examples: left out for them, by split.
     """
 
@@ -85,82 +64,37 @@ class Outcome:
     deployed_parameters: ParameterCounts
     compute: ComputeCounts
     full_compute: ComputeCounts
+    compute_per_example: PerExample | None
     training_memory: PeakMemory
     training: Mapping[str, Any]
-    search: Mapping[str, Any] | None
+    search: Searched | None
+    warm_start: bool
     tuned: Mapping[str, Tensor]
     curve: list[dict[str, float]]
     skipped_files: tuple[str, ...]
     skipped_examples: Mapping[str, int]
 
 
-def loader(
-    testbed: Testbed,
-    split: str,
-    seed: int | None = None,
-    examples: Any = None,
-    augmented: bool = False,
-) -> Batches:
-    """Batches of a split; shuffled by `seed` if there is one. Augmented are those that are trained on."""
-    request = testbed.request
-    augment = AUGMENTATIONS[request.augment] if augmented else None
-    found = Loader(
-        testbed.data.splits[split] if examples is None else examples,
-        testbed.task,
-        testbed.backbone.processor,
-        testbed.training.batch_size,
-        seed=0 if seed is None else seed,
-        shuffle=seed is not None,
-        workers=request.workers,
-        cache=testbed.images,
-        skip_bad_images=request.skip_bad_images,
-        augment=augment,
-        # Augmented images do not come again, so that keeping what is encoded of them is no use.
-        key_images=testbed.encodings is not None and augment is None,
-    )
-    if split != "train":
-        return found
-    batches: Batches = testbed.task.training_batches(found, 0 if seed is None else seed)
-    return batches
-
-
-def adapted_model(cell: Cell, method: Method[Any]) -> TaskModel:
-    """A fresh backbone, adapted, with a fresh head; everything that trains is marked."""
-    testbed = cell.testbed
-    backbone = testbed.fresh_backbone()
-    method.adapt(backbone, generator(cell.seed, "initialisation of the method"))
-    backbone.pooled_token_only = method.per_token
-    head = testbed.task.build_head(backbone, generator(cell.seed, "initialisation of the head"))
-    for parameter in [*backbone.common_parameters(), *head.parameters()]:
-        parameter.requires_grad_(True)
-    return TaskModel(testbed.task, backbone, head)
-
-
 def run_cell(cell: Cell, scratch: Path, progress: Progress) -> Outcome:
-    """Run a cell; goes on from the last epoch that `scratch` holds."""
+    """Run one cell, resuming from the last epoch saved in `scratch`."""
     testbed = cell.testbed
     task = testbed.task
     method = cell.method()
     fabric = make_fabric(testbed)
     torch.manual_seed(derived_seed(cell.seed, "dropout"))
     scratch.mkdir(parents=True, exist_ok=True)
-    search = _search(cell, method, fabric, scratch, progress) if method.searches else None
-    if search is not None:
-        method.decide(search["decision"])
+    searched = search_stage.search(cell, method, fabric, scratch, progress) if method.searches else None
     model = adapted_model(cell, method)
-    if search is not None and isinstance(method, WarmStart):
-        start = method.warm_start(model.backbone, load_checkpoint(scratch / SEARCHED))
-        if start:
-            load_tuned_state(model, start)
+    warm = searched is not None and search_stage.begin_warm(method, model, scratch)
     parameters = count_parameters(model.backbone, model.head, method.method_modules(model.backbone))
-    memory = None if fabric.device.type == "cuda" else _training_memory(cell, model)
+    memory = None if fabric.device.type == "cuda" else _training_memory(cell, method, model)
     with cached_encoding(model.backbone, testbed.encodings) as encoder:
         if memory is None:
             with track_peak_memory(fabric.device) as tracker:
-                best, curve, cost = _train(cell, model, fabric, scratch, progress)
+                best, curve, cost = _train(cell, method, model, fabric, scratch, progress)
             memory = tracker.result
         else:
-            best, curve, cost = _train(cell, model, fabric, scratch, progress)
+            best, curve, cost = _train(cell, method, model, fabric, scratch, progress)
     load_tuned_state(model, best["tuned"])
     method.finalize(model.backbone)
     model.requires_grad_(False)
@@ -188,8 +122,7 @@ def run_cell(cell: Cell, scratch: Path, progress: Progress) -> Outcome:
         "batch_size": testbed.training.batch_size,
         "encoder_cache": None if encoder is None else describe_cache(encoder, testbed.encodings),
     }
-    if search is not None:
-        search["share"] = search["seconds"] / (search["seconds"] + cost.seconds)
+    per_example = _count_examples(cell, method, model, untouched) if method.dynamic else None
     return Outcome(
         metrics=metrics,
         majority=task.majority_score(testbed.data),
@@ -198,9 +131,11 @@ def run_cell(cell: Cell, scratch: Path, progress: Progress) -> Outcome:
         deployed_parameters=deployed,
         compute=compute,
         full_compute=full_compute,
+        compute_per_example=per_example,
         training_memory=memory,
         training=learned,
-        search=search,
+        search=searched,
+        warm_start=warm,
         tuned=best["tuned"],
         curve=curve,
         **_skipped(testbed),
@@ -222,61 +157,26 @@ def _skipped(testbed: Testbed) -> dict[str, Any]:
     return {"skipped_files": names, "skipped_examples": counts}
 
 
-def _search(
-    cell: Cell, method: Method[Any], fabric: Fabric, scratch: Path, progress: Progress
-) -> dict[str, Any]:
-    """The method's decision; read from `scratch` if an earlier try got that far."""
-    done = scratch / DECISION
-    if done.is_file():
-        found: dict[str, Any] = json.loads(done.read_text())
-        return found
-    testbed = cell.testbed
-    backbone = testbed.fresh_backbone()
-    backbone.pooled_token_only = method.per_token
-    head = testbed.task.build_head(backbone, generator(cell.seed, "initialisation of the head"))
-    kept, held = cut(
-        testbed.data.splits["train"], method.search_holdout, derived_seed(cell.seed, "search split")
-    )
-    checkpoint = scratch / SEARCH_CHECKPOINT
-    trainer = FabricSearchTrainer(
-        fabric,
-        testbed.task,
-        backbone,
-        head,
-        loader(testbed, "train", derived_seed(cell.seed, "search order"), kept, augmented=True),
-        loader(testbed, "train", derived_seed(cell.seed, "reward order"), held) if held else None,
-        testbed.training,
-        cell.learning_rate,
-        testbed.head_learning_rate,
-        generator(cell.seed, "search"),
-        progress.advance,
-        load_checkpoint(checkpoint) if checkpoint.is_file() else None,
-        lambda state: save_checkpoint(checkpoint, state),
-        partial(cached_encoding, store=testbed.encodings),
-    )
-    progress.stage("search", int(getattr(method.options, "search_epochs", 1)) * len(kept))
-    decision = method.search(trainer)
-    found = {
-        "seconds": trainer.seconds,
-        "training_examples": len(kept),
-        "reward_examples": len(held),
-        "decision": decision,
-    }
-    if isinstance(method, WarmStart):
-        save_checkpoint(scratch / SEARCHED, tuned_state(TaskModel(testbed.task, backbone, head)))
-    write_atomically(done, json.dumps(found).encode())
-    checkpoint.unlink(missing_ok=True)
-    return found
+def _count_examples(cell: Cell, method: Method[Any], model: TaskModel, untouched: Backbone) -> PerExample:
+    """What the finalised model and the untouched backbone cost on real test examples."""
+    testbed, task = cell.testbed, cell.testbed.task
+    chosen = chosen_examples(testbed.data.splits["test"])
+    batches = list(loader(testbed, "test", examples=chosen, batch_size=1))
+    own = count_examples(task, model.backbone, model.head, method.method_modules(model.backbone), batches)
+    return summarize(own, count_examples(task, untouched, model.head, (), batches))
 
 
 def _train(
-    cell: Cell, model: TaskModel, fabric: Fabric, scratch: Path, progress: Progress
+    cell: Cell, method: Method[Any], model: TaskModel, fabric: Fabric, scratch: Path, progress: Progress
 ) -> tuple[dict[str, Any], list[dict[str, float]], Cost]:
     """Train for all epochs; returns the chosen epoch with its tuned tensors, the curve, and the cost."""
     testbed, training = cell.testbed, cell.testbed.training
     batches = loader(testbed, "train", derived_seed(cell.seed, "order"), augmented=True)
-    optimizer = build_optimizer(model, training, cell.learning_rate, testbed.head_learning_rate)
-    schedule = build_schedule(optimizer, training.epochs * len(batches), training.warmup)
+    groups = method.parameter_groups(model.backbone)
+    optimizer = build_optimizer(model, training, cell.learning_rate, testbed.head_learning_rate, groups)
+    steps = len(batches)
+    total = training.epochs * steps
+    schedule = build_schedule(optimizer, total, training.warmup)
     wrapped, wrapped_optimizer = fabric.setup(model, optimizer)
     state = State(wrapped, wrapped_optimizer, schedule)
     curve: list[dict[str, float]] = []
@@ -294,7 +194,13 @@ def _train(
     progress.advance(state.epoch * len(batches.examples))
     while state.epoch < training.epochs:
         loss = train_epoch(
-            fabric, state, task, batches, after_step=lambda e, s: progress.advance(training.batch_size)
+            fabric,
+            state,
+            task,
+            batches,
+            before_step=lambda epoch, step: method.before_step(epoch * steps + step, total),
+            after_step=lambda epoch, step: progress.advance(training.batch_size),
+            regularizer=lambda: method.regularizer(model.backbone),
         )
         with cached_encoding(model.backbone, testbed.encodings, evaluation=True):
             saved = _partial_scores(cell, scratch, "validation", tuned_state(model))
@@ -311,12 +217,13 @@ def _train(
     return best, curve, state.cost
 
 
-def _training_memory(cell: Cell, model: TaskModel) -> PeakMemory:
+def _training_memory(cell: Cell, method: Method[Any], model: TaskModel) -> PeakMemory:
     """Peak bytes of live tensors over two training steps (the second has the optimiser's states)."""
     testbed, training = cell.testbed, cell.testbed.training
     task = testbed.task
     copied = copy.deepcopy(model).train()
-    optimizer = build_optimizer(copied, training, cell.learning_rate, testbed.head_learning_rate)
+    groups = method.parameter_groups(copied.backbone)
+    optimizer = build_optimizer(copied, training, cell.learning_rate, testbed.head_learning_rate, groups)
     batch = max(islice(loader(testbed, "train"), 8), key=lambda batch: batch.inputs[0].input_ids.shape[1])
     if batch.targets is None:
         raise ValueError("a training batch has no targets")
@@ -324,7 +231,9 @@ def _training_memory(cell: Cell, model: TaskModel) -> PeakMemory:
 
     def step() -> None:
         for _ in range(2):
-            task.loss(copied(batch), targets).backward()
+            loss = task.loss(copied(batch), targets)
+            added = method.regularizer(copied.backbone)
+            (loss if added is None else loss + added).backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
@@ -368,20 +277,3 @@ def _report(
         if all(prediction.get("score") is not None for prediction in predictions[split]):
             metrics[split] = task.score(predictions[split])
     return predictions, metrics
-
-
-def deployed_model(
-    cell: Cell, tuned: Mapping[str, Tensor] | None, decision: Mapping[str, Any] | None
-) -> TaskModel:
-    """The finalised model of a finished cell, built again from its tuned weights and decision.
-
-    Without tuned weights it has fresh ones: the same shapes and cost, other outputs.
-    """
-    method = cell.method()
-    if decision is not None:
-        method.decide(dict(decision))
-    model = adapted_model(cell, method)
-    if tuned is not None:
-        load_tuned_state(model, dict(tuned))
-    method.finalize(model.backbone)
-    return model.requires_grad_(False).eval()

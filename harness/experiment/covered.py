@@ -20,6 +20,7 @@ NOT_COVERED: Mapping[str, str] = {
     "harness.specs": "reads names and options, whose values are part of a cell's configuration",
     "harness.options": "reads options, whose values are part of a cell's configuration",
     "harness.registry": "finds classes by name; the classes it finds are covered",
+    "harness.experiment.cell_progress": "tells how far a cell is",
     "harness.experiment.covered": "says what is covered; what follows from it is in the digests",
     "harness.imports": "finds what is covered; what follows from it is in the digests",
     "harness.source": "reads what is covered; what follows from it is in the digests",
@@ -27,6 +28,7 @@ NOT_COVERED: Mapping[str, str] = {
     "harness.files": "writes down what has been decided",
     "harness.measure.flops": "counts after training, and draws no random number",
     "harness.measure.parameters": "counts, and draws no random number",
+    "harness.measure.per_example": "counts after training, and draws no random number",
     "harness.measure.errors": "words of messages",
     "tasks.mini.*": "draws the embedded benchmark's files, whose bytes are part of a cell's configuration",
 }

@@ -29,22 +29,16 @@ def estimate_seconds(cell: Cell, records: Sequence[Record]) -> float:
     """Seconds of search, training and evaluation, from the last of `records` that is alike, else from FLOPs."""
     testbed = cell.testbed
     method = cell.method()
-    search_epochs = getattr(method.options, "search_epochs", 0) if method.searches else 0
-    examples = len(testbed.data.splits["train"]) * (testbed.training.epochs + search_epochs)
-    passes = PASSES * examples * passes_of_an_example(testbed) + evaluation_passes(testbed)
+    examples = len(testbed.data.splits["train"]) * (testbed.training.epochs + method.search_epochs)
+    passes = PASSES * examples * testbed.task.texts_per_example + evaluation_passes(testbed)
     for record in reversed(records):
         same = record.cell.method.name == method.name and record.cell.task.name == testbed.task.name
         on_it = record.cell.backbone.name == testbed.backbone_name
         precision = record.protocol.get("precision") == testbed.request.precision
         if same and on_it and precision and record.training is not None:
-            rate = record.training.examples_per_second * PASSES * passes_of_an_example(testbed)
+            rate = record.training.examples_per_second * PASSES * testbed.task.texts_per_example
             return passes / rate
     return passes * _forward_flops(id(testbed), testbed) / (EFFICIENCY * flops_rate())
-
-
-def passes_of_an_example(testbed: Testbed) -> int:
-    """Texts that a training example is put through the backbone with: retrieval's has negatives."""
-    return 1 + int(getattr(testbed.task.options, "negatives", 0))
 
 
 def evaluation_passes(testbed: Testbed) -> int:

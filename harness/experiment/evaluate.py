@@ -8,7 +8,7 @@ from lightning_fabric import Fabric
 from safetensors.torch import load_file
 
 from harness.errors import UserError
-from harness.experiment.cell import deployed_model, loader
+from harness.experiment.build import deployed_model, loader
 from harness.experiment.reload import cell_of
 from harness.records.store import WEIGHTS, Store
 from harness.training.encoder_cache import cached_encoding

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
+from itertools import cycle
 
 import torch
 from safetensors.torch import load_file
 
 from harness.digests import digest_json
 from harness.errors import UserError, one_line
-from harness.experiment.cell import deployed_model
+from harness.experiment.build import deployed_model, loader
 from harness.experiment.plan import Cell, Testbed
 from harness.measure.latency import LatencySample, measure_latency
+from harness.measure.per_example import chosen_examples
 from harness.records.record import Failure, Latency, Record
 from harness.records.store import WEIGHTS, Store
 from harness.training.fabric import make_fabric
 from harness.training.model import TaskModel
 from harness.training.seeds import generator
-from tasks.base import Batch
+from tasks.base import Batch, Example
 
-FULL = "full (untouched)"
+UNTOUCHED = "untouched"
 """Name of the backbone as loaded in a latency measurement: what full tuning deploys."""
 
 
@@ -76,18 +78,22 @@ def _measure(cells: Sequence[Cell], store: Store) -> list[Record]:
     backbone = testbed.fresh_backbone()  # building a head may widen its token types
     head = testbed.task.build_head(backbone, generator(0, "latency"))
     untouched = TaskModel(testbed.task, backbone, head)
-    models[FULL] = untouched.requires_grad_(False).eval().to(fabric.device)
+    models[UNTOUCHED] = untouched.requires_grad_(False).eval().to(fabric.device)
     moment = datetime.now().astimezone().isoformat()
     group = digest_json([moment, sorted(models)])
     measured: dict[str, list[Latency]] = {name: [] for name in models}
+    # Where one method's cost depends on the input, all are timed on the same real examples.
+    dynamic = any(cell.method().dynamic for cell in cells)
+    examples = chosen_examples(testbed.data.splits["test"]) if dynamic else None
     for batch_size, least, seconds in (SINGLE, SMALL_BATCH):
-        samples = _latencies(testbed, models, batch_size, least, seconds)
+        batches = _batches(testbed, batch_size, examples, fabric.device)
+        samples = _latencies(testbed, models, batches, least, seconds)
         for name, sample in samples.items():
-            measured[name].append(_latency(testbed, sample, batch_size, group))
+            measured[name].append(_latency(testbed, sample, batch_size, group, examples))
     changed = []
     for cell in cells:
         record = store.record(cell.id).model_copy(
-            update={"latency": tuple(measured[cell.id]), "full_latency": tuple(measured[FULL])}
+            update={"latency": tuple(measured[cell.id]), "full_latency": tuple(measured[UNTOUCHED])}
         )
         store.commit(record)
         changed.append(record)
@@ -102,22 +108,37 @@ def _deployed(cell: Cell, store: Store) -> TaskModel:
     return deployed_model(cell, load_file(weights) if weights.is_file() else None, decision)
 
 
-def _latencies(
-    testbed: Testbed, models: dict[str, TaskModel], batch_size: int, least: int, seconds: float
-) -> dict[str, LatencySample]:
-    device = next(next(iter(models.values())).parameters()).device
+def _batches(
+    testbed: Testbed, batch_size: int, examples: Sequence[Example] | None, device: torch.device
+) -> list[Batch]:
+    """Batches of these examples, or one random batch at the measured input."""
+    if examples is not None:
+        return [
+            batch.to(device)
+            for batch in loader(testbed, "test", examples=examples, batch_size=batch_size)
+            if len(batch) == min(batch_size, len(examples))  # a last one with fewer is no measure
+        ]
     size = testbed.measured_input
     inputs = testbed.backbone.example_inputs(
         batch_size, size.text_length, size.image_size, torch.Generator().manual_seed(0)
     ).to(device)
-    count = getattr(testbed.task, "images_per_example", 1)
-    batch = Batch((inputs,) * count, None, tuple(str(row) for row in range(batch_size)))
+    parts = (inputs,) * testbed.task.images_per_example
+    return [Batch(parts, None, tuple(str(row) for row in range(batch_size)))]
+
+
+def _latencies(
+    testbed: Testbed, models: dict[str, TaskModel], batches: Sequence[Batch], least: int, seconds: float
+) -> dict[str, LatencySample]:
+    """Every model takes the batches in turn; in each round all take the same."""
+    device = next(next(iter(models.values())).parameters()).device
     fabric = make_fabric(testbed)
 
     def runner(model: TaskModel) -> Callable[[], object]:
+        turns = cycle(batches)
+
         def run() -> object:
             with torch.inference_mode(), fabric.autocast():
-                return model(batch)
+                return model(next(turns))
 
         return run
 
@@ -125,7 +146,13 @@ def _latencies(
     return measure_latency(runs, device, min_iterations=least, min_seconds=seconds)
 
 
-def _latency(testbed: Testbed, sample: LatencySample, batch_size: int, group: str) -> Latency:
+def _latency(
+    testbed: Testbed,
+    sample: LatencySample,
+    batch_size: int,
+    group: str,
+    examples: Sequence[Example] | None,
+) -> Latency:
     size = testbed.measured_input
     return Latency(
         batch_size=batch_size,
@@ -138,5 +165,6 @@ def _latency(testbed: Testbed, sample: LatencySample, batch_size: int, group: st
         device=sample.device,
         samples_ms=tuple(round(value, 4) for value in sample.samples_ms),
         wall_ms=() if sample.wall_ms == sample.samples_ms else tuple(round(v, 4) for v in sample.wall_ms),
+        examples=None if examples is None else len(examples),
         group=group,
     )

@@ -179,9 +179,7 @@ def figures_of(record: Record) -> dict[str, str]:
         found["optimiser steps"] = repr(record.training.steps)
         found["learning rate"] = repr(record.training.learning_rate)
     if record.search is not None:
-        found["blocks skipped"] = json.dumps(record.search.decision.get("skipped"))
-        found["decision of the search"] = digest_json(record.search.decision)
-        found["history of the search"] = digest_json(record.search.history)
+        found |= record.search.figures
     return found
 
 

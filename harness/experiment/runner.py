@@ -11,9 +11,10 @@ from typing import Protocol
 from safetensors.torch import save
 
 from harness.errors import UserError, one_line
-from harness.experiment.cell import Progress, run_cell
+from harness.experiment.cell import run_cell
+from harness.experiment.cell_progress import Progress
 from harness.experiment.plan import Cell
-from harness.experiment.to_record import failed_record, finished_record
+from harness.experiment.to_record import failed_record, finished_record, search_history
 from harness.files import write_atomically
 from harness.records.record import Record
 from harness.records.store import CellBusyError, Store
@@ -104,6 +105,7 @@ def _run(cell: Cell, store: Store, reporter: Reporter) -> tuple[Record, str]:
         predictions=outcome.predictions["test"],
         curve=outcome.curve,
         write_weights=lambda path: path.write_bytes(weights) and None,
+        search=search_history(outcome),
         compress=True,
     )
     return record, "finished"

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
 from harness.digests import digest_json
 from harness.experiment.cell import Outcome
 from harness.experiment.plan import Cell
+from harness.experiment.search_stage import Searched
 from harness.measure.flops import ComputeCounts
 from harness.measure.parameters import ParameterCounts
+from harness.measure.per_example import PerExample
 from harness.records.environment import describe_environment
 from harness.records.record import (
     BackboneChoice,
     CellChoice,
     Compute,
+    ComputePerExample,
     DataProvenance,
+    Diagram,
     Environment,
     Memory,
     MethodChoice,
@@ -28,6 +33,7 @@ from harness.records.record import (
     Timestamps,
     TrainingCost,
 )
+from harness.records.search_history import SearchHistory
 from harness.training.fabric import make_fabric
 
 CONVENTION = "multiply-accumulates of matrix products, convolutions and attention; LayerNorm elements apart"
@@ -47,6 +53,7 @@ def finished_record(cell: Cell, outcome: Outcome, started: datetime, tuned_file_
         deployed_parameters=_parameters(outcome.deployed_parameters),
         compute=_compute(outcome.compute),
         full_compute=_compute(outcome.full_compute),
+        compute_per_example=_per_example(outcome.compute_per_example),
         memory=Memory(
             peak_training_mib=outcome.training_memory.peak_mib,
             baseline_mib=outcome.training_memory.baseline_mib,
@@ -54,7 +61,7 @@ def finished_record(cell: Cell, outcome: Outcome, started: datetime, tuned_file_
         ),
         tuned_file_bytes=tuned_file_bytes,
         training=TrainingCost(**outcome.training),
-        search=None if outcome.search is None else _search(outcome.search),
+        search=None if outcome.search is None else _search(outcome.search, outcome),
         skipped_images=len(outcome.skipped_files),
         skipped_files=outcome.skipped_files,
         skipped_examples=dict(outcome.skipped_examples),
@@ -147,14 +154,26 @@ def _compute(counts: ComputeCounts) -> Compute:
     )
 
 
-def _search(found: Mapping[str, Any]) -> SearchCost:
-    decision = dict(found["decision"])
-    history = decision.pop("history", None)
+def _per_example(counts: PerExample | None) -> ComputePerExample | None:
+    return None if counts is None else ComputePerExample(**asdict(counts))
+
+
+def _search(found: Searched, outcome: Outcome) -> SearchCost:
     return SearchCost(
-        seconds=found["seconds"],
-        share=found["share"],
-        decision=_jsonable(decision),
-        history=_jsonable(history),
-        training_examples=found["training_examples"],
-        reward_examples=found["reward_examples"],
+        seconds=found.seconds,
+        share=found.seconds / (found.seconds + outcome.training["seconds"]),
+        training_examples=found.training_examples,
+        reward_examples=found.reward_examples,
+        summary=found.summary,
+        warm_start=outcome.warm_start,
+        figures=found.figures,
+        diagram=None if found.diagram is None else Diagram.model_validate(found.diagram),
+        decision=found.decision,
     )
+
+
+def search_history(outcome: Outcome) -> SearchHistory | None:
+    """How the cell's search got to its decision, for the file beside the record."""
+    if outcome.search is None:
+        return None
+    return SearchHistory.model_validate({"trace": outcome.search.trace, "history": outcome.search.history})

@@ -8,7 +8,7 @@ real model, with random weights.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,22 +18,12 @@ from harness.backbones.base import Backbone, BackboneOptions
 from harness.measure.flops import ComputeCounts, count_forward
 from harness.measure.latency import LatencySample, measure_latency
 from harness.measure.parameters import ParameterCounts, count_parameters
-from harness.registry import build_method, build_task, resolve_backbone
+from harness.registry import REFERENCE_METHOD, build_method, build_task, resolve_backbone
 from harness.specs import Spec, canonical
-from methods.base import Method
-from methods.das import DAS, skippable_sets
+from methods.base import Decision, Method
 from tasks.base import Batch, Task
-from tasks.vqa.task import VQA
 
-VQA_ANSWERS = 3129
-"""Classes of VQA2.0 with the published vocabulary, which is otherwise counted in its files."""
-
-
-IMAGE_SIZES = {("meter", "nlvr2"): 288}
-"""Side in pixels of published inputs that differ from the backbone's default, by backbone and task."""
-
-
-REFERENCE = Spec("full")
+REFERENCE = Spec(REFERENCE_METHOD)
 """What every change is stated against."""
 
 
@@ -57,17 +47,17 @@ class Setting:
 
 @dataclass(frozen=True)
 class Case:
-    """A method as it is profiled; skipped: what its search is taken to have chosen."""
+    """A method as it is profiled; decision: what its search is taken to have found."""
 
     label: str
     spec: Spec
-    skipped: tuple[str, ...] = ()
+    decision: Decision | None = None
 
     def method(self) -> Method[Any]:
         """A new instance, its decision taken."""
         method = build_method(self.spec)
-        if self.skipped:
-            method.decide({"skipped": list(self.skipped)})
+        if self.decision is not None:
+            method.decide(self.decision)
         return method
 
 
@@ -104,16 +94,14 @@ def make_setting(backbone: str, task: Spec, image_size: tuple[int, int] | None, 
     Raises:
         UserError: no such task or backbone, or the backbone cannot read inputs of this size.
     """
-    if task.name == "retrieval":  # weights are random here, so there is no head to start the rank head from
-        task = replace(task, options={"rank_head": "random", **task.options})
     built = build_task(task)
-    if isinstance(built, VQA):
-        built.answers = tuple(str(index) for index in range(VQA_ANSWERS))
+    built.without_data()
     if image_size is None:
-        side = IMAGE_SIZES.get((backbone, task.name))
+        with torch.device("meta"):
+            loaded = _load(backbone, None, text_length)
+        side = loaded.published_image_size(built.images_per_example)
         if side is None:
-            with torch.device("meta"):
-                side = int(_load(backbone, None, text_length).processor.describe()["image_size"])
+            side = int(loaded.processor.describe()["image_size"])
         image_size = (side, side)
     return Setting(backbone, built, image_size, text_length)
 
@@ -153,15 +141,10 @@ def profile_setting(
 
 
 def find_cases(spec: Spec, backbone: Backbone) -> Iterator[Case]:
-    """The method as it is, or, where a search is still to choose blocks, each choice that costs another sum."""
-    method = build_method(spec)
-    if not (isinstance(method, DAS) and method.searches):
-        yield Case(canonical(spec), spec)
-        return
-    for skipped in skippable_sets(method.options, backbone):
-        streams = [name.split(".")[0] for name in skipped]
-        numbers = " + ".join(f"{streams.count(stream)} {stream}" for stream in backbone.stream_names)
-        yield Case(f"{canonical(spec)}, {numbers} skipped", spec, skipped)
+    """The method as it is, or each form of it that costs another sum, as the method tells them."""
+    for case in build_method(spec).cost_cases(backbone):
+        label = f"{canonical(spec)}, {case.name}" if case.name else canonical(spec)
+        yield Case(label, spec, case.decision)
 
 
 def count_case(setting: Setting, case: Case) -> Row:
@@ -205,10 +188,9 @@ def _pass(setting: Setting, case: Case, device: torch.device) -> Callable[[], Te
     method.finalize(backbone)
     backbone, head = backbone.to(device), head.to(device)
     generator = torch.Generator().manual_seed(0)
-    images = getattr(setting.task, "images_per_example", 1)
     parts = tuple(
         backbone.example_inputs(1, setting.text_length, setting.image_size, generator).to(device)
-        for _ in range(images)
+        for _ in range(setting.task.images_per_example)
     )
 
     @torch.no_grad()

@@ -10,8 +10,9 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, Val
 
 from harness.errors import UserError
 from harness.files import write_atomically
+from harness.records.upgrade import upgrade
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Raised whenever a key changes its meaning or its place."""
 
 
@@ -34,7 +35,7 @@ class Part(BaseModel):
 
 
 class Failure(Part):
-    """Stands in the place of a measurement that failed."""
+    """Placeholder for a failed measurement."""
 
     error: str = Field(description="What went wrong, one line.")
 
@@ -146,6 +147,16 @@ class Compute(Part):
         return self
 
 
+class ComputePerExample(Part):
+    """Multiply-accumulates of a model whose cost depends on the input, over real test examples one by one."""
+
+    mean: float = Field(description="Mean MACs of an example.")
+    p10: float = Field(description="10th percentile.")
+    p90: float = Field(description="90th percentile.")
+    n: Count = Field(description="Examples counted, drawn from the test split by a hash of their ids.")
+    untouched_mean: float = Field(description="Mean MACs of the backbone as loaded, on the same examples.")
+
+
 class Latency(Part):
     """Latency of the finalised model at one input."""
 
@@ -159,6 +170,10 @@ class Latency(Part):
     device: str = Field(description="As torch writes it, or the device's name.")
     samples_ms: tuple[float, ...] = Field(description="Raw latencies in the order of the rounds, in ms.")
     wall_ms: tuple[float, ...] = Field(default=(), description="Wall clock of the same calls on CUDA, in ms.")
+    examples: Count | None = Field(
+        default=None,
+        description="Test examples taken in turn, where a method's cost depends on them; None: random inputs.",
+    )
     group: str = Field(description="Id of the interleaved measurement; only equal groups compare.")
 
 
@@ -166,9 +181,6 @@ class Memory(Part):
     """Peak memory."""
 
     peak_training_mib: float | None = Field(default=None, description="Highest during training, in MiB.")
-    peak_inference_mib: float | None = Field(
-        default=None, description="Highest during a forward pass, in MiB."
-    )
     baseline_mib: float | None = Field(default=None, description="In use before training, in MiB.")
     how: str = Field(description="What was read and how.")
 
@@ -182,7 +194,6 @@ class TrainingCost(Part):
     best_epoch: Count = Field(description="Epoch that is reported, from 1; chosen on validation data.")
     steps: Count = Field(description="Optimiser steps.")
     batch_size: Count | None = Field(default=None, description="Examples per optimiser step.")
-    macs_per_example: Count | None = Field(default=None, description="Forward and backward MACs per example.")
     data_wait_fraction: Fraction = Field(description="Share of the time spent waiting for data.")
     learning_rate: float = Field(description="Peak rate of everything but the head.")
     head_learning_rate: float | None = Field(default=None, description="Peak rate of the head.")
@@ -203,15 +214,29 @@ class EncoderCache(Part):
     notes: list[str] = Field(default=[], description="Why encodings were no longer written to disk.")
 
 
+class Diagram(Part):
+    """The model's blocks and the skipped ones."""
+
+    blocks: tuple[str, ...] = Field(description="Names of all blocks, in the order of the model.")
+    skipped: tuple[str, ...] = Field(description="Names of those that are skipped.")
+
+
 class SearchCost(Part):
     """What a method's search took and found."""
 
     seconds: float = Field(description="Time of the search.")
     share: Fraction = Field(description="Of the time of search and training together.")
-    decision: dict[str, JsonValue] = Field(description="What `Method.decide` takes.")
-    history: JsonValue = Field(default=None, description="How the search got there (the gates by update).")
     training_examples: Count | None = Field(default=None, description="Examples it trained on.")
     reward_examples: Count | None = Field(default=None, description="Examples kept apart for rewards.")
+    summary: str = Field(description="What it decided, one line.")
+    warm_start: bool = Field(description="Whether training began with what the search had trained.")
+    figures: dict[str, str] = Field(
+        description="What must come out the same when the cell is reproduced, by name, as exact text."
+    )
+    diagram: Diagram | None = Field(default=None, description="None: the decision skips no blocks.")
+    decision: dict[str, JsonValue] = Field(
+        description="What the method's `Decision.from_json` takes; its history is in search.json.gz."
+    )
 
 
 class Environment(Part):
@@ -249,14 +274,14 @@ class Adoption(Part):
 
 
 class Record(Part):
-    """Everything that is kept of one cell beside predictions, weights and curve."""
+    """Everything that is kept of one cell besides predictions, weights, curve and search history."""
 
-    schema_version: Literal[1] = Field(default=1, description="Version of these keys.")
+    schema_version: Literal[2] = Field(default=2, description="Version of these keys.")
     cell: CellChoice = Field(description="What was run.")
     status: Literal["finished", "failed"] = Field(description="Failed cells are run again when asked for.")
     error: str | None = Field(default=None, description="Why it failed, one line.")
     protocol: dict[str, JsonValue] = Field(
-        description="What has to agree for two cells to stand side by side: epochs, batch size, precision, …"
+        description="What must agree for two cells to stand side by side: epochs, batch size, precision, …"
     )
     data: DataProvenance = Field(description="Where the data came from.")
     reported_split: str = Field(default="test", description="Key of `metrics` that tables show.")
@@ -270,6 +295,9 @@ class Record(Part):
     )
     compute: Compute | Failure | None = Field(default=None, description="Of the finalised model.")
     full_compute: Compute | Failure | None = Field(default=None, description="Of the backbone as loaded.")
+    compute_per_example: ComputePerExample | None = Field(
+        default=None, description="Of the finalised model, if its cost depends on the input."
+    )
     latency: tuple[Latency, ...] | Failure = Field(
         default=(), description="Of the finalised model; of one cell a method, measured side by side."
     )
@@ -296,7 +324,7 @@ class Record(Part):
     @model_validator(mode="after")
     def _status_fits(self) -> Record:
         if (self.status == "failed") != (self.error is not None):
-            raise ValueError("error has to be given exactly if status is 'failed'")
+            raise ValueError("error must be given if and only if status is 'failed'")
         if self.status == "finished":
             split, metric = self.reported_split, self.cell.task.primary_metric
             if metric not in self.metrics.get(split, {}):
@@ -310,7 +338,7 @@ class Record(Part):
 
 
 def read_record(path: Path) -> Record:
-    """Read one record.
+    """Read one record, also of an older schema that can be upgraded.
 
     Raises:
         UserError: naming the file and the key at fault.
@@ -321,6 +349,8 @@ def read_record(path: Path) -> Record:
         raise UserError(f"{path}: cannot be read: {error.strerror}.") from error
     except ValueError as error:
         raise UserError(f"{path}: not valid JSON: {error}.") from error
+    if isinstance(content, dict):
+        content = upgrade(content)
     version = content.get("schema_version") if isinstance(content, dict) else None
     if isinstance(version, int) and version != SCHEMA_VERSION:
         age = "an older" if version < SCHEMA_VERSION else "a newer"

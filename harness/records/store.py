@@ -4,6 +4,7 @@
                        predictions.jsonl    one example a line; or predictions.jsonl.gz
                        weights.safetensors  what was tuned
                        curve.csv            one epoch a line
+                       search.json.gz       how a search got to its decision
                        checkpoint/          only while the cell is unfinished
 <root>/tables/                              the latest tables
 """
@@ -29,6 +30,7 @@ from filelock import Timeout, UnixFileLock
 from harness.errors import UserError, did_you_mean
 from harness.files import disk_errors, replacing, write_atomically
 from harness.records.record import RECORD, Record, read_record, write_record
+from harness.records.search_history import SEARCH, SearchHistory, read_history, write_history
 
 PREDICTIONS, WEIGHTS, CURVE, CHECKPOINT, LOCK = (
     "predictions.jsonl",
@@ -121,13 +123,15 @@ class Store:
         predictions: Iterable[Mapping[str, Any]] | None = None,
         curve: Sequence[Mapping[str, Any]] | None = None,
         write_weights: Callable[[Path], object] | None = None,
+        search: SearchHistory | None = None,
         compress: bool = False,
     ) -> Path:
         """Write what is given of a cell, its record last; then a finished cell's checkpoint goes.
 
         predictions: JSON-able, one per example; compress: as gzip.
         write_weights: writes the tuned weights to the path it is given.
-        Also replaces a record, when a measurement is added to it. Returns the cell's folder.
+        Also replaces a record, when a measurement is added to it; a record of schema 1 is upgraded by that.
+        Returns the cell's folder.
 
         Raises:
             UserError: the folder cannot be written or the disk is full; there is no record then.
@@ -142,6 +146,10 @@ class Store:
         if write_weights is not None:
             with replacing(folder / WEIGHTS) as partial:
                 write_weights(partial)
+        if search is None and not (folder / SEARCH).is_file():
+            search = read_history(folder)  # stands in a record of schema 1, which is about to be replaced
+        if search is not None:
+            write_history(folder, search)
         write_record(folder, record)
         if record.status == "finished":
             shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
@@ -198,6 +206,14 @@ class Store:
         content = plain.read_bytes() if plain.is_file() else gzip.decompress(packed.read_bytes())
         for line in content.splitlines():
             yield json.loads(line)
+
+    def search_history(self, cell_id: str) -> SearchHistory | None:
+        """How a cell's search got to its decision; None for a cell that did not search.
+
+        Raises:
+            UserError: its file cannot be read.
+        """
+        return read_history(self.folder(cell_id))
 
     def _folders(self) -> list[Path]:
         if not self.cells.is_dir():

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from harness.records.record import Compute, Failure, Record
+    from harness.records.record import Compute, ComputePerExample, Failure, Latency, Record
 
 
 def describe(record: Record) -> Iterator[tuple[str, str]]:
@@ -30,6 +30,8 @@ def describe(record: Record) -> Iterator[tuple[str, str]]:
         parts = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in groups.items() if count)
         yield "parameters", f"{record.parameters.updated:,} updated of {record.parameters.total:,}: {parts}"
     yield "compute", _compute(record.compute)
+    if record.compute_per_example is not None:
+        yield "compute per example", _per_example(record.compute_per_example)
     yield from _latency(record)
     yield from _costs(record)
     environment = record.environment
@@ -71,6 +73,14 @@ def _compute(compute: Compute | Failure | None) -> str:
     )
 
 
+def _per_example(counts: ComputePerExample) -> str:
+    change = 100 * (counts.mean / counts.untouched_mean - 1)
+    return (
+        f"mean {counts.mean / 1e9:.4g} GMACs, 10th to 90th percentile {counts.p10 / 1e9:.4g} to "
+        f"{counts.p90 / 1e9:.4g}, on {counts.n} test examples; {change:+.1f} % against the untouched backbone"
+    )
+
+
 def _latency(record: Record) -> Iterator[tuple[str, str]]:
     from harness.records.record import Failure
 
@@ -81,10 +91,14 @@ def _latency(record: Record) -> Iterator[tuple[str, str]]:
         yield (
             f"latency, batch {each.batch_size}",
             f"p50 {each.p50_ms:.2f} ms, p90 {each.p90_ms:.2f} ms (n {each.n}, {each.device}, "
-            f"{each.threads} threads, measured together: {each.group})",
+            f"{each.threads} threads, {_inputs(each)}measured together: {each.group})",
         )
     if not record.latency:
         yield "latency", "not measured"
+
+
+def _inputs(latency: Latency) -> str:
+    return "" if latency.examples is None else f"on {latency.examples} test examples in turn, "
 
 
 def _costs(record: Record) -> Iterator[tuple[str, str]]:
@@ -94,9 +108,9 @@ def _costs(record: Record) -> Iterator[tuple[str, str]]:
     if isinstance(memory, Failure):
         yield "memory", f"failed: {memory.error}"
     elif memory is not None:
-        peaks = {"training": memory.peak_training_mib, "inference": memory.peak_inference_mib}
-        figures = ", ".join(f"{name} {value:.0f} MiB" for name, value in peaks.items() if value is not None)
-        yield "peak memory", f"{figures or 'not measured'} ({memory.how})"
+        peak = memory.peak_training_mib
+        measured = "not measured" if peak is None else f"training {peak:.0f} MiB"
+        yield "peak memory", f"{measured} ({memory.how})"
     if record.tuned_file_bytes is not None:
         yield "tuned file", f"{record.tuned_file_bytes / 2**20:.2f} MiB"
     if training is not None:
@@ -107,4 +121,5 @@ def _costs(record: Record) -> Iterator[tuple[str, str]]:
             f"{100 * training.data_wait_fraction:.0f} % of the time waiting for data",
         )
     if search is not None:
-        yield "search", f"{search.seconds:.0f} s ({100 * search.share:.0f} %): {search.decision}"
+        warm = "; training began with what it had trained" if search.warm_start else ""
+        yield "search", f"{search.seconds:.0f} s ({100 * search.share:.0f} %): {search.summary}{warm}"

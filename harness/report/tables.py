@@ -12,8 +12,8 @@ import pandas as pd
 from harness.analysis import stats
 from harness.errors import UserError
 from harness.records.protocol import by_protocol, by_task, check_protocol, newest
-from harness.records.record import Compute, Failure, Latency, Record
-from harness.registry import BUILT_IN
+from harness.records.record import Compute, ComputePerExample, Failure, Latency, Record
+from harness.registry import REFERENCE_METHOD, built_in_names
 
 FAILED = "failed"
 
@@ -81,7 +81,7 @@ def _build(backbone: str, distinction: str, records: Sequence[Record]) -> Table:
     rows: list[dict[str, Value]] = []
     for label in sorted({record.cell.method.label for record in kept}, key=lambda name: _rank(name, kept)):
         rows.append(_row([record for record in kept if record.cell.method.label == label], tasks, latency))
-    reference = next((row for row in rows if row["method"] == "full"), None)
+    reference = next((row for row in rows if row["method"] == REFERENCE_METHOD), None)
     score = "average" if len(tasks) > 1 else tasks[0].key
     for row in rows:
         full = reference or {}
@@ -128,7 +128,7 @@ def _task_column(record: Record) -> TaskColumn:
 
 def _rank(label: str, records: Sequence[Record]) -> tuple[int, str]:
     name = next(record.cell.method.name for record in records if record.cell.method.label == label)
-    order = list(BUILT_IN["methods"])
+    order = built_in_names("methods")
     return (order.index(name) if name in order else len(order), label)
 
 
@@ -282,9 +282,12 @@ def _notes(
     )
     notes.append(f"† multiply-accumulates, as papers of this field count{size}.")
     notes.append("Updated: what the method trains, without head, poolers and token types (Common+head).")
-    warm = list(dict.fromkeys(record.cell.method.label for record in records if _starts_warm(record)))
+    warm = list(
+        dict.fromkeys(r.cell.method.label for r in records if r.search is not None and r.search.warm_start)
+    )
     if warm:
         notes.append(f"Trained on from where the search left adapters and head: {', '.join(warm)}.")
+    notes += _dynamic_notes(records)
     if len(by_task(records)) > 1:
         notes.append("Costs are means over the tasks.")
     if mixed:
@@ -294,10 +297,25 @@ def _notes(
     return (*notes, *_failures(records))
 
 
-def _starts_warm(record: Record) -> bool:
-    """Whether training began with what the search had trained, which other methods are not given."""
-    settings = None if record.search is None else record.search.decision.get("settings")
-    return isinstance(settings, dict) and settings.get("warm_start") is True
+def _dynamic_notes(records: Sequence[Record]) -> list[str]:
+    """What methods whose cost depends on the input cost on real examples, means over seeds, a line a task."""
+    found: dict[tuple[str, str], list[ComputePerExample]] = {}
+    for record in records:
+        if record.compute_per_example is not None:
+            key = record.cell.method.label, record.cell.task.name
+            found.setdefault(key, []).append(record.compute_per_example)
+    notes = []
+    for (label, task), counts in found.items():
+        mean, low, high, untouched = (
+            stats.mean([getattr(each, key) for each in counts])
+            for key in ("mean", "p10", "p90", "untouched_mean")
+        )
+        notes.append(
+            f"The cost of {label} depends on the example, † is of a random one: on {counts[0].n} test examples of "
+            f"{task} it has {mean / 1e9:.4g} GMACs on average, 10th to 90th percentile {low / 1e9:.4g} to "
+            f"{high / 1e9:.4g}, {100 * (mean / untouched - 1):+.1f} % against the untouched backbone on the same."
+        )
+    return notes
 
 
 def _failures(records: Sequence[Record]) -> list[str]:

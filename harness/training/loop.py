@@ -44,7 +44,7 @@ class Cost:
 
 @dataclass
 class State:
-    """Everything that has to be restored to go on training after an epoch."""
+    """Everything that must be restored to resume training after an epoch."""
 
     model: nn.Module
     optimizer: Any
@@ -63,8 +63,12 @@ def train_epoch(
     batches: Batches,
     before_step: StepCallback | None = None,
     after_step: StepCallback | None = None,
+    regularizer: Callable[[], Tensor | None] | None = None,
 ) -> float:
-    """One epoch; returns the mean training loss per step. Callbacks get (epoch, step), from 0."""
+    """One epoch; returns the task's mean training loss per step. Callbacks get (epoch, step), from 0.
+
+    regularizer: called at every step; what it returns is added to the loss that is minimised.
+    """
     model, optimizer = state.model, state.optimizer
     model.train()
     batches.set_epoch(state.epoch)
@@ -80,7 +84,8 @@ def train_epoch(
         if batch.targets is None:
             raise ValueError("a training batch has no targets")
         loss = task.loss(logits, batch.targets)
-        fabric.backward(loss)
+        added = None if regularizer is None else regularizer()
+        fabric.backward(loss if added is None else loss + added)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         state.schedule.step()
@@ -110,7 +115,7 @@ def predict(
 ) -> list[Prediction]:
     """Per-example predictions in evaluation mode, ordered by example id.
 
-    partial: for a task that evaluates whole splits, where it may go on.
+    partial: for a task that evaluates whole splits, where an interrupted evaluation resumes.
     """
     model.eval()
 

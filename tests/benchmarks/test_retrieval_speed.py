@@ -17,7 +17,7 @@ import torch
 
 from harness.backbones.inputs import Inputs
 from harness.config import Request
-from harness.experiment.cell import adapted_model, loader
+from harness.experiment.build import adapted_model, loader
 from harness.experiment.plan import build_cells, open_testbeds
 from harness.process import prepare_process
 from harness.specs import parse_specs

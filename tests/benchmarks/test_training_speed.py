@@ -32,7 +32,7 @@ from transformers import Trainer, TrainingArguments, ViltForQuestionAnswering
 from harness import registry
 from harness.backbones.base import BackboneOptions
 from harness.config import Request
-from harness.experiment.cell import adapted_model, loader
+from harness.experiment.build import adapted_model, loader
 from harness.experiment.plan import Cell, build_cells, open_testbeds
 from harness.process import prepare_process
 from harness.specs import parse_specs

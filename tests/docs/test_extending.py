@@ -82,14 +82,32 @@ def test_the_three_run_together_as_the_page_says(data: Path, tmp_path: Path) -> 
     outcome = CliRunner().invoke(app, [*arguments, "--in-process", "--epochs", "2", "--batch-size", "4"])
     assert outcome.exit_code == 0, outcome.output
     records = {record.cell.method.name: record for record in Store(tmp_path).records()}
-    assert records.keys() == {"shift", "classifier", "lora"}
+    assert records.keys() == {"shift", "few_shifts", "lora"}
     shift = records["shift"]
     assert shift.parameters is not None
     assert shift.parameters.groups.method == 2 * 32  # an offset for each of the two blocks' sublayers
     assert shift.deployed_parameters is not None
     assert shift.deployed_parameters.groups.method == 0
     assert shift.cell.task.title == "Statements"
-    assert shift.compute == records["classifier"].compute
+    assert shift.compute == records["few_shifts"].compute  # nothing of either is left when they are deployed
+
+    few, search = records["few_shifts"], records["few_shifts"].search
+    assert few.parameters is not None
+    assert few.parameters.groups.method == 32
+    assert search is not None
+    (kept,) = search.decision["blocks"]  # type: ignore[misc,union-attr]
+    assert search.summary == f"offsets in {kept}"
+    assert search.summary in outcome.output
+    history = Store(tmp_path).search_history(few.cell.id)
+    assert history is not None
+    first, second = history.history  # type: ignore[misc]
+    assert kept == ("joint.0" if first >= second else "joint.1")  # type: ignore[operator]
+
+    compared = CliRunner().invoke(
+        app, ["compare", "shift", "few_shifts", "-r", str(tmp_path), "--metric", "accuracy (true)"]
+    )
+    assert compared.exit_code == 0, compared.output
+    assert "accuracy (true)" in compared.output
 
 
 @pytest.mark.usefixtures("installed")
@@ -144,5 +162,5 @@ def test_faults_in_the_tasks_example_are_named(data: Path, tmp_path: Path) -> No
         (tmp_path / f"{split}.jsonl").write_text(
             '{"id": "1", "sentence": "a", "image": "b", "answer": "?"}\n'
         )
-    with pytest.raises(UserError, match=r"train\.jsonl: line 1: answer has to be true or false"):
+    with pytest.raises(UserError, match=r"train\.jsonl: line 1: answer must be true or false"):
         task.load(tmp_path)

@@ -1,8 +1,7 @@
-"""The bandit's arithmetic by hand, and what DAS does to the module tree."""
+"""What DAS does to the module tree, and how it searches."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pytest
@@ -12,7 +11,8 @@ from harness.backbones.base import BackboneOptions
 from harness.backbones.vilt.loading import load_vilt_mini
 from harness.backbones.vilt.model import ViltBackbone
 from harness.errors import UserError
-from methods.das import DAS, Bandit, DASOptions, SkippedBlock, resolve_blocks, reward_of
+from methods.das import DAS, DASOptions, SkippedBlock, resolve_blocks
+from methods.das_decision import DASDecision
 
 
 @pytest.fixture
@@ -22,38 +22,6 @@ def backbone() -> ViltBackbone:
 
 def seeded() -> torch.Generator:
     return torch.Generator().manual_seed(0)
-
-
-def test_gates_move_by_reward_minus_mean_times_slope_of_the_sigmoid() -> None:
-    bandit = Bandit(4, 2, seeded())
-    bandit.gates = torch.tensor([0.0, 2.0, 0.0, 0.0], dtype=torch.float64)
-    p = 1 / (1 + math.exp(-2.0))
-    bandit.update([(0, 1), (1, 2), (0, 3)], [1.0, 0.4, 0.1])
-    expected = [0.25 * (0.5 - 0.4), 2.0 + p * (1 - p) * (0.5 - 0.1), 0.25 * -0.1, 0.25 * -0.4]
-    assert bandit.gates.tolist() == pytest.approx(expected)
-
-
-def test_a_high_gate_means_skip() -> None:
-    bandit = Bandit(5, 2, seeded())
-    bandit.gates = torch.tensor([0.1, 3.0, -1.0, 2.0, 0.0], dtype=torch.float64)
-    assert bandit.best() == (1, 3)
-
-
-def test_draws_follow_the_gates_and_distinct_sets_are_distinct() -> None:
-    bandit = Bandit(3, 1, seeded())
-    bandit.gates = torch.tensor([-50.0, 0.0, -50.0], dtype=torch.float64)
-    assert {bandit.draw() for _ in range(50)} == {(1,)}
-    fair = Bandit(3, 2, seeded())
-    assert sorted(fair.draw_distinct(3)) == [(0, 1), (0, 2), (1, 2)]
-    with pytest.raises(ValueError, match="only 3 sets"):
-        fair.draw_distinct(4)
-
-
-def test_rewards_exponential_and_without_scale() -> None:
-    assert reward_of([0.0, math.log(2)], "exponential") == pytest.approx([1.0, 0.5])
-    assert reward_of([2169.0, 2169.0], "exponential") == [0.0, 0.0]  # why the default has no scale
-    assert reward_of([2100.0, 2200.0], "standardized") == pytest.approx([1.0, -1.0])
-    assert reward_of([5.0, 5.0], "standardized") == [0.0, 0.0]
 
 
 def test_chosen_blocks_leave_the_module_tree(backbone: ViltBackbone) -> None:
@@ -111,8 +79,8 @@ class FakeTrainer:
 
 def test_search_finds_the_harmless_blocks_and_can_be_repeated(backbone: ViltBackbone) -> None:
     decision = DAS(DASOptions(search_epochs=5)).search(FakeTrainer(backbone))
-    assert decision["skipped"] == ["joint.1", "joint.9"]
-    assert all(entry["epoch"] >= 1 for entry in decision["history"])  # the first epoch only warms up
+    assert decision.skipped == ("joint.1", "joint.9")
+    assert all(update.epoch >= 1 for update in decision.updates)  # the first epoch only warms up
     again = DAS(DASOptions(search_epochs=5)).search(
         FakeTrainer(load_vilt_mini(BackboneOptions(weights="random")))
     )
@@ -126,16 +94,16 @@ def test_small_training_sets_get_sixty_updates_an_epoch(
     trainer = FakeTrainer(backbone)
     trainer.steps_per_epoch = steps
     decision = DAS(DASOptions(search_epochs=2)).search(trainer)
-    assert decision["settings"]["period"] == period
-    assert len(decision["history"]) == steps // period
+    assert decision.settings["period"] == period
+    assert len(decision.updates) == steps // period
 
 
 def test_published_variant_rewards_as_the_authors_do(backbone: ViltBackbone) -> None:
     trainer = FakeTrainer(backbone)
     decision = DAS(DASOptions(variant="published")).search(trainer)
-    assert decision["settings"]["reward"] == "exponential"
-    assert decision["settings"]["period"] == 10
-    assert len(decision["history"]) == 6  # 30 forwards an epoch, every 10, two epochs after the warm-up
+    assert decision.settings["reward"] == "exponential"
+    assert decision.settings["period"] == 10
+    assert len(decision.updates) == 6  # 30 forwards an epoch, every 10, two epochs after the warm-up
     assert all(trainer.rewarded_in_training_mode)
     assert DAS(DASOptions(variant="published")).search_holdout == 0.0
 
@@ -149,3 +117,15 @@ def test_bad_options_are_named(backbone: ViltBackbone) -> None:
         resolve_blocks(("joint.12",), backbone)
     with pytest.raises(UserError, match="must be different"):
         resolve_blocks(("1", "joint.1"), backbone)
+
+
+def test_progress_is_told_how_long_it_searches() -> None:
+    assert DAS(DASOptions(search_epochs=5)).search_epochs == 5
+    assert DAS(DASOptions(blocks=("3",))).search_epochs == 0
+
+
+def test_costs_are_told_for_every_number_of_blocks_per_stream(backbone: ViltBackbone) -> None:
+    (case,) = DAS(DASOptions(skip=3)).cost_cases(backbone)
+    assert (case.name, case.decision) == ("3 joint skipped", DASDecision(("joint.0", "joint.1", "joint.2")))
+    (given,) = DAS(DASOptions(blocks=("3",))).cost_cases(backbone)
+    assert (given.name, given.decision) == ("", None)

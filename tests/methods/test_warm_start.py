@@ -12,10 +12,10 @@ from harness.backbones.base import Backbone, BackboneOptions
 from harness.backbones.meter.loading import load_meter_mini
 from harness.backbones.vilt.loading import load_vilt_mini
 from methods.das import DAS, DASOptions, skip_only
-from methods.warm_start import WarmStart
+from methods.das_decision import DASDecision
 
 LOADERS = {"vilt-mini": load_vilt_mini, "meter-mini": load_meter_mini}
-SKIPPED = {"vilt-mini": ["joint.1", "joint.10"], "meter-mini": ["text.1", "text.4", "image.0", "image.5"]}
+SKIPPED = {"vilt-mini": ("joint.1", "joint.10"), "meter-mini": ("text.1", "text.4", "image.0", "image.5")}
 
 
 class Untrained:
@@ -49,7 +49,7 @@ def test_training_begins_as_the_very_function_that_the_search_ended_with(name: s
     supernet = LOADERS[name](options)
     method = DAS()
     method.search(Untrained(supernet))  # type: ignore[arg-type]
-    method.decide({"skipped": SKIPPED[name]})
+    method.decide(DASDecision(SKIPPED[name]))
     with torch.no_grad():
         for parameter in trained(supernet).values():
             parameter.add_(torch.empty_like(parameter).normal_(std=0.1, generator=seeded()))
@@ -79,9 +79,8 @@ def test_training_begins_as_the_very_function_that_the_search_ended_with(name: s
 )
 def test_the_published_variant_begins_afresh(options: DASOptions, warm: bool) -> None:
     method = DAS(options)
-    assert isinstance(method, WarmStart)
     backbone = load_vilt_mini(BackboneOptions(weights="random"))
-    method.decide({"skipped": ["joint.3", "joint.7"]})
+    method.decide(DASDecision(("joint.3", "joint.7")))
     method.adapt(backbone, seeded())
     searched = {"head.weight": torch.ones(1)}
     assert method.warm_start(backbone, searched) == (searched if warm else {})

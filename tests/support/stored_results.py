@@ -32,7 +32,7 @@ def as_json(
         "method_frozen": 0,
     }
     content: dict[str, Any] = {
-        "schema_version": 1,
+        "schema_version": 2,
         "cell": {
             "id": f"{method.translate(str.maketrans('[=]', '---'))}.{seed}.0a1b2c",
             "method": {"name": method.split("[")[0], "options": {}, "label": method},
@@ -102,6 +102,20 @@ def as_json(
             inner = inner[parent]
         inner[last] = value
     return content
+
+
+def as_search(**changes: Any) -> dict[str, Any]:
+    """The search of a record: of three blocks the second is skipped."""
+    return {
+        "seconds": 9.0,
+        "share": 0.4,
+        "summary": "skipped joint.1",
+        "warm_start": False,
+        "figures": {"blocks skipped": '["joint.1"]'},
+        "diagram": {"blocks": ["joint.0", "joint.1", "joint.2"], "skipped": ["joint.1"]},
+        "decision": {"skipped": ["joint.1"]},
+        **changes,
+    }
 
 
 def make_record(*positional: Any, **changes: Any) -> Record:

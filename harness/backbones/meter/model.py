@@ -30,6 +30,10 @@ from harness.errors import UserError
 STREAMS = ("text", "image")
 
 
+PAIRED_IMAGE_SIZE = 288
+"""Side in pixels of NLVR2's images, as published."""
+
+
 class MeterModel(PreTrainedModel):
     """METER's modules; `MeterBackbone` runs them. `layers` are the text layers by depth, then the image layers."""
 
@@ -92,7 +96,7 @@ class MeterBackbone(Backbone):
         self.base_learning_rate = base_learning_rate
         self.head_learning_rate_scale = head_learning_rate_scale
         self.prompt: nn.Module | None = None
-        self.pretrained_heads: dict[str, Tensor] = {}
+        self.pretrained_heads: Mapping[str, Tensor] = {}
         self._block_names = tuple(str(block.name) for block in self.model.layers)
         self._digest: str | None = None
 
@@ -250,6 +254,10 @@ class MeterBackbone(Backbone):
         self.model.token_type_embeddings = nn.Embedding.from_pretrained(
             torch.cat(rows), freeze=not old.weight.requires_grad
         )
+
+    def published_image_size(self, images_per_example: int) -> int | None:
+        """288 pixels on NLVR2, whose examples have two images. The small METER was published nowhere."""
+        return PAIRED_IMAGE_SIZE if self.name == "meter" and images_per_example == 2 else None
 
     def digest(self) -> str:
         """SHA-256 of weights and configuration at loading (computed on the first call after it)."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from markupsafe import Markup
@@ -18,7 +17,6 @@ from harness.report.html.samples import Examples, load_examples, render_samples
 from harness.report.html.templating import fill
 from harness.report.intervals import with_intervals
 from harness.report.plots.figures import make_figures, read_curve
-from harness.report.plots.gates import read_search
 from harness.report.plots.style import as_bytes
 from harness.report.rendering import columns_of
 from harness.report.tables import Table, build_tables
@@ -107,14 +105,8 @@ def _in_order(table: Table) -> list[Record]:
 
 def _choice(record: Record) -> str:
     """The blocks and which are skipped, of a cell that chose among them."""
-    search = read_search(record)
-    if search is not None:
-        return block_diagram(search.blocks, search.skipped)
-    decision: Mapping[str, object] = {} if record.search is None else record.search.decision
-    gates, skipped = decision.get("gates"), decision.get("skipped")
-    if isinstance(gates, dict) and isinstance(skipped, list):
-        return block_diagram(list(gates), [str(block) for block in skipped])
-    return ""
+    diagram = None if record.search is None else record.search.diagram
+    return "" if diagram is None else block_diagram(diagram.blocks, diagram.skipped)
 
 
 def _svg(figure: Figure) -> Markup:

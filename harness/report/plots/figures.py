@@ -16,7 +16,7 @@ from harness.records.record import Record
 from harness.records.store import CURVE, Store
 from harness.report.intervals import with_intervals
 from harness.report.plots.curves import Curve, curves_figure
-from harness.report.plots.gates import gates_figure, read_search
+from harness.report.plots.gates import gates_figure
 from harness.report.plots.style import as_bytes
 from harness.report.plots.tradeoff import tradeoff_figure
 from harness.report.tables import build_tables
@@ -55,11 +55,12 @@ def make_figures(store: Store, records: Sequence[Record], all_protocols: bool = 
             if figure is not None:
                 yield Named(_file_name(f"curves-{stem}"), table.title, figure)
             for record in table.records:
-                if (search := read_search(record)) is not None:
+                history = store.search_history(record.cell.id)
+                if history is not None and history.trace is not None:
                     label, seed = record.cell.method.label, record.cell.seed
                     title = f"{label}, {table.title}, seed {seed}"
                     name = _file_name(f"gates-{stem}-{label}-seed{seed}")
-                    yield Named(name, table.title, gates_figure(search, title))
+                    yield Named(name, table.title, gates_figure(history.trace, title))
 
 
 def write_figures(store: Store, folder: Path, all_protocols: bool = False) -> list[Path]:

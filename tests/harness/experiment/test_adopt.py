@@ -247,6 +247,26 @@ def test_records_of_before_image_bytes_counted_are_adopted(
     assert adopted.protocol == json.loads(json.dumps(cell.testbed.protocol))
 
 
+def test_the_history_of_a_search_comes_along_also_out_of_an_old_record(
+    store: Store, open_today: Callable[[Record], Cell]
+) -> None:
+    gates = {"joint.0": 0.5, "joint.1": -0.5}
+    search = {
+        "seconds": 1.0,
+        "share": 0.5,
+        "decision": {"skipped": ["joint.0"], "gates": gates},
+        "history": [{"epoch": 0, "step": 1, "gates": [0.5, -0.5]}],
+    }
+    old = change_record(store, lambda record: record.update(schema_version=1, search=search))
+    before = store.search_history(old)
+    assert before is not None
+    assert before.trace is not None
+    stale = next(each for each in find_stale(store.records(), open_today).stale if each.record.cell.id == old)
+    adopt(store, [stale], [stale], 0)
+    assert store.search_history(stale.cell.id) == before
+    assert store.record(stale.cell.id).search == stale.record.search
+
+
 def test_records_of_before_with_other_images_or_settings_are_not(
     store: Store, open_today: Callable[[Record], Cell], today: list[Cell]
 ) -> None:

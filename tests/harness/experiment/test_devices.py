@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from harness.config import Request
-from harness.experiment.cell import adapted_model, loader
+from harness.experiment.build import adapted_model, loader
 from harness.experiment.plan import Cell, build_cells, open_testbeds
 from harness.measure.flops import count_forward
 from harness.specs import parse_specs

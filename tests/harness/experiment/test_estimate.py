@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from harness.config import Request
-from harness.experiment.estimate import PASSES, estimate_seconds, evaluation_passes, passes_of_an_example
+from harness.experiment.estimate import PASSES, estimate_seconds, evaluation_passes
 from harness.experiment.plan import Cell, build_cells, open_testbeds
 from harness.specs import parse_specs
 from tasks.mini.retrieval import Sizes, ensure_retrieval
@@ -31,7 +31,7 @@ def cell_of(task: str, root: Path, method: str = "full") -> Cell:
 def test_retrieval_trains_on_negatives_and_is_evaluated_on_all_pairs(tmp_path: Path) -> None:
     root = ensure_retrieval(tmp_path, sizes=Sizes(10, 2, 3))
     many, few = cell_of("retrieval", root), cell_of("retrieval[negatives=3]", root)
-    assert (passes_of_an_example(many.testbed), passes_of_an_example(few.testbed)) == (16, 4)
+    assert (many.testbed.task.texts_per_example, few.testbed.task.texts_per_example) == (16, 4)
     evaluated = 3 * (2 * 10) + 3 * 15  # two epochs and the report on validation data, then the test split
     assert evaluation_passes(many.testbed) == evaluated
     ratio = (PASSES * 2 * 50 * 16 + evaluated) / (PASSES * 2 * 50 * 4 + evaluated)
@@ -41,7 +41,7 @@ def test_retrieval_trains_on_negatives_and_is_evaluated_on_all_pairs(tmp_path: P
 def test_a_search_takes_its_epochs_too(tmp_path: Path) -> None:
     root = ensure_vqa(tmp_path, sizes=VQASizes(20, 2, 4, 2, 5, 2))
     plain = cell_of("vqa", root)
-    assert passes_of_an_example(plain.testbed) == 1
+    assert plain.testbed.task.texts_per_example == 1
     splits = plain.testbed.data.splits
     assert evaluation_passes(plain.testbed) == 3 * len(splits["val"]) + len(splits["test"])
     longer = estimate_seconds(cell_of("vqa", root, "das"), []) - estimate_seconds(plain, [])

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from harness.backbones.vilt.loading import MINI_FOLDER
 from harness.config import Request
 from harness.errors import UserError
-from harness.experiment.cell import deployed_model
+from harness.experiment.build import deployed_model
 from harness.experiment.export import _reduction_factor, export_cell
 from harness.experiment.plan import build_cells, open_testbeds
 from harness.experiment.runner import run_cells

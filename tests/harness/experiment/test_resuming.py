@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ from torch import Tensor
 from harness.config import Request
 from harness.errors import UserError
 from harness.experiment import cell as cell_module
-from harness.experiment.cell import CHECKPOINT, DECISION, SEARCH_CHECKPOINT, SEARCHED, Outcome, run_cell
+from harness.experiment.cell import CHECKPOINT, Outcome, run_cell
 from harness.experiment.plan import Cell, build_cells, open_testbeds
+from harness.experiment.search_stage import FOUND, SEARCH_CHECKPOINT, SEARCHED
 from harness.specs import parse_specs
 from harness.training.checkpoint import tuned_state
 from harness.training.model import TaskModel
+from methods.das import DAS
 from tasks.mini.vqa import Sizes, ensure_vqa
 
 EPOCHS, BATCH = 3, 8
@@ -87,7 +90,7 @@ def _padded(examples: int) -> int:
 
 
 def decision(outcome: Outcome) -> Any:
-    return None if outcome.search is None else outcome.search["decision"]
+    return None if outcome.search is None else replace(outcome.search, seconds=0.0)
 
 
 def assert_same(found: Outcome, expected: Outcome) -> None:
@@ -117,12 +120,13 @@ def test_a_search_stopped_in_every_epoch_ends_as_the_uninterrupted_one(
     search = uninterrupted["das"].search
     assert search is not None
     # What is done of a resumed search is told at once, in examples; then come batches.
-    moments = [("search", search["training_examples"] * epoch + BATCH) for epoch in range(3)]
+    moments = [("search", search.training_examples * epoch + BATCH) for epoch in range(3)]
     found, tries = interrupted(cells["das"], tmp_path, *moments, ("train", 2 * BATCH))
     assert_same(found, uninterrupted["das"])
-    assert len(decision(found)["history"]) > 4
+    assert found.search is not None
+    assert len(found.search.history) > 4
     assert "search" not in tries[-1].seen  # its decision is kept, not found again
-    assert (tmp_path / DECISION).is_file()
+    assert (tmp_path / FOUND).is_file()
     assert not (tmp_path / SEARCH_CHECKPOINT).exists()
 
 
@@ -132,12 +136,12 @@ def test_a_resumed_search_does_not_begin_at_its_beginning(
     search = uninterrupted["das"].search
     assert search is not None
     with pytest.raises(StoppedError):
-        run_cell(cells["das"], tmp_path, Counting("search", 2 * _padded(search["training_examples"]) + 1))
+        run_cell(cells["das"], tmp_path, Counting("search", 2 * _padded(search.training_examples) + 1))
     assert torch.load(tmp_path / SEARCH_CHECKPOINT, weights_only=True)["training"]["epoch"] == 2
     second = Counting("search", 1)
     with pytest.raises(StoppedError):
         run_cell(cells["das"], tmp_path, second)
-    assert second.first == 2 * search["training_examples"]
+    assert second.first == 2 * search.training_examples
 
 
 @pytest.mark.parametrize("interrupt", [False, True])
@@ -146,7 +150,7 @@ def test_training_begins_with_what_the_search_has_trained(
 ) -> None:
     begun: list[dict[str, Tensor]] = []
 
-    def train(cell: Cell, model: TaskModel, *others: Any) -> Any:
+    def train(cell: Cell, method: DAS, model: TaskModel, *others: Any) -> Any:
         begun.append(tuned_state(model))
         raise StoppedError
 
@@ -156,7 +160,7 @@ def test_training_begins_with_what_the_search_has_trained(
             run_cell(cells["das"], tmp_path, Counting())
     searched = torch.load(tmp_path / SEARCHED, weights_only=True)
     skipped = {
-        name.split(".")[1] for name in json.loads((tmp_path / DECISION).read_text())["decision"]["skipped"]
+        name.split(".")[1] for name in json.loads((tmp_path / FOUND).read_text())["decision"]["skipped"]
     }
     assert begun[-1].keys() == begun[0].keys()
     for name, tensor in begun[-1].items():

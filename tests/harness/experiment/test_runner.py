@@ -14,7 +14,7 @@ import torch
 from harness.config import Request
 from harness.errors import UserError
 from harness.experiment import plan, runner
-from harness.experiment.cell import adapted_model
+from harness.experiment.build import adapted_model
 from harness.experiment.latency import SMALL_BATCH, measure_side_by_side
 from harness.experiment.plan import Cell, build_cells, open_testbeds
 from harness.experiment.runner import TRACEBACK, run_cells

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from harness.errors import UserError
 from harness.files import replacing, write_atomically
 from harness.records.record import RECORD, Failure, Part, Record, read_record, write_record
-from tests.support.stored_results import as_json, make_record
+from tests.support.stored_results import as_json, as_search, make_record
 
 
 def write(tmp_path: Path, content: Any) -> Path:
@@ -24,9 +24,7 @@ def write(tmp_path: Path, content: Any) -> Path:
 
 
 def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
-    record = make_record(
-        search={"seconds": 3.5, "share": 0.2, "decision": {"skipped": ["joint.3"]}, "history": [[0.0, 0.5]]}
-    )
+    record = make_record(search=as_search())
     assert read_record(write_record(tmp_path, record)) == record
     assert [path.name for path in tmp_path.iterdir()] == [RECORD]
 
@@ -64,7 +62,7 @@ def test_the_primary_metric_is_that_of_the_reported_split() -> None:
         ({"compute__flops_total": 5}, "flops_total is 5, not 2 × macs_total"),
         ({"compute__macs": {"head": 1}}, "components add up to 1 MACs"),
         ({"metrics": {"val": {"accuracy": 1.0}}}, "a finished cell needs metrics.test.accuracy"),
-        ({"error": "boom"}, "error has to be given exactly if status is 'failed'"),
+        ({"error": "boom"}, "error must be given if and only if status is 'failed'"),
         ({"timestamps__started": "2025-01-01T10:00:00"}, "timestamps.started: "),
     ],
 )

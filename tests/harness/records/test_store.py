@@ -16,9 +16,10 @@ import pytest
 
 from harness.errors import UserError
 from harness.records.record import RECORD
+from harness.records.search_history import SEARCH, SearchHistory
 from harness.records.store import CHECKPOINT, CURVE, LOCK, PREDICTIONS, WEIGHTS, CellBusyError, Store
 from tests.support.paths import ROOT
-from tests.support.stored_results import make_record
+from tests.support.stored_results import as_search, make_record
 
 ROWS = [{"id": "1", "group": "a", "score": 1.0}, {"id": "2", "group": "b", "score": 0.3}]
 CURVE_ROWS = [{"epoch": 1, "train_loss": 0.5}, {"epoch": 2, "train_loss": 0.25, "val_accuracy": 50.0}]
@@ -52,6 +53,21 @@ def test_packed_predictions_replace_plain_ones_and_are_the_same_bytes_each_time(
     assert list(store.predictions(record.cell.id)) == ROWS
     store.commit(record, predictions=ROWS, compress=True)
     assert (folder / f"{PREDICTIONS}.gz").read_bytes() == first
+
+
+def test_a_search_history_is_the_same_bytes_each_time_and_stays_when_a_record_is_replaced(
+    store: Store,
+) -> None:
+    record, history = make_record(search=as_search()), SearchHistory(history=[{"step": 1, "loss": 0.1}])
+    folder = store.commit(record, search=history)
+    first = (folder / SEARCH).read_bytes()
+    store.commit(record, search=history)
+    store.commit(record)
+    assert (folder / SEARCH).read_bytes() == first
+    assert store.search_history(record.cell.id) == history
+    (folder / SEARCH).write_bytes(first[:20])
+    with pytest.raises(UserError, match=r"search\.json\.gz: cannot be read as a search's history"):
+        store.search_history(record.cell.id)
 
 
 @pytest.mark.parametrize("survived", range(4))

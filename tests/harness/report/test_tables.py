@@ -20,7 +20,7 @@ from harness.records.record import Record
 from harness.records.store import Store
 from harness.report.rendering import print_table, render, render_all
 from harness.report.tables import Table, build_tables
-from tests.support.stored_results import make_record
+from tests.support.stored_results import as_search, make_record
 
 FULL: dict[str, Any] = {
     "updated": 2_400_000,
@@ -35,9 +35,7 @@ FAILURE = {"error": "operator unknown"}
 def small_results() -> list[Record]:
     """DAS before full tuning, as a folder may list them; LoRA's latency failed."""
     return [
-        make_record(
-            "das", 0, 59.0, 24_000, 60_000_000, 8.0, search={"seconds": 9.0, "share": 0.4, "decision": {}}
-        ),
+        make_record("das", 0, 59.0, 24_000, 60_000_000, 8.0, search=as_search()),
         make_record("lora[r=8]", 0, 60.5, 12_500, 80_000_000, latency=FAILURE),
         make_record("full", 0, 61.0, **FULL),
         make_record("full", 1, 63.0, **FULL),
@@ -426,7 +424,7 @@ def test_a_warm_start_is_told(warm: set[str], labels: str) -> None:
             label,
             0,
             59.0,
-            search={"seconds": 9.0, "share": 0.4, "decision": {"settings": {"warm_start": label in warm}}},
+            search=as_search(warm_start=label in warm),
         )
         for label in ("das", "das[skip=4]")
     ]
@@ -439,7 +437,7 @@ def test_a_record_is_shown_for_people(results: Path) -> None:
     for part in ("das.0.0a1b2c", "mini (embedded)", "test (reported) accuracy 59.00", "24,000 updated of"):
         assert part in text
     assert "0.06 GMACs = 0.12 GFLOPs at 64×64 pixels, 16 tokens" in text
-    assert "search 9 s (40 %)" in text
+    assert "search 9 s (40 %): skipped joint.1" in text
     assert "latency failed: operator unknown" in re.sub(
         r"\s+", " ", invoke(show, "lora", "--results", results).stdout
     )

@@ -17,7 +17,8 @@ from harness.backbones.inputs import Inputs
 from harness.backbones.meter.model import MeterBackbone
 from harness.backbones.meter.processor import MeterProcessor
 from harness.config import Request
-from harness.experiment.cell import Outcome, adapted_model, loader, run_cell
+from harness.experiment.build import adapted_model, loader
+from harness.experiment.cell import Outcome, run_cell
 from harness.experiment.plan import Cell, build_cell, build_testbed, open_encodings
 from harness.records.record import TrainingCost
 from harness.specs import parse_spec

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 import typer
@@ -14,12 +13,13 @@ from typer.testing import CliRunner
 
 from harness.cli.report import report as report_command
 from harness.errors import UserError
+from harness.records.search_history import SearchHistory, SearchTrace
 from harness.records.store import Store
 from harness.report.html.diagrams import block_diagram, small_curve
 from harness.report.html.page import build_report
 from harness.report.html.samples import Examples, choose, load_examples, render_samples
 from tasks.base import Example
-from tests.support.stored_results import predictions_of, record_of, store_scores
+from tests.support.stored_results import as_search, predictions_of, record_of, store_scores
 
 EVIL = '<script>alert(1)</script> & "co"'
 VOID = {"meta", "img", "br", "path", "use", "rect", "circle", "polyline"}
@@ -55,13 +55,15 @@ def store(tmp_path: Path) -> Store:
     predictions = [
         {**each, "question": EVIL, "answer": EVIL} for each in predictions_of([1.0, 0.0, 0.5, 1.0] * 5)
     ]
-    search: dict[str, Any] = {
-        "seconds": 9.0,
-        "share": 0.4,
-        "decision": {"skipped": ["joint.1"], "gates": {"joint.0": 0.0, "joint.1": 0.5}},
-        "history": [{"epoch": 1, "step": 9, "gates": [0.0, 0.5]}],
-    }
-    store.commit(record_of("das", 0, predictions, search=search, **changes), predictions=predictions)
+    trace = SearchTrace(
+        arms=("joint.0", "joint.1"),
+        values=((0, 0), (0, 0.5)),
+        chosen=("joint.1",),
+        epoch_starts=((0, 2),),
+        outcome="skipped",
+    )
+    das = record_of("das", 0, predictions, search=as_search(), **changes)
+    store.commit(das, predictions=predictions, search=SearchHistory(trace=trace))
     return store
 
 
@@ -87,7 +89,7 @@ def test_every_cell_is_there_with_choice_curve_and_predictions(store: Store) -> 
     cells = page.split("<details>")[1:]
     assert len(cells) == 3
     das = next(cell for cell in cells if cell.startswith("<summary><b>das"))
-    assert "2 blocks; skipped: joint.1" in das
+    assert "3 blocks; skipped: joint.1" in das
     assert das.count('class="sample right"') == 4
     assert das.count('class="sample wrong"') + das.count('class="sample partly"') == 4
     assert "the data of VQA2.0 were not named (--data-root)" in das

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,28 +12,25 @@ from typer.testing import CliRunner
 
 from harness.cli.plot import plot as plot_command
 from harness.errors import UserError
+from harness.records.search_history import SearchHistory, SearchTrace
 from harness.records.store import Store
 from harness.registry import BUILT_IN
 from harness.report.intervals import with_intervals
 from harness.report.plots.curves import Curve, curves_figure
 from harness.report.plots.figures import read_curve, write_figures
-from harness.report.plots.gates import gates_figure, read_search
+from harness.report.plots.gates import gates_figure
 from harness.report.plots.style import as_bytes, looks
 from harness.report.plots.tradeoff import Point, pareto_front, tradeoff_figure
 from harness.report.tables import build_tables
-from tests.support.stored_results import make_record, store_scores
+from tests.support.stored_results import as_search, make_record, store_scores
 
-HISTORY = [
-    {"epoch": 1, "step": 9, "gates": [0.0, 0.5, -0.5]},
-    {"epoch": 1, "step": 19, "gates": [0.1, 0.8, -0.7]},
-    {"epoch": 2, "step": 9, "gates": [0.1, 1.2, -0.9]},
-]
-SEARCH = {
-    "seconds": 9.0,
-    "share": 0.4,
-    "decision": {"skipped": ["joint.1"], "gates": {"joint.0": 0.1, "joint.1": 1.2, "joint.2": -0.9}},
-    "history": HISTORY,
-}
+TRACE = SearchTrace(
+    arms=("joint.0", "joint.1", "joint.2"),
+    values=((0, 0, 0), (0, 0.5, -0.5), (0.1, 0.8, -0.7), (0.1, 1.2, -0.9)),
+    chosen=("joint.1",),
+    epoch_starts=((0, 2), (2, 3)),
+    outcome="skipped",
+)
 
 
 def point(label: str, cost: float, score: float) -> Point:
@@ -73,8 +69,8 @@ def store(tmp_path: Path) -> Store:
     }
     store = store_scores(tmp_path / "results", scores)
     das = next(record for record in store.records() if record.cell.method.name == "das")
-    changed = das.model_dump(mode="json") | {"search": SEARCH}
-    store.commit(type(das).model_validate(changed))
+    changed = das.model_dump(mode="json") | {"search": as_search()}
+    store.commit(type(das).model_validate(changed), search=SearchHistory(trace=TRACE))
     return store
 
 
@@ -109,22 +105,22 @@ def test_a_method_that_updates_nothing_has_its_place_on_the_logarithmic_axis() -
     assert [text.get_text() for text in axis.get_xticklabels()] == ["0", "1M"]
 
 
-def test_gates_begin_at_zero_and_end_at_the_decision() -> None:
-    search = read_search(make_record("das", search=SEARCH))
-    assert search is not None
-    assert search.gates.tolist() == [[0, 0, 0], [0, 0.5, -0.5], [0.1, 0.8, -0.7], [0.1, 1.2, -0.9]]
-    assert search.epoch_starts == ((0, 2), (2, 3))
-    figure = gates_figure(search, "das")
-    lines, chart = figure.axes[:2]
+def test_gates_are_drawn_with_the_chosen_ones_in_bold() -> None:
+    lines, chart = gates_figure(TRACE, "das").axes[:2]
+    assert lines.get_ylabel() == "Gate (high: skipped)"
+    assert lines.get_title(loc="left") == "das: skipped in the end joint.1 (bold)"
     bold = [text.get_text() for text in lines.texts if text.get_fontweight() == "bold"]
     assert bold == ["joint.1"]
+    assert list(lines.lines[1].get_ydata()) == [0, 0.5, 0.8, 1.2]
+    assert "epoch 3" in [text.get_text() for text in lines.texts]
     assert [text.get_text() for text in chart.get_yticklabels()] == ["joint.0", "joint.1", "joint.2"]
     assert chart.images[0].get_array().shape == (3, 4)  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("search", [None, {**SEARCH, "history": None}, {**SEARCH, "history": []}])
-def test_without_a_history_there_are_no_gates(search: Any) -> None:
-    assert read_search(make_record("das", search=search)) is None
+def test_a_search_without_a_trace_is_not_drawn(store: Store, tmp_path: Path) -> None:
+    das = next(record for record in store.records() if record.search is not None)
+    store.commit(das, search=SearchHistory(history=["something"]))
+    assert not [path for path in write_figures(store, tmp_path) if "gates" in path.name]
 
 
 def test_curves_are_means_over_seeds() -> None:
@@ -167,9 +163,7 @@ def test_all_figures_are_written_and_are_the_same_bytes_again(store: Store, tmp_
 
 
 def test_a_figure_is_png_or_svg() -> None:
-    search = read_search(make_record("das", search=SEARCH))
-    assert search is not None
-    figure = gates_figure(search, "das")
+    figure = gates_figure(TRACE, "das")
     assert as_bytes(figure, "png").startswith(b"\x89PNG")
     assert b"<svg" in as_bytes(figure, "svg")
 

@@ -1,0 +1,81 @@
+"""What a cell is made of: batches of a split, the adapted model, the deployed model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from harness.experiment.plan import Cell, Testbed
+from harness.training.checkpoint import load_tuned_state
+from harness.training.loop import Batches
+from harness.training.model import TaskModel
+from harness.training.seeds import generator
+from methods.base import Method
+from tasks.data.augment import AUGMENTATIONS
+from tasks.data.loader import Loader
+
+
+def loader(
+    testbed: Testbed,
+    split: str,
+    seed: int | None = None,
+    examples: Any = None,
+    augmented: bool = False,
+    batch_size: int | None = None,
+) -> Batches:
+    """Batches of a split; shuffled by `seed` if there is one. Augmented are those that are trained on.
+
+    examples: those of the split to take; None: all. batch_size: None: as in training.
+    """
+    request = testbed.request
+    augment = AUGMENTATIONS[request.augment] if augmented else None
+    found = Loader(
+        testbed.data.splits[split] if examples is None else examples,
+        testbed.task,
+        testbed.backbone.processor,
+        testbed.training.batch_size if batch_size is None else batch_size,
+        seed=0 if seed is None else seed,
+        shuffle=seed is not None,
+        workers=request.workers,
+        cache=testbed.images,
+        skip_bad_images=request.skip_bad_images,
+        augment=augment,
+        # Augmented images do not come again, so that keeping what is encoded of them is no use.
+        key_images=testbed.encodings is not None and augment is None,
+    )
+    if split != "train":
+        return found
+    batches: Batches = testbed.task.training_batches(found, 0 if seed is None else seed)
+    return batches
+
+
+def adapted_model(cell: Cell, method: Method[Any]) -> TaskModel:
+    """A fresh backbone, adapted, with a fresh head; everything that trains is marked."""
+    testbed = cell.testbed
+    backbone = testbed.fresh_backbone()
+    method.adapt(backbone, generator(cell.seed, "initialisation of the method"))
+    backbone.pooled_token_only = method.per_token
+    head = testbed.task.build_head(backbone, generator(cell.seed, "initialisation of the head"))
+    for parameter in [*backbone.common_parameters(), *head.parameters()]:
+        parameter.requires_grad_(True)
+    return TaskModel(testbed.task, backbone, head)
+
+
+def deployed_model(
+    cell: Cell, tuned: Mapping[str, Tensor] | None, decision: Mapping[str, Any] | None
+) -> TaskModel:
+    """The finalised model of a finished cell, built again from its tuned weights and decision.
+
+    decision: as it stands in the record. Without tuned weights the model has fresh ones: the same shapes and
+    cost, other outputs.
+    """
+    method = cell.method()
+    if decision is not None:
+        method.decide(method.Decision.from_json(decision))
+    model = adapted_model(cell, method)
+    if tuned is not None:
+        load_tuned_state(model, dict(tuned))
+    method.finalize(model.backbone)
+    return model.requires_grad_(False).eval()

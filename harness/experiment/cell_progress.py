@@ -1,0 +1,19 @@
+"""Who is told how far a cell is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+
+class Progress(Protocol):
+    """Told of a cell's stages, examples and epochs."""
+
+    def stage(self, name: str, total: int) -> None:
+        """A new stage of `total` examples begins."""
+
+    def advance(self, count: int) -> None:
+        """`count` more examples are done."""
+
+    def epoch(self, figures: Mapping[str, float]) -> None:
+        """An epoch of training is over; a resumed cell tells its earlier ones again."""

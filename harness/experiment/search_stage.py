@@ -1,0 +1,119 @@
+"""A cell's search: run before training, saved every epoch, and kept until the cell is finished."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lightning_fabric import Fabric
+
+from harness.experiment.build import loader
+from harness.experiment.cell_progress import Progress
+from harness.experiment.plan import Cell
+from harness.files import write_atomically
+from harness.training.checkpoint import load_checkpoint, load_tuned_state, save_checkpoint, tuned_state
+from harness.training.encoder_cache import cached_encoding
+from harness.training.model import TaskModel
+from harness.training.search import FabricSearchTrainer, cut
+from harness.training.seeds import derived_seed, generator
+from methods.base import Decision, Method
+
+SEARCH_CHECKPOINT = "search.pt"
+"""State of a search that is under way."""
+
+
+SEARCHED = "searched.pt"
+"""What the finished search has trained."""
+
+
+FOUND = "search.json"
+"""What the finished search has found."""
+
+
+@dataclass(frozen=True)
+class Searched:
+    """What a search took and found, in JSON's values.
+
+    seconds: over all tries. decision: as `Decision.from_json` takes it; the fields after it are what the
+    decision says of itself.
+    """
+
+    seconds: float
+    training_examples: int
+    reward_examples: int
+    decision: dict[str, Any]
+    summary: str
+    figures: dict[str, str]
+    diagram: dict[str, Any] | None
+    trace: dict[str, Any] | None
+    history: Any
+
+
+def search(cell: Cell, method: Method[Any], fabric: Fabric, scratch: Path, progress: Progress) -> Searched:
+    """Let the method search and take its decision; read from `scratch` if an earlier try got that far."""
+    decision_class = method.Decision  # a method that lacks it fails before its search, not after
+    done = scratch / FOUND
+    if not done.is_file():
+        found = _run(cell, method, fabric, scratch, progress)
+        write_atomically(done, json.dumps(asdict(found)).encode())
+        (scratch / SEARCH_CHECKPOINT).unlink(missing_ok=True)
+    searched = Searched(**json.loads(done.read_text(encoding="utf-8")))
+    method.decide(decision_class.from_json(searched.decision))
+    return searched
+
+
+def begin_warm(method: Method[Any], model: TaskModel, scratch: Path) -> bool:
+    """Give the adapted model what the search has trained, if the method wants that; whether it does."""
+    start = method.warm_start(model.backbone, load_checkpoint(scratch / SEARCHED))
+    if start:
+        load_tuned_state(model, start)
+    return bool(start)
+
+
+def _run(cell: Cell, method: Method[Any], fabric: Fabric, scratch: Path, progress: Progress) -> Searched:
+    testbed = cell.testbed
+    backbone = testbed.fresh_backbone()
+    backbone.pooled_token_only = method.per_token
+    head = testbed.task.build_head(backbone, generator(cell.seed, "initialisation of the head"))
+    kept, held = cut(
+        testbed.data.splits["train"], method.search_holdout, derived_seed(cell.seed, "search split")
+    )
+    checkpoint = scratch / SEARCH_CHECKPOINT
+    trainer = FabricSearchTrainer(
+        fabric,
+        testbed.task,
+        backbone,
+        head,
+        loader(testbed, "train", derived_seed(cell.seed, "search order"), kept, augmented=True),
+        loader(testbed, "train", derived_seed(cell.seed, "reward order"), held) if held else None,
+        testbed.training,
+        cell.learning_rate,
+        testbed.head_learning_rate,
+        generator(cell.seed, "search"),
+        progress.advance,
+        load_checkpoint(checkpoint) if checkpoint.is_file() else None,
+        lambda state: save_checkpoint(checkpoint, state),
+        partial(cached_encoding, store=testbed.encodings),
+    )
+    progress.stage("search", method.search_epochs * len(kept))
+    decision = method.search(trainer)
+    save_checkpoint(scratch / SEARCHED, tuned_state(TaskModel(testbed.task, backbone, head)))
+    return _describe(decision, trainer.seconds, len(kept), len(held))
+
+
+def _describe(decision: Decision, seconds: float, training_examples: int, reward_examples: int) -> Searched:
+    diagram, trace = decision.diagram(), decision.trace()
+    return Searched(
+        seconds=seconds,
+        training_examples=training_examples,
+        reward_examples=reward_examples,
+        decision=decision.to_json(),
+        summary=decision.summary,
+        figures=decision.figures(),
+        diagram=None if diagram is None else asdict(diagram),
+        trace=None if trace is None else asdict(trace),
+        history=decision.history(),
+    )

@@ -1,0 +1,80 @@
+"""What a model costs on real examples, for methods whose cost depends on the input."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from harness.backbones.base import Backbone
+from harness.measure.flops import count_macs
+from tasks.base import Batch, Example, Task
+
+EXAMPLES = 64
+"""Test examples that a model is counted on."""
+
+
+@dataclass(frozen=True)
+class PerExample:
+    """Multiply-accumulates of single examples: mean, 10th and 90th percentile of n.
+
+    untouched_mean: of the backbone as loaded, on the same examples.
+    """
+
+    mean: float
+    p10: float
+    p90: float
+    n: int
+    untouched_mean: float
+
+
+def summarize(macs: Sequence[int], untouched: Sequence[int]) -> PerExample:
+    """Percentiles are interpolated linearly."""
+    low, high = np.percentile(macs, [10, 90])
+    return PerExample(float(np.mean(macs)), float(low), float(high), len(macs), float(np.mean(untouched)))
+
+
+def chosen_examples(examples: Sequence[Example], count: int = EXAMPLES) -> list[Example]:
+    """`count` of the examples as if drawn, but always the same ones: the first by a hash of their ids."""
+    return sorted(examples, key=lambda each: hashlib.sha256(each.id.encode()).digest())[:count]
+
+
+def count_examples(
+    task: Task[Any],
+    backbone: Backbone,
+    head: nn.Module,
+    method_modules: Sequence[nn.Module],
+    batches: Iterable[Batch],
+) -> list[int]:
+    """MACs of one inference pass for each of `batches`, which hold one example each.
+
+    The model must be in evaluation mode.
+
+    Raises:
+        MeasurementError: an operator that multiplies matrices and has no formula was run.
+    """
+    device = next(backbone.parameters()).device
+    counted = []
+    for batch in batches:
+        moved = batch.to(device)
+        height, width = moved.inputs[0].pixels.shape[-2:]
+
+        def run(batch: Batch = moved) -> None:
+            with torch.no_grad():
+                task.forward(backbone, head, batch)
+
+        counts = count_macs(
+            backbone,
+            head,
+            run,
+            method_modules,
+            text_length=moved.inputs[0].input_ids.shape[1],
+            image_size=(height, width),
+        )
+        counted.append(counts.macs_total)
+    return counted

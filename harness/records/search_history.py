@@ -1,0 +1,67 @@
+"""How a search got to its decision: a compressed file beside the record, for figures and for a closer look."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+from pydantic import Field, JsonValue, ValidationError, model_validator
+
+from harness.errors import UserError
+from harness.files import write_atomically
+from harness.records.record import RECORD, Part
+from harness.records.upgrade import old_history
+
+SEARCH = "search.json.gz"
+
+
+class SearchTrace(Part):
+    """The value that a search gave each of its arms, after every update."""
+
+    arms: tuple[str, ...] = Field(description="Names of what the search chooses among.")
+    values: tuple[tuple[float, ...], ...] = Field(
+        description="A row before any update and one after each, a value an arm; high: chosen."
+    )
+    chosen: tuple[str, ...] = Field(description="Names of the arms chosen in the end.")
+    epoch_starts: tuple[tuple[int, int], ...] = Field(
+        description="Updates with which an epoch begins, from 0, and the epoch's number, from 1."
+    )
+    outcome: str = Field(description="What happens to a chosen arm, such as skipped.")
+
+    @model_validator(mode="after")
+    def _fits(self) -> SearchTrace:
+        if not self.values or any(len(row) != len(self.arms) for row in self.values):
+            raise ValueError(f"every row of values needs {len(self.arms)} entries")
+        return self
+
+
+class SearchHistory(Part):
+    """Everything that is kept of a search besides its decision."""
+
+    trace: SearchTrace | None = Field(default=None, description="None: the search has nothing to draw.")
+    history: JsonValue = Field(default=None, description="As the method tells it.")
+
+
+def write_history(folder: Path, history: SearchHistory) -> None:
+    """Write a cell's search history; equal histories are equal bytes."""
+    content = json.dumps(history.model_dump(mode="json"), ensure_ascii=False, allow_nan=False)
+    # No time in the header.
+    write_atomically(folder / SEARCH, gzip.compress(content.encode(), mtime=0))
+
+
+def read_history(folder: Path) -> SearchHistory | None:
+    """A cell's search history, also one that stands in a record of schema 1; None if there is none.
+
+    Raises:
+        UserError: the file is not a search history.
+    """
+    path = folder / SEARCH
+    try:
+        if path.is_file():
+            return SearchHistory.model_validate_json(gzip.decompress(path.read_bytes()))
+        record = folder / RECORD
+        old = old_history(json.loads(record.read_text(encoding="utf-8"))) if record.is_file() else None
+        return None if old is None else SearchHistory.model_validate(old)
+    except (OSError, EOFError, ValueError, ValidationError) as error:
+        raise UserError(f"{path}: cannot be read as a search's history; run the cell again.") from error
