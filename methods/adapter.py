@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import torch
 
-from harness.backbones.base import Backbone
+from harness.backbones.base import Backbone, HuggingFaceForm
 from harness.backbones.block import Block
 from harness.errors import UserError
 from methods.base import Method, freeze
 from methods.bottleneck import Activation, BottleneckAdapter, bottleneck_size
+from methods.exporting import Blocks, export_bottlenecks
 from methods.option_checks import at_least, positive
 
 
@@ -45,6 +47,7 @@ class SequentialAdapter(Method[SequentialAdapterOptions]):
     Options: ClassVar[type[Any]] = SequentialAdapterOptions
     learning_rate_scale: ClassVar[float] = 5.0
     per_token: ClassVar[bool] = True
+    exports: ClassVar[tuple[str, ...]] = ("adapters",)
 
     def adapt(self, backbone: Backbone, generator: torch.Generator) -> None:
         """Fill every sequential slot. Weights of deviation 0.01 start it near identity (section 2.1)."""
@@ -60,3 +63,11 @@ class SequentialAdapter(Method[SequentialAdapterOptions]):
                     activation=self.options.activation,
                     std=0.01,
                 )
+
+    def export(self, form: str, target: HuggingFaceForm, blocks: Blocks, output: Path) -> str:
+        """Bottlenecks of the `adapters` library."""
+        options = self.options
+        size = bottleneck_size(target.model.config.hidden_size, options.bottleneck, options.reduction_factor)
+        return export_bottlenecks(
+            target, blocks, "sequential", size, options.activation, 1.0, layer_norm=False, output=output
+        )

@@ -107,14 +107,14 @@ class AdaptersMethod(Method[NoOptions]):
                 f"{self.name}: the adapters library has no plug-in interface for {backbone.name}; "
                 f"it works on: {', '.join(INTERFACES)}."
             )
-        adapters = _library()
+        adapters = load_library()
         seed = int(torch.randint(2**62, (), generator=generator))
         kinds = adapters.AdapterMethod.get_from_config(self.settings)
         if "bottleneck" in kinds:
             # Given it, the library puts cross-attention's adapter where self-attention's was (1.3.0).
             interface = {**interface, "layer_cross_attn": None}
         plug_in = adapters.AdapterModelInterface(adapter_methods=kinds, **interface)
-        with _quietly(), torch.random.fork_rng(devices=[]):
+        with quietly(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             try:
                 adapters.init(model, interface=plug_in)
@@ -182,7 +182,7 @@ def load_configuration(name: str, overrides: Mapping[str, Override]) -> Any:
     Raises:
         UserError: no such configuration, or one that cannot work here; no such setting.
     """
-    adapters = _library()
+    adapters = load_library()
     known = importlib.import_module("adapters.configuration").ADAPTER_CONFIG_MAP
     if name not in known:
         raise UserError(f"The adapters library has no configuration '{name}'.{did_you_mean(name, known)}")
@@ -220,13 +220,14 @@ def _convert(value: Override, default: object) -> object:
     return converted
 
 
-def _library() -> Any:
-    with _quietly():
+def load_library() -> Any:
+    """The `adapters` library."""
+    with quietly():
         return importlib.import_module("adapters")
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Deprecations inside the library, and what it logs between two of its steps, are not the user's."""
     log = logging.getLogger("adapters")
     level = log.level

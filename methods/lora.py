@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import sqrt
+from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harness.backbones.base import Backbone
+from harness.backbones.base import Backbone, HuggingFaceForm
 from harness.backbones.block import Block
 from harness.errors import UserError, did_you_mean
 from methods.base import Inserted, Method, freeze
+from methods.exporting import LOAD_PEFT, NAME, Blocks, export_adapters, load_peft
 from methods.option_checks import at_least, fraction, positive
 
 
@@ -117,6 +120,7 @@ class LoRA(Method[LoRAOptions]):
     Options: ClassVar[type[Any]] = LoRAOptions
     learning_rate_scale: ClassVar[float] = 10.0
     per_token: ClassVar[bool] = True
+    exports: ClassVar[tuple[str, ...]] = ("adapters", "peft")
 
     def adapt(self, backbone: Backbone, generator: torch.Generator) -> None:
         """Wrap the target projections.
@@ -151,3 +155,69 @@ class LoRA(Method[LoRAOptions]):
             for role, module in block.projections().items():
                 if isinstance(module, LoRALinear):
                     block.set_projection(role, module.merged())
+
+    def export(self, form: str, target: HuggingFaceForm, blocks: Blocks, output: Path) -> str:
+        """The updates for `adapters` or `peft`.
+
+        Raises:
+            UserError: `adapters` has no place for an update of attention's output projection.
+        """
+        names = next(iter(blocks.values()))
+        paths = {role: path for role, path in target.projections.items() if f"{path}.update.A" in names}
+        if form == "peft":
+            return self._export_peft(target, blocks, list(paths.values()), output)
+        return export_adapters(
+            target,
+            lambda adapters: self._configuration(adapters, list(paths)),
+            lambda model: _fill_adapters(model.get_submodule(target.layers), blocks, list(paths.values())),
+            output,
+        )
+
+    @property
+    def _alpha(self) -> float:
+        return self.options.r if self.options.alpha is None else self.options.alpha
+
+    def _configuration(self, adapters: Any, roles: list[str]) -> Any:
+        """The `adapters` library's configuration."""
+        if "attention.output" in roles:
+            raise UserError(
+                "the adapters library puts no LoRA on attention's output projection; export with "
+                "--format peft."
+            )
+        attention = [role.removeprefix("attention.")[0] for role in roles if role.startswith("attention.")]
+        return adapters.LoRAConfig(
+            r=self.options.r,
+            alpha=self._alpha,
+            selfattn_lora=bool(attention),
+            attn_matrices=attention,
+            intermediate_lora="mlp.up" in roles,
+            output_lora="mlp.down" in roles,
+        )
+
+    def _export_peft(self, target: HuggingFaceForm, blocks: Blocks, paths: list[str], output: Path) -> str:
+        peft = load_peft()
+        modules = "|".join(map(re.escape, paths))
+        configuration = peft.LoraConfig(
+            r=self.options.r,
+            lora_alpha=self._alpha,
+            target_modules=rf"{re.escape(target.layers)}\.\d+\.({modules})",
+        )
+        with torch.random.fork_rng(devices=[]):
+            wrapped = peft.get_peft_model(target.model, configuration)
+        layers = wrapped.base_model.model.get_submodule(target.layers)
+        with torch.no_grad():
+            for index, tensors in blocks.items():
+                for path in paths:
+                    layer = layers[index].get_submodule(path)
+                    layer.lora_A["default"].weight.copy_(tensors[f"{path}.update.A"])
+                    layer.lora_B["default"].weight.copy_(tensors[f"{path}.update.B"])
+        wrapped.save_pretrained(str(output))
+        return LOAD_PEFT
+
+
+def _fill_adapters(layers: Any, blocks: Blocks, paths: list[str]) -> None:
+    for index, tensors in blocks.items():
+        for path in paths:
+            update = layers[index].get_submodule(path).loras[NAME]
+            update.lora_A.copy_(tensors[f"{path}.update.A"])
+            update.lora_B.copy_(tensors[f"{path}.update.B"])

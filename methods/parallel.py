@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import torch
 
-from harness.backbones.base import Backbone
+from harness.backbones.base import Backbone, HuggingFaceForm
 from harness.backbones.block import Block
 from methods.base import Method, freeze
 from methods.bottleneck import Activation, BottleneckAdapter, bottleneck_size
+from methods.exporting import Blocks, export_bottlenecks
 from methods.option_checks import at_least, positive
 
 
@@ -49,6 +51,7 @@ class ParallelAdapter(Method[ParallelAdapterOptions]):
     Options: ClassVar[type[Any]] = ParallelAdapterOptions
     learning_rate_scale: ClassVar[float] = 4.0
     per_token: ClassVar[bool] = True
+    exports: ClassVar[tuple[str, ...]] = ("adapters",)
 
     def adapt(self, backbone: Backbone, generator: torch.Generator) -> None:
         """Fill the parallel slots."""
@@ -74,3 +77,18 @@ class ParallelAdapter(Method[ParallelAdapterOptions]):
         for module in self.method_modules(backbone):
             if isinstance(module, BottleneckAdapter):
                 module.fold_scale()
+
+    def export(self, form: str, target: HuggingFaceForm, blocks: Blocks, output: Path) -> str:
+        """Bottlenecks of the `adapters` library, the scale folded into their upper projection."""
+        options = self.options
+        size = bottleneck_size(target.model.config.hidden_size, options.bottleneck)
+        return export_bottlenecks(
+            target,
+            blocks,
+            "parallel",
+            size,
+            options.activation,
+            options.scale,
+            layer_norm=options.layer_norm,
+            output=output,
+        )

@@ -30,6 +30,7 @@ NOT_COVERED: Mapping[str, str] = {
     "harness.measure.parameters": "counts, and draws no random number",
     "harness.measure.per_example": "counts after training, and draws no random number",
     "harness.measure.errors": "words of messages",
+    "methods.exporting": "writes down what has been trained",
     "tasks.mini.*": "draws the embedded benchmark's files, whose bytes are part of a cell's configuration",
 }
 """Modules that running a cell reaches and that decide no result, each with the reason; `.*`: and all below.

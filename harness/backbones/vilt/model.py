@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import ViltConfig, ViltModel
 
-from harness.backbones.base import Backbone, Processor
+from harness.backbones.base import Backbone, HuggingFaceForm, Processor
 from harness.backbones.block import BlockInput, Tokens, run_block
 from harness.backbones.inputs import Inputs, Stream, Streams
 from harness.backbones.masks import additive_mask
@@ -25,6 +25,30 @@ from harness.digests import digest_state
 from harness.errors import UserError
 
 TEXT_LAYER_NORM_EPS = 1e-12
+
+
+HUGGING_FACE_PROJECTIONS = {
+    "attention.query": "attention.attention.query",
+    "attention.key": "attention.attention.key",
+    "attention.value": "attention.attention.value",
+    "attention.output": "attention.output.dense",
+    "mlp.up": "intermediate.dense",
+    "mlp.down": "output.dense",
+}
+"""A block's projections by role in Hugging Face's `ViltLayer`."""
+
+
+HUGGING_FACE_LOADING = f"""\
+model = ViltModel.from_pretrained(BASE, layer_norm_eps=1e-6)
+model.embeddings.text_embeddings.LayerNorm.eps = {TEXT_LAYER_NORM_EPS}
+"""
+
+
+HUGGING_FACE_LOADING_COMMON = """\
+types = common["embeddings.token_type_embeddings.weight"]
+model.embeddings.token_type_embeddings = torch.nn.Embedding.from_pretrained(types)
+model.load_state_dict(common, strict=False)
+"""
 
 
 class ViltBackbone(Backbone):
@@ -200,6 +224,20 @@ class ViltBackbone(Backbone):
         rows = [old.weight.data, *[old.weight.data[1:2]] * (count - old.num_embeddings)]
         new = nn.Embedding.from_pretrained(torch.cat(rows), freeze=not old.weight.requires_grad)
         self.model.embeddings.token_type_embeddings = new
+
+    def hugging_face_form(self) -> HuggingFaceForm:
+        """`ViltModel` with the backbone's weights."""
+        model = ViltModel(self.config)
+        model.embeddings.text_embeddings.LayerNorm.eps = TEXT_LAYER_NORM_EPS
+        model.load_state_dict(self.model.state_dict())
+        return HuggingFaceForm(
+            model.eval(),
+            layers="encoder.layer",
+            projections=HUGGING_FACE_PROJECTIONS,
+            imports="from transformers import ViltModel",
+            loading=HUGGING_FACE_LOADING,
+            loading_common=HUGGING_FACE_LOADING_COMMON,
+        )
 
     def digest(self) -> str:
         """SHA-256 of weights and configuration at loading (computed on the first call after it)."""

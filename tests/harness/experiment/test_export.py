@@ -14,7 +14,7 @@ from harness.backbones.vilt.loading import MINI_FOLDER
 from harness.config import Request
 from harness.errors import UserError
 from harness.experiment.build import deployed_model
-from harness.experiment.export import _reduction_factor, export_cell
+from harness.experiment.export import export_cell
 from harness.experiment.plan import build_cells, open_testbeds
 from harness.experiment.runner import run_cells
 from harness.records.store import WEIGHTS, Store
@@ -92,12 +92,6 @@ def test_loaded_by_the_readmes_code_it_gives_the_same_features(
     torch.testing.assert_close(features, expected, atol=1e-5, rtol=0)
     head = load_file(tmp_path / "out" / "head.safetensors")
     assert {name.rsplit(".", 1)[-1] for name in head} == {"weight", "bias"}
-
-
-@pytest.mark.parametrize("width", [128, 768])
-def test_the_library_gets_every_size_of_bottleneck(width: int) -> None:
-    for size in range(1, width + 1):
-        assert int(width // _reduction_factor(width, size)) == size
 
 
 def test_what_has_no_form_there_is_named(store: tuple[Store, dict[str, Any], Path], tmp_path: Path) -> None:
