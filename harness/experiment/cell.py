@@ -95,8 +95,8 @@ def loader(
     augmented: bool = False,
 ) -> Batches:
     """Batches of a split; shuffled by `seed` if there is one. Augmented are those that are trained on."""
-    request = testbed.request
-    augment = AUGMENTATIONS[request.augment] if augmented else None
+    data = testbed.settings.data
+    augment = AUGMENTATIONS[data.augment] if augmented else None
     found = Loader(
         testbed.data.splits[split] if examples is None else examples,
         testbed.task,
@@ -104,9 +104,9 @@ def loader(
         testbed.training.batch_size,
         seed=0 if seed is None else seed,
         shuffle=seed is not None,
-        workers=request.workers,
+        workers=data.workers,
         cache=testbed.images,
-        skip_bad_images=request.skip_bad_images,
+        skip_bad_images=data.skip_bad_images,
         augment=augment,
         # Augmented images do not come again, so that keeping what is encoded of them is no use.
         key_images=testbed.encodings is not None and augment is None,
@@ -134,7 +134,7 @@ def run_cell(cell: Cell, scratch: Path, progress: Progress) -> Outcome:
     testbed = cell.testbed
     task = testbed.task
     method = cell.method()
-    fabric = make_fabric(testbed)
+    fabric = make_fabric(testbed.settings)
     torch.manual_seed(derived_seed(cell.seed, "dropout"))
     scratch.mkdir(parents=True, exist_ok=True)
     search = _search(cell, method, fabric, scratch, progress) if method.searches else None
@@ -177,7 +177,7 @@ def run_cell(cell: Cell, scratch: Path, progress: Progress) -> Outcome:
         "examples_per_second": cost.examples / max(cost.seconds, 1e-9),
         "data_wait_fraction": cost.wait_seconds / max(cost.seconds, 1e-9),
         "learning_rate": cell.learning_rate,
-        "head_learning_rate": testbed.head_learning_rate,
+        "head_learning_rate": testbed.training.head_learning_rate,
         "batch_size": testbed.training.batch_size,
         "encoder_cache": None if encoder is None else describe_cache(encoder, testbed.encodings),
     }
@@ -240,7 +240,7 @@ def _search(
         loader(testbed, "train", derived_seed(cell.seed, "reward order"), held) if held else None,
         testbed.training,
         cell.learning_rate,
-        testbed.head_learning_rate,
+        testbed.training.head_learning_rate,
         generator(cell.seed, "search"),
         progress.advance,
         load_checkpoint(checkpoint) if checkpoint.is_file() else None,
@@ -268,7 +268,7 @@ def _train(
     """Train for all epochs; returns the chosen epoch with its tuned tensors, the curve, and the cost."""
     testbed, training = cell.testbed, cell.testbed.training
     batches = loader(testbed, "train", derived_seed(cell.seed, "order"), augmented=True)
-    optimizer = build_optimizer(model, training, cell.learning_rate, testbed.head_learning_rate)
+    optimizer = build_optimizer(model, training, cell.learning_rate, testbed.training.head_learning_rate)
     schedule = build_schedule(optimizer, training.epochs * len(batches), training.warmup)
     wrapped, wrapped_optimizer = fabric.setup(model, optimizer)
     state = State(wrapped, wrapped_optimizer, schedule)
@@ -307,7 +307,7 @@ def _training_memory(cell: Cell, model: TaskModel) -> PeakMemory:
     testbed, training = cell.testbed, cell.testbed.training
     task = testbed.task
     copied = copy.deepcopy(model).train()
-    optimizer = build_optimizer(copied, training, cell.learning_rate, testbed.head_learning_rate)
+    optimizer = build_optimizer(copied, training, cell.learning_rate, testbed.training.head_learning_rate)
     batch = max(islice(loader(testbed, "train"), 8), key=lambda batch: batch.inputs[0].input_ids.shape[1])
     if batch.targets is None:
         raise ValueError("a training batch has no targets")
@@ -380,7 +380,8 @@ def _report(
         predictions[split] = predict(fabric, wrapped, task, batches, progress.advance, saved)
         expected = {example.id for example in testbed.data.splits[split]}
         seen = [str(prediction["id"]) for prediction in predictions[split]]
-        if not testbed.request.skip_bad_images and (len(seen) != len(expected) or set(seen) != expected):
+        complete = len(seen) == len(expected) and set(seen) == expected
+        if not complete and not testbed.settings.data.skip_bad_images:
             raise RuntimeError(f"{split}: {len(seen)} predictions for {len(expected)} examples")
         if all(prediction.get("score") is not None for prediction in predictions[split]):
             metrics[split] = task.score(predictions[split])

@@ -71,7 +71,7 @@ def _measured_together(cells: Sequence[Cell], store: Store) -> bool:
 
 def _measure(cells: Sequence[Cell], store: Store) -> list[Record]:
     testbed = cells[0].testbed
-    fabric = make_fabric(testbed)
+    fabric = make_fabric(testbed.settings)
     models = {cell.id: _deployed(cell, store).to(fabric.device) for cell in cells}
     backbone = testbed.fresh_backbone()  # building a head may widen its token types
     head = testbed.task.build_head(backbone, generator(0, "latency"))
@@ -112,7 +112,7 @@ def _latencies(
     ).to(device)
     count = getattr(testbed.task, "images_per_example", 1)
     batch = Batch((inputs,) * count, None, tuple(str(row) for row in range(batch_size)))
-    fabric = make_fabric(testbed)
+    fabric = make_fabric(testbed.settings)
 
     def runner(model: TaskModel) -> Callable[[], object]:
         def run() -> object:

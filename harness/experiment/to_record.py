@@ -90,13 +90,16 @@ def _frame(cell: Cell, started: datetime) -> dict[str, Any]:
             code=dict(cell.code),
             seed=cell.seed,
         ),
+        "settings": cell.settings.to_record(),
         "protocol": _jsonable(testbed.protocol),
         "data": DataProvenance(
             benchmark="mini" if testbed.embedded else testbed.data_root.name,
             digest=digest_json(testbed.data.provenance),
             details=_jsonable(testbed.data.provenance),
         ),
-        "environment": Environment(**describe_environment(), device=make_fabric(testbed).device.type),
+        "environment": Environment(
+            **describe_environment(), device=make_fabric(testbed.settings).device.type
+        ),
         "timestamps": Timestamps(started=started, finished=datetime.now().astimezone()),
     }
 
