@@ -10,9 +10,10 @@ from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
 
+from harness.api import Plan, carry_out, make_plan
 from harness.config import RunSettings
 from harness.experiment.progress import ProgressReporter, make_console, name_of
-from harness.experiment.session import Plan, carry_out, duration, make_plan
+from harness.experiment.session import duration
 from harness.files import disk_errors, write_atomically
 from harness.process import Interrupts
 from harness.records.record import Record
