@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from harness.errors import UserError, did_you_mean
-from harness.options import build_options, guess_value
-from harness.specs import Spec
+from harness.options import build_options, format_value, guess_value
+from harness.specs import Spec, canonical, parse_specs
 
 if TYPE_CHECKING:
     from harness.backbones.base import Backbone, BackboneOptions
@@ -60,6 +61,8 @@ SCORERS: Mapping[str, str] = {
 
 REFERENCE_METHOD = "full"
 """The method that every change in tables, tests and profiles is stated against."""
+DEFAULT_BACKBONE = "vilt-mini"
+"""What a run takes unless told otherwise: embedded, small, needs no download."""
 
 ADAPTERS_LIBRARY = (
     "seq_bn",
@@ -165,11 +168,13 @@ def resolve_backbone(name: str) -> Callable[[BackboneOptions], Backbone]:
 
 
 def build_method(spec: Spec) -> Method[Any]:
-    """A new instance of the method that `spec` names, with its options.
+    """A new instance of the method that `spec` names, with its options; of a method object a copy.
 
     Raises:
         UserError: no such method, no such option, or a value that does not fit.
     """
+    if spec.instance is not None:
+        return cast("Method[Any]", copy.deepcopy(spec.instance))
     method_class: Callable[..., Method[Any]] = resolve_method(spec.name)
     if spec.name in ADAPTERS_LIBRARY:
         overrides = {key: guess_value(text) for key, text in spec.options.items()}
@@ -188,6 +193,45 @@ def build_task(spec: Spec) -> Task[Any]:
     """
     task_class = resolve_task(spec.name)
     return task_class(build_options(task_class.Options, spec.options, spec.name))
+
+
+def read_specs(value: object, kind: Kind) -> list[Spec]:
+    """Specs from text (`das,lora[r=8]`, `all` for the built-in ones), a spec, a method object, or several of them.
+
+    Raises:
+        UserError: text that is malformed, something else than these, or the same twice.
+    """
+    given = list(value) if isinstance(value, list | tuple) else [value]
+    found: list[Spec] = []
+    for item in given:
+        if isinstance(item, str):
+            specs = [Spec(name) for name in BUILT_IN[kind]] if item == "all" else parse_specs(item)
+        elif isinstance(item, Spec):
+            specs = [item]
+        elif kind == "methods":
+            specs = [_spec_of(item)]
+        else:
+            raise UserError(f"must be the names of {kind}, not {item!r}.")
+        for spec in specs:
+            if spec in found:
+                raise UserError(f"{canonical(spec)} appears twice.")
+            found.append(spec)
+    return found
+
+
+def _spec_of(method: object) -> Spec:
+    """A method object as a spec; its name must not be that of another method."""
+    from methods.base import Method
+
+    if not isinstance(method, Method):
+        raise UserError(f"must be names or objects of methods, not {method!r}.")
+    if method.name in names("methods") and type(method) is not resolve_method(method.name):
+        raise UserError(
+            f"{type(method).__qualname__} calls itself '{method.name}', which is another method; "
+            "give it a name of its own."
+        )
+    options = {key: format_value(value) for key, value in method.config().items() if value not in ([], ())}
+    return Spec(method.name, options, method)
 
 
 @cache

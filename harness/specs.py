@@ -17,10 +17,14 @@ OPTION_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 @dataclass(frozen=True)
 class Spec:
-    """A name and its options as they were written: `lora[r=8]` is `Spec("lora", {"r": "8"})`."""
+    """A name and its options as they were written: `lora[r=8]` is `Spec("lora", {"r": "8"})`.
+
+    instance: the object that was given in the place of a name, which then need not be registered.
+    """
 
     name: str
     options: Mapping[str, str] = field(default_factory=dict)
+    instance: object | None = field(default=None, compare=False, repr=False)
 
 
 def parse_specs(text: str) -> list[Spec]:

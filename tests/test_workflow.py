@@ -7,7 +7,7 @@ import re
 from typer.main import get_command
 
 from harness.cli import app
-from harness.cli.run import build_request
+from harness.config.sources import build_settings, from_file
 from tests.support.paths import ROOT
 
 
@@ -23,8 +23,8 @@ def test_the_workflow_runs_commands_and_files_that_exist() -> None:
 
 
 def test_the_workflow_checks_the_folder_that_the_experiment_fills() -> None:
-    request, folder = build_request(ROOT / "results/ci.toml", {})
+    settings = build_settings(from_file(ROOT / "results/ci.toml"))
     workflow = (ROOT / ".github/workflows/benchmark.yml").read_text()
-    assert f"harness check {folder} " in workflow
-    assert {spec.name for spec in request.methods} >= {"full", "lora", "das"}
-    assert request.backbone == "vilt-mini"
+    assert f"harness check {settings.output.results} " in workflow
+    assert {spec.name for spec in settings.methods} >= {"full", "lora", "das"}
+    assert settings.backbone == "vilt-mini"

@@ -55,14 +55,17 @@ def compare(
     backbones: Sequence[str] = (),
     metric: str | None = None,
     resamples: int = RESAMPLES,
+    records: Sequence[Record] | None = None,
 ) -> list[Comparison]:
     """Test each pair of method labels on every task and backbone that has both; empty choices mean all.
+
+    records: of the folder, where not all of it is meant.
 
     Raises:
         UserError: a label, task or backbone that is not there, cells of different protocols, no cell to
             compare, or predictions that do not fit (see `scores.read_scores`).
     """
-    records = [record for record in store.records() if record.primary is not None]
+    records = [r for r in (store.records() if records is None else records) if r.primary is not None]
     _check_names("method", [label for pair in pairs for label in pair], records)
     _check_names("task", tasks, records)
     _check_names("backbone", backbones, records)

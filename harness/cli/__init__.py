@@ -29,7 +29,7 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print it and stop.")
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
     """What comes before a subcommand."""
@@ -49,10 +49,11 @@ def _register() -> None:
     from harness.cli.reproduce import reproduce
     from harness.cli.run import run
     from harness.cli.score import score
+    from harness.cli.settings_options import SettingsCommand
     from harness.cli.show import show
     from harness.cli.table import table
 
-    app.command()(run)
+    app.command(cls=SettingsCommand)(run)
     app.command()(table)
     app.command()(compare)
     app.command()(plot)
@@ -82,7 +83,7 @@ def main() -> None:
         print(f"harness: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print("harness: interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        print("harness: interrupted; the same command resumes where this one stopped", file=sys.stderr)
         raise SystemExit(130) from None
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

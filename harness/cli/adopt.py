@@ -41,18 +41,14 @@ def adopt(
     import secrets
     import tempfile
 
-    from rich.console import Console
-
-    from harness.cli.terminal import WIDTH_ELSEWHERE
     from harness.experiment import adopt as adopting
+    from harness.experiment.progress import make_console
     from harness.experiment.reload import cell_of
     from harness.process import prepare_process
     from harness.records.store import Store
 
     prepare_process()
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = WIDTH_ELSEWHERE
+    console = make_console()
     store = Store(results)
 
     def open_cell(record: Record) -> Cell:
@@ -105,8 +101,8 @@ def _print_found(console: Console, found: Found, sampled: list[Stale], seed: int
 def _comes_out_the_same(console: Console, stale: Stale, cell: Cell, store: Store, scratch: Path) -> bool:
     from rich.table import Table
 
-    from harness.cli.terminal import TerminalReporter
     from harness.experiment.adopt import differing_figures
+    from harness.experiment.progress import ProgressReporter
     from harness.experiment.reproduce import environment_differences, require_device
     from harness.process import Interrupts
 
@@ -114,7 +110,7 @@ def _comes_out_the_same(console: Console, stale: Stale, cell: Cell, store: Store
     require_device(record)
     for line in environment_differences(record):
         console.print(f"not as recorded: {line}", style="yellow", markup=False, soft_wrap=True)
-    with Interrupts() as interrupts, TerminalReporter(console, [cell], {}, interrupts) as reporter:
+    with Interrupts() as interrupts, ProgressReporter(console, [cell], interrupts) as reporter:
         differing = differing_figures(stale, cell, store, scratch, reporter)
     name = f"{cell.label} on {cell.testbed.task.name}, seed {cell.seed}"
     if not differing:

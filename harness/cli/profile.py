@@ -35,11 +35,11 @@ def profile(
     import torch
     from rich.console import Console
 
-    from harness.cli.run import read_specs
     from harness.errors import UserError
     from harness.files import write_atomically
     from harness.measure.profile import make_setting, profile_setting
     from harness.records.environment import command_line
+    from harness.registry import read_specs
     from harness.report.profile_tables import NOTES, print_profile, to_csv, to_markdown
 
     files = output or []
@@ -49,8 +49,8 @@ def profile(
     size = _read_size(image_size)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if latency else None
     console, profiles = Console(), []
-    chosen = read_specs(methods, "methods") or []
-    for task in read_specs(tasks, "tasks") or []:
+    chosen = read_specs(methods, "methods")
+    for task in read_specs(tasks, "tasks"):
         setting = make_setting(backbone, task, size, text_length)
         with Console(stderr=True).status("") as status:
             found = profile_setting(setting, chosen, latency_on=device, on_case=status.update)

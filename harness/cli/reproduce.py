@@ -31,18 +31,15 @@ def reproduce(
     """
     import tempfile
 
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    from harness.cli.terminal import WIDTH_ELSEWHERE, TerminalReporter
+    from harness.experiment.progress import ProgressReporter, make_console
     from harness.experiment.reproduce import compare, differences, find_record, open_cell, run_again
     from harness.process import Interrupts, prepare_process
 
     prepare_process()
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = WIDTH_ELSEWHERE
+    console = make_console()
     folder, found = find_record(record, results)
     cell = open_cell(found, data_root, weights, tokenizer)
     for line in differences(found, cell):
@@ -50,7 +47,7 @@ def reproduce(
     with (
         tempfile.TemporaryDirectory() as scratch,
         Interrupts() as interrupts,
-        TerminalReporter(console, [cell], {}, interrupts) as reporter,
+        ProgressReporter(console, [cell], interrupts) as reporter,
     ):
         again = run_again(found, cell, folder, output or Path(scratch), reporter)
         report = compare(folder, found, again)

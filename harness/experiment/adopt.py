@@ -143,7 +143,7 @@ def configuration_differences(record: Record, cell: Cell) -> list[str]:
     rate = None if record.training is None else record.training.learning_rate
     recorded = _settings(record.cell, record.protocol, rate, record.skipped_images > 0)
     today = _settings(
-        parts["cell"], parts["protocol"], cell.learning_rate, cell.testbed.request.skip_bad_images
+        parts["cell"], parts["protocol"], cell.learning_rate, cell.testbed.settings.data.skip_bad_images
     )
     differing = [name for name, value in recorded.items() if name not in today or today[name] != value]
     data = cell.testbed.data

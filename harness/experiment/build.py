@@ -29,8 +29,8 @@ def loader(
 
     examples: those of the split to take; None: all. batch_size: None: as in training.
     """
-    request = testbed.request
-    augment = AUGMENTATIONS[request.augment] if augmented else None
+    data = testbed.settings.data
+    augment = AUGMENTATIONS[data.augment] if augmented else None
     found = Loader(
         testbed.data.splits[split] if examples is None else examples,
         testbed.task,
@@ -38,9 +38,9 @@ def loader(
         testbed.training.batch_size if batch_size is None else batch_size,
         seed=0 if seed is None else seed,
         shuffle=seed is not None,
-        workers=request.workers,
+        workers=data.workers,
         cache=testbed.images,
-        skip_bad_images=request.skip_bad_images,
+        skip_bad_images=data.skip_bad_images,
         augment=augment,
         # Augmented images do not come again, so that keeping what is encoded of them is no use.
         key_images=testbed.encodings is not None and augment is None,

@@ -80,7 +80,7 @@ def run_cell(cell: Cell, scratch: Path, progress: Progress) -> Outcome:
     testbed = cell.testbed
     task = testbed.task
     method = cell.method()
-    fabric = make_fabric(testbed)
+    fabric = make_fabric(testbed.settings)
     torch.manual_seed(derived_seed(cell.seed, "dropout"))
     scratch.mkdir(parents=True, exist_ok=True)
     searched = search_stage.search(cell, method, fabric, scratch, progress) if method.searches else None
@@ -118,7 +118,7 @@ def run_cell(cell: Cell, scratch: Path, progress: Progress) -> Outcome:
         "examples_per_second": cost.examples / max(cost.seconds, 1e-9),
         "data_wait_fraction": cost.wait_seconds / max(cost.seconds, 1e-9),
         "learning_rate": cell.learning_rate,
-        "head_learning_rate": testbed.head_learning_rate,
+        "head_learning_rate": testbed.training.head_learning_rate,
         "batch_size": testbed.training.batch_size,
         "encoder_cache": None if encoder is None else describe_cache(encoder, testbed.encodings),
     }
@@ -173,7 +173,7 @@ def _train(
     testbed, training = cell.testbed, cell.testbed.training
     batches = loader(testbed, "train", derived_seed(cell.seed, "order"), augmented=True)
     groups = method.parameter_groups(model.backbone)
-    optimizer = build_optimizer(model, training, cell.learning_rate, testbed.head_learning_rate, groups)
+    optimizer = build_optimizer(model, training, cell.learning_rate, training.head_learning_rate, groups)
     steps = len(batches)
     total = training.epochs * steps
     schedule = build_schedule(optimizer, total, training.warmup)
@@ -223,7 +223,7 @@ def _training_memory(cell: Cell, method: Method[Any], model: TaskModel) -> PeakM
     task = testbed.task
     copied = copy.deepcopy(model).train()
     groups = method.parameter_groups(copied.backbone)
-    optimizer = build_optimizer(copied, training, cell.learning_rate, testbed.head_learning_rate, groups)
+    optimizer = build_optimizer(copied, training, cell.learning_rate, training.head_learning_rate, groups)
     batch = max(islice(loader(testbed, "train"), 8), key=lambda batch: batch.inputs[0].input_ids.shape[1])
     if batch.targets is None:
         raise ValueError("a training batch has no targets")
@@ -272,7 +272,8 @@ def _report(
         predictions[split] = predict(fabric, wrapped, task, batches, progress.advance, saved)
         expected = {example.id for example in testbed.data.splits[split]}
         seen = [str(prediction["id"]) for prediction in predictions[split]]
-        if not testbed.request.skip_bad_images and (len(seen) != len(expected) or set(seen) != expected):
+        complete = len(seen) == len(expected) and set(seen) == expected
+        if not complete and not testbed.settings.data.skip_bad_images:
             raise RuntimeError(f"{split}: {len(seen)} predictions for {len(expected)} examples")
         if all(prediction.get("score") is not None for prediction in predictions[split]):
             metrics[split] = task.score(predictions[split])

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from harness.backbones.base import Backbone
-from harness.imports import code_digest, reachable
+from harness.digests.code import code_digest, reachable
 from harness.registry import resolve_backbone
 from methods.base import Method
 from tasks.base import Task
@@ -16,14 +16,13 @@ RUN = "harness.experiment.cell"
 
 NOT_COVERED: Mapping[str, str] = {
     "harness": "offers the harness to notebooks; decides nothing itself",
-    "harness.config": "reads settings, whose values are part of a cell's configuration",
+    "harness.config.*": "reads settings, whose values are part of a cell's configuration",
     "harness.specs": "reads names and options, whose values are part of a cell's configuration",
     "harness.options": "reads options, whose values are part of a cell's configuration",
     "harness.registry": "finds classes by name; the classes it finds are covered",
     "harness.experiment.cell_progress": "tells how far a cell is",
     "harness.experiment.covered": "says what is covered; what follows from it is in the digests",
-    "harness.imports": "finds what is covered; what follows from it is in the digests",
-    "harness.source": "reads what is covered; what follows from it is in the digests",
+    "harness.digests.*": "computes digests; what follows from them is in the digests",
     "harness.errors": "words of messages",
     "harness.files": "writes down what has been decided",
     "harness.measure.flops": "counts after training, and draws no random number",

@@ -34,7 +34,7 @@ def estimate_seconds(cell: Cell, records: Sequence[Record]) -> float:
     for record in reversed(records):
         same = record.cell.method.name == method.name and record.cell.task.name == testbed.task.name
         on_it = record.cell.backbone.name == testbed.backbone_name
-        precision = record.protocol.get("precision") == testbed.request.precision
+        precision = record.protocol.get("precision") == testbed.settings.training.precision
         if same and on_it and precision and record.training is not None:
             rate = record.training.examples_per_second * PASSES * testbed.task.texts_per_example
             return passes / rate

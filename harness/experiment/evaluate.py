@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from lightning_fabric import Fabric
 from safetensors.torch import load_file
 
+from harness.config.sources import flag_of
 from harness.errors import UserError
 from harness.experiment.build import deployed_model, loader
 from harness.experiment.reload import cell_of
@@ -14,6 +17,7 @@ from harness.records.store import WEIGHTS, Store
 from harness.training.encoder_cache import cached_encoding
 from harness.training.fabric import make_fabric
 from harness.training.loop import predict
+from methods.base import Method
 
 
 def evaluate_cell(
@@ -24,17 +28,26 @@ def evaluate_cell(
     weights: str | None,
     tokenizer: str | None,
     submission: Path | None,
+    method: Method[Any] | None = None,
+    where: Callable[[str], str] = flag_of,
 ) -> dict[str, float]:
-    """Predict a split with a cell's tuned weights; returns its metrics, empty without annotations."""
+    """Predict a split with a cell's tuned weights; returns its metrics, empty without annotations.
+
+    method: an object of the cell's method, where that is not registered under a name.
+    where: how an error names an argument; by default as an option of the command line.
+
+    Raises:
+        UserError: the cell has not finished, or cannot be loaded (see `cell_of`).
+    """
     store = Store(results)
     record = store.find(prefix)
     if record.status != "finished":
         raise UserError(f"cell {record.cell.id} has not finished: {record.error}")
     if split not in ("val", "test"):
-        raise UserError(f"--split has to be val or test, got '{split}'.")
-    cell = cell_of(record, data_root, weights, tokenizer)
+        raise UserError(f"{where('split')}: must be val or test, not {split!r}.")
+    cell = cell_of(record, data_root, weights, tokenizer, method=method, where=where)
     testbed = cell.testbed
-    fabric: Fabric = make_fabric(testbed)
+    fabric: Fabric = make_fabric(testbed.settings)
     decision = None if record.search is None else record.search.decision
     tuned = load_file(store.folder(record.cell.id) / WEIGHTS)
     model = fabric.setup_module(deployed_model(cell, tuned, decision))

@@ -73,7 +73,7 @@ def _measured_together(cells: Sequence[Cell], store: Store) -> bool:
 
 def _measure(cells: Sequence[Cell], store: Store) -> list[Record]:
     testbed = cells[0].testbed
-    fabric = make_fabric(testbed)
+    fabric = make_fabric(testbed.settings)
     models = {cell.id: _deployed(cell, store).to(fabric.device) for cell in cells}
     backbone = testbed.fresh_backbone()  # building a head may widen its token types
     head = testbed.task.build_head(backbone, generator(0, "latency"))
@@ -131,7 +131,7 @@ def _latencies(
 ) -> dict[str, LatencySample]:
     """Every model takes the batches in turn; in each round all take the same."""
     device = next(next(iter(models.values())).parameters()).device
-    fabric = make_fabric(testbed)
+    fabric = make_fabric(testbed.settings)
 
     def runner(model: TaskModel) -> Callable[[], object]:
         turns = cycle(batches)

@@ -5,21 +5,22 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from harness import registry
-from harness.backbones.base import Backbone
-from harness.config import Request
+from harness.backbones.base import Backbone, BackboneOptions
+from harness.config import BackboneSettings, ResolvedTraining, RunSettings
 from harness.digests import digest_json
 from harness.errors import UserError
 from harness.experiment.covered import code_of
 from harness.files import cache_folder
 from harness.specs import Spec, canonical, options_label
 from harness.training.encoding_store import Budgets, EncodingStore
-from harness.training.optim import Training
 from methods.base import Method, NoOptions
 from tasks.base import Data, Task
 from tasks.data.images import ImageCache
@@ -41,6 +42,8 @@ class Testbed:
     """One task on one backbone, loaded once and shared by its cells.
 
     embedded: whether the data are the mini benchmark's.
+    training: the run's, with the task's recipe and the backbone's rate for what was left open.
+    settings: the run's; what has no effect here is at its default.
     encodings: what the encoders have computed; None: it is not kept.
     """
 
@@ -52,8 +55,8 @@ class Testbed:
     backbone: Backbone
     backbone_name: str
     images: ImageCache
-    training: Training
-    request: Request
+    training: ResolvedTraining
+    settings: RunSettings
     encodings: EncodingStore | None = None
 
     def fresh_backbone(self) -> Backbone:
@@ -65,7 +68,7 @@ class Testbed:
         """What must agree for two results to stand side by side."""
         processor = self.backbone.processor.describe()
         split = self.data.provenance["splits"]["test"]
-        protocol = {
+        return {
             "backbone_digest": self.backbone.digest()[:16],
             "processor": processor,
             "task_version": self.task.version,
@@ -75,34 +78,18 @@ class Testbed:
             "reported_split": f"test: {split['official split']}",
             "train_examples": len(self.data.splits["train"]),
             "test_examples": len(self.data.splits["test"]),
-            "epochs": self.training.epochs,
-            "batch_size": self.training.batch_size,
-            "weight_decay": self.training.weight_decay,
-            "warmup": self.training.warmup,
-            "select": self.training.select,
-            "augment": self.request.augment,
-            "head_learning_rate": self.head_learning_rate,
-            "precision": self.request.precision,
+            **self.settings.protocol(),
         }
-        if self.encodings is not None and self.request.cache_precision == "half":
-            protocol["encodings"] = "kept in half precision"
-        return protocol
 
     @cached_property
     def measured_input(self) -> MeasuredInput:
         """The commonest processed image shape of the test split, at the longest text."""
         examples = self.data.splits["test"][:SHAPES_LOOKED_AT]
-        if self.request.measured_image_size is not None:
-            shape = self.request.measured_image_size
-        else:
+        shape = self.settings.measure.measured_image_size
+        if shape is None:
             shapes = Counter(self.images.shape(str(e.images[0])) for e in examples)
             shape = min(shapes, key=lambda size: (-shapes[size], size))
         return MeasuredInput(shape, self.backbone.processor.max_text_length)
-
-    @property
-    def head_learning_rate(self) -> float:
-        """Of the task's head, the same for every method."""
-        return self.backbone.base_learning_rate * self.backbone.head_learning_rate_scale
 
 
 @dataclass(frozen=True)
@@ -126,6 +113,12 @@ class Cell:
         """A new instance of the method."""
         return registry.build_method(self.method_spec)
 
+    @property
+    def settings(self) -> RunSettings:
+        """The run's settings narrowed to this cell, as its record keeps them."""
+        testbed = self.testbed
+        return testbed.settings.of_cell(self.method_spec, testbed.task_spec, self.seed, self.learning_rate)
+
 
 def label_of(spec: Spec, method: Method[Any]) -> str:
     """`lora[r=8]`: a method's name with those options that are not at their default."""
@@ -134,24 +127,30 @@ def label_of(spec: Spec, method: Method[Any]) -> str:
     return options_label(method.name, method.config(), asdict(method.Options()))
 
 
-def open_testbeds(request: Request) -> list[Testbed]:
+def open_testbeds(settings: RunSettings) -> list[Testbed]:
     """The backbone and the data of every task, loaded."""
-    backbone = registry.resolve_backbone(request.backbone)(request.backbone_options)
-    images = ImageCache(backbone.processor, request.image_budget_mib)
-    encodings = open_encodings(request, backbone)
-    return [build_testbed(request, spec, backbone, images, encodings=encodings) for spec in request.tasks]
+    backbone = load_backbone(settings.backbone, settings.backbone_options)
+    images = ImageCache(backbone.processor, settings.data.image_budget_mib)
+    encodings = open_encodings(settings, backbone)
+    return [build_testbed(settings, spec, backbone, images, encodings=encodings) for spec in settings.tasks]
 
 
-def open_encodings(request: Request, backbone: Backbone) -> EncodingStore | None:
+def load_backbone(name: str, settings: BackboneSettings) -> Backbone:
+    """A backbone with its pretrained weights."""
+    return registry.resolve_backbone(name)(BackboneOptions(**settings.model_dump()))
+
+
+def open_encodings(settings: RunSettings, backbone: Backbone) -> EncodingStore | None:
     """Where what the encoders compute is kept; None if nothing is to be, or `encode` does not fall into halves."""
-    if not backbone.encoders() or (request.cache_mib == 0 and request.cache_disk_gib == 0):
+    cache = settings.cache
+    if not backbone.encoders() or (cache.cache_mib == 0 and cache.cache_disk_gib == 0):
         return None
     folder = cache_folder() / "encodings"
-    return EncodingStore(Budgets(request.cache_mib, request.cache_disk_gib, folder, request.cache_precision))
+    return EncodingStore(Budgets(cache.cache_mib, cache.cache_disk_gib, folder, cache.cache_precision))
 
 
 def build_testbed(
-    request: Request,
+    settings: RunSettings,
     task_spec: Spec,
     backbone: Backbone,
     images: ImageCache,
@@ -160,26 +159,28 @@ def build_testbed(
 ) -> Testbed:
     """Read a task's data for `backbone`."""
     task = registry.build_task(task_spec)
-    embedded = request.data_root is None
-    if request.data_root is None:
+    _check_measured_size(settings, backbone)
+    data_root = settings.data.data_root
+    if data_root is None:
         on_stage(f"{task.name}: generated data")
         root = task.embedded_data(cache_folder())
     else:
-        root = request.data_root
+        root = data_root
     if not root.is_dir():
-        raise UserError(f"{root}: no such folder (--data-root).")
+        raise UserError(f"data_root: {root}: no such folder.")
     on_stage(f"{task.name}: reading {root.name}")
     data = task.load(root)
     for split in ("train", "val", "test"):
         if not data.splits.get(split):
             raise UserError(f"{root}: the {split} split of {task.name} is empty.")
+    embedded = data_root is None
     recipe = task.embedded_recipe if embedded else task.recipe
-    training = Training(
-        epochs=request.epochs if request.epochs is not None else recipe.epochs,
-        batch_size=request.batch_size if request.batch_size is not None else recipe.batch_size,
-        learning_rate=request.learning_rate,
-        select=request.select,
-    )
+    head_rate = backbone.base_learning_rate * backbone.head_learning_rate_scale
+    training = settings.training.resolved(recipe.epochs, recipe.batch_size, head_rate)
+    in_force = settings.model_copy(update={"training": training})
+    if encodings is None:
+        cache = settings.cache.model_copy(update={"cache_precision": "full"})
+        in_force = in_force.model_copy(update={"cache": cache})
     return Testbed(
         task,
         task_spec,
@@ -187,21 +188,34 @@ def build_testbed(
         root,
         embedded,
         backbone,
-        request.backbone,
+        settings.backbone,
         images,
         training,
-        request,
+        in_force,
         encodings,
     )
 
 
-def build_cells(request: Request, testbeds: list[Testbed]) -> list[Cell]:
+def _check_measured_size(settings: RunSettings, backbone: Backbone) -> None:
+    """A size that the backbone cannot take is told before the training, not after it."""
+    size = settings.measure.measured_image_size
+    if size is None:
+        return
+    length = backbone.processor.max_text_length
+    try:
+        with torch.inference_mode():
+            backbone.encode(backbone.example_inputs(1, length, size, torch.Generator().manual_seed(0)))
+    except UserError as error:
+        raise UserError(f"measured_image_size: {error}") from None
+
+
+def build_cells(settings: RunSettings, testbeds: list[Testbed]) -> list[Cell]:
     """Every method × task × seed, seeds outermost so that a first full table is there early."""
     return [
         build_cell(testbed, spec, seed)
-        for seed in request.seeds
+        for seed in settings.seeds
         for testbed in testbeds
-        for spec in request.methods
+        for spec in settings.methods
     ]
 
 
@@ -221,9 +235,8 @@ def build_cell(testbed: Testbed, spec: Spec, seed: int) -> Cell:
             "task": testbed.task.name,
             "backbone": testbed.backbone_name,
             "protocol": testbed.protocol,
-            "training": asdict(replace(testbed.training, learning_rate=rate)),
+            "settings": {**testbed.settings.identity(), "learning_rate": rate},
             "seed": seed,
-            "skip_bad_images": testbed.request.skip_bad_images,
         }
     )
     code = code_of(method, testbed.task, testbed.backbone, testbed.backbone_name)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from harness.backbones.base import BackboneOptions
-from harness.config import Request
+from harness.config import RunSettings
+from harness.config.sources import Source, build_settings, flag_of
 from harness.errors import UserError
-from harness.experiment.plan import Cell, build_cell, build_testbed, open_encodings
+from harness.experiment.plan import Cell, build_cell, build_testbed, load_backbone, open_encodings
 from harness.options import format_value
 from harness.records.record import MethodChoice, Record
-from harness.registry import build_method, resolve_backbone
+from harness.registry import build_method
 from harness.specs import Spec, parse_specs
 from tasks.data.images import ImageCache
 
@@ -23,57 +25,89 @@ def cell_of(
     weights: str | None,
     tokenizer: str | None,
     accelerator: str = "auto",
+    method: object | None = None,
+    where: Callable[[str], str] = flag_of,
 ) -> Cell:
     """The cell a record describes, with its backbone and data loaded again.
+
+    data_root, weights, tokenizer: what names things on this machine and is in no record.
+    method: the method object, where the record's is not registered under a name.
+    where: how an error names these three; by default as options of the command line.
 
     Raises:
         UserError: the backbone's weights or the task's classes are not those of the record.
     """
-    chosen, protocol = record.cell, record.protocol
-    processor = chosen.backbone.config
-    request = Request(
-        methods=(_method_spec(chosen.method),),
-        tasks=(Spec(chosen.task.name, _texts(chosen.task.options)),),
-        backbone=chosen.backbone.name,
-        backbone_options=BackboneOptions(
-            weights, tokenizer, int(str(processor["image_size"])), int(str(processor["text_length"]))
-        ),
-        seeds=(chosen.seed,),
-        data_root=data_root,
-        epochs=int(str(protocol["epochs"])),
-        batch_size=int(str(protocol["batch_size"])),
-        select=str(protocol["select"]),
-        precision=str(protocol["precision"]),
-        augment=str(protocol.get("augment", "none")),
-        learning_rate=None if record.training is None else record.training.learning_rate,
-        accelerator=accelerator,
-        skip_bad_images=record.skipped_images > 0,
-    )
-    if data_root is None and record.data.benchmark != "mini":
+    chosen = record.cell
+    here = Source({"data_root": data_root, "weights": weights, "tokenizer": tokenizer}, where)
+    settings = settings_of(record, here, accelerator, method)
+    if settings.data.data_root is None and record.data.benchmark != "mini":
         raise UserError(
-            f"cell {chosen.id} was trained on {record.data.benchmark}; name its folder with --data-root."
+            f"cell {chosen.id} was trained on {record.data.benchmark}; "
+            f"name its folder with {here.where('data_root')}."
         )
-    backbone = resolve_backbone(request.backbone)(request.backbone_options)
+    backbone = load_backbone(settings.backbone, settings.backbone_options)
     if backbone.digest() != chosen.backbone.digest:
         raise UserError(
             f"cell {chosen.id} was trained on other weights of {chosen.backbone.name} "
-            f"({chosen.backbone.digest[:12]}, these are {backbone.digest()[:12]}); name them with --weights."
+            f"({chosen.backbone.digest[:12]}, these are {backbone.digest()[:12]}); "
+            f"name them with {here.where('weights')}."
         )
-    images = ImageCache(backbone.processor, request.image_budget_mib)
-    encodings = open_encodings(request, backbone)
-    testbed = build_testbed(request, request.tasks[0], backbone, images, encodings=encodings)
+    images = ImageCache(backbone.processor, settings.data.image_budget_mib)
+    encodings = open_encodings(settings, backbone)
+    testbed = build_testbed(settings, settings.tasks[0], backbone, images, encodings=encodings)
     classes = record.data.details.get("answers")
     if classes is not None and testbed.data.provenance.get("answers") != classes:
         raise UserError(
             f"{testbed.data_root}: its answer classes are not those cell {chosen.id} was trained on."
         )
-    return replace(build_cell(testbed, request.methods[0], chosen.seed), id=chosen.id)
+    return replace(build_cell(testbed, settings.methods[0], chosen.seed), id=chosen.id)
+
+
+def settings_of(
+    record: Record, here: Source, accelerator: str | None = None, method: object | None = None
+) -> RunSettings:
+    """The settings of a record's cell, with what names this machine taken from `here`.
+
+    accelerator: another than the record's.
+
+    Raises:
+        UserError: a setting of the record does not exist or does not fit (any more).
+    """
+    chosen = record.cell
+    kept: dict[str, Any] = {
+        **(record.settings or _of_protocol(record)),
+        # What these resolved to says more than how they were written: defaults may have changed since.
+        "methods": _method_spec(chosen.method) if method is None else method,
+        "tasks": Spec(chosen.task.name, _texts(chosen.task.options)),
+        "backbone": chosen.backbone.name,
+        "seeds": chosen.seed,
+    }
+    if accelerator is not None:
+        kept["accelerator"] = accelerator
+    given = {key: value for key, value in here.values.items() if value is not None}
+    of_record = Source(kept, lambda key: f"cell {chosen.id}: settings: {key}")
+    return build_settings(of_record, replace(here, values=given))
+
+
+def _of_protocol(record: Record) -> dict[str, Any]:
+    """Settings of a record that was written before records kept them."""
+    protocol: Mapping[str, Any] = record.protocol
+    processor: Mapping[str, Any] = record.cell.backbone.config
+    measured = protocol.get("measured_at", {})
+    names = ("epochs", "batch_size", "weight_decay", "warmup", "select", "precision", "augment")
+    found = {
+        **{name: protocol[name] for name in (*names, "head_learning_rate") if name in protocol},
+        **{name: processor[name] for name in ("image_size", "text_length") if name in processor},
+        "learning_rate": None if record.training is None else record.training.learning_rate,
+        "skip_bad_images": record.skipped_images > 0,
+    }
+    return found if "image_size" not in measured else {**found, "measured_image_size": measured["image_size"]}
 
 
 def _method_spec(method: MethodChoice) -> Spec:
     """The label says what differs from the defaults; all options are spelt out if the defaults have changed."""
     (spec,) = parse_specs(method.label)
-    if dict(build_method(spec).config()) == json.loads(json.dumps(method.options)):
+    if json.loads(json.dumps(build_method(spec).config(), default=str)) == method.options:
         return spec
     return Spec(method.name, _texts(method.options))
 

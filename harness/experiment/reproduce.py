@@ -17,6 +17,7 @@ from harness.experiment.plan import Cell
 from harness.experiment.reload import cell_of
 from harness.experiment.runner import Reporter, run_cells
 from harness.records.environment import describe_environment
+from harness.records.protocol import stated_protocol
 from harness.records.record import RECORD, Compute, Failure, Parameters, Record, read_record
 from harness.records.store import WEIGHTS, Store
 
@@ -104,9 +105,10 @@ def differences(record: Record, cell: Cell) -> Iterator[str]:
             commits = f"; commit then {recorded.commit}, now {here['commit']}"
             yield f"code of the {part} ({digest}, now {cell.code.get(part, 'part of the others')}{commits})"
     protocol = _plain(cell.testbed.protocol)
-    for key in sorted({*record.protocol, *protocol}):
-        if record.protocol.get(key) != protocol.get(key):
-            yield f"{key} ({record.protocol.get(key)}, now {protocol.get(key)})"
+    then = stated_protocol(record)
+    for key in sorted({*then, *protocol}):
+        if then.get(key) != protocol.get(key):
+            yield f"{key} ({then.get(key)}, now {protocol.get(key)})"
     yield from environment_differences(record)
 
 

@@ -91,7 +91,7 @@ def _run(cell: Cell, method: Method[Any], fabric: Fabric, scratch: Path, progres
         loader(testbed, "train", derived_seed(cell.seed, "reward order"), held) if held else None,
         testbed.training,
         cell.learning_rate,
-        testbed.head_learning_rate,
+        testbed.training.head_learning_rate,
         generator(cell.seed, "search"),
         progress.advance,
         load_checkpoint(checkpoint) if checkpoint.is_file() else None,

@@ -75,7 +75,7 @@ def failed_record(cell: Cell, error: str, started: datetime) -> Record:
 
 def _frame(cell: Cell, started: datetime) -> dict[str, Any]:
     """What is known of a cell however it ends."""
-    device = make_fabric(cell.testbed).device.type
+    device = make_fabric(cell.testbed.settings).device.type
     return {
         **planned_parts(cell),
         "environment": Environment(**describe_environment(), device=device),
@@ -108,6 +108,7 @@ def planned_parts(cell: Cell) -> dict[str, Any]:
             code=dict(cell.code),
             seed=cell.seed,
         ),
+        "settings": cell.settings.to_record(),
         "protocol": _jsonable(testbed.protocol),
         "data": DataProvenance(
             benchmark="mini" if testbed.embedded else testbed.data_root.name,

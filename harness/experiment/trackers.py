@@ -18,7 +18,7 @@ from typing import Any
 from lightning_fabric.loggers import CSVLogger, TensorBoardLogger
 from lightning_fabric.loggers.logger import Logger
 
-from harness.errors import UserError, did_you_mean
+from harness.errors import UserError
 from harness.experiment.plan import Cell
 from harness.experiment.runner import Reporter
 from harness.records.record import Compute, Memory, Record
@@ -40,18 +40,16 @@ _ODD = re.compile(r"[^\w.+-]+")
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Whether all of them are known and installed.
+    """Whether all of them are installed.
 
     Raises:
         UserError: one is not.
     """
     for name in names:
-        if name not in PACKAGES:
-            raise UserError(f"--logger: there is no '{name}'.{did_you_mean(name, PACKAGES)}")
         packages = PACKAGES[name]
         if packages and not any(importlib.util.find_spec(package) for package in packages):
             raise UserError(
-                f"--logger {name}: the package is not installed; pip install 'petl-harness[{name}]'."
+                f"logger: {name}: the package is not installed; pip install 'petl-harness[{name}]'."
             )
 
 

@@ -8,10 +8,13 @@ The processes do not outlive the one that started them.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import multiprocessing
 import os
+import pickle
 import signal
+import sys
 import threading
 import time
 from collections import deque
@@ -22,11 +25,12 @@ from datetime import datetime
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 
-from harness.config import Request
+from harness.config import RunSettings
 from harness.errors import UserError
 from harness.experiment.plan import Cell, build_cells, open_testbeds
 from harness.experiment.runner import Reporter, run_cells
@@ -52,15 +56,55 @@ _FIRST_TO_GO = "500"
 """Of 1000: where memory runs out, Linux is to end the cell's process, not the one that reports it."""
 
 
-def default_jobs(request: Request, cells: Sequence[Cell]) -> int:
+def default_jobs(settings: RunSettings, cells: Sequence[Cell]) -> int:
     """As many cells at once as there are threads, where models are small and on the CPU; else one."""
-    on_cpu = request.accelerator == "cpu" or (request.accelerator == "auto" and not _has_accelerator())
+    accelerator = settings.device.accelerator
+    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not _has_accelerator())
     if not cells or not on_cpu:
         return 1
     parameters = sum(parameter.numel() for parameter in cells[0].testbed.backbone.parameters())
     if parameters > SMALL:
         return 1
     return max(1, min(len(cells), torch.get_num_threads(), _MOST_BY_DEFAULT))
+
+
+def is_importable(cls: type) -> bool:
+    """Whether a process that imports the class's module finds the class in it."""
+    try:
+        found = importlib.util.find_spec(cls.__module__)
+    except (ImportError, ValueError):  # a module made by hand, or `__main__`
+        return False
+    return found is not None and cls.__module__ != "__main__" and "<locals>" not in cls.__qualname__
+
+
+def tied_to_this_process(settings: RunSettings) -> list[str]:
+    """Names of method objects that another process cannot make: defined in a notebook, a script, or a function."""
+    return [
+        spec.name for spec in settings.methods if spec.instance is not None and not _travels(spec.instance)
+    ]
+
+
+def _travels(method: object) -> bool:
+    try:
+        with _without_main():
+            pickle.dumps(method)
+    except Exception:  # whatever its options raise when they are pickled
+        return False
+    return is_importable(type(method))
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """A process started in here does not run the user's script again, which need not be guarded against that.
+
+    `multiprocessing` has every process import the main module's file first; nothing of ours is in there.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _has_accelerator() -> bool:
@@ -79,7 +123,7 @@ class _Worker:
 
 
 def run_side_by_side(
-    request: Request,
+    settings: RunSettings,
     cells: Sequence[Cell],
     store: Store,
     reporter: Reporter,
@@ -108,7 +152,7 @@ def run_side_by_side(
     try:
         while waiting or any(worker.cell for worker in workers):
             while waiting and len(workers) < jobs:
-                workers.append(_start(request, store.root, threads))
+                workers.append(_start(settings, store.root, threads))
             for worker in workers:
                 if worker.cell is None and waiting:
                     _assign(worker, waiting.popleft(), reporter)
@@ -131,12 +175,12 @@ def run_side_by_side(
     return [records[cell.id] for cell in cells if cell.id in records]
 
 
-def _start(request: Request, folder: Path, threads: int) -> _Worker:
+def _start(settings: RunSettings, folder: Path, threads: int) -> _Worker:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     # Not a daemon, as those may not start the processes that decode images.
-    process = context.Process(target=_work, args=(request, folder, threads, theirs))
-    with _without_interrupts():
+    process = context.Process(target=_work, args=(settings, folder, threads, theirs))
+    with _without_interrupts(), _without_main():
         process.start()
     theirs.close()  # so that the pipe ends with the process
     return _Worker(process, ours)
@@ -244,7 +288,7 @@ def _death(status: int | None) -> str:
     return f"the cell's process ended with status {status}"
 
 
-def _work(request: Request, folder: Path, threads: int, pipe: Connection) -> None:
+def _work(settings: RunSettings, folder: Path, threads: int, pipe: Connection) -> None:
     """Run cells by their ids until nobody asks for more."""
     from harness.process import prepare_process
 
@@ -256,7 +300,7 @@ def _work(request: Request, folder: Path, threads: int, pipe: Connection) -> Non
     torch.set_num_threads(threads)
     store, reporter = Store(folder), _Messenger(pipe)
     try:
-        cells = {cell.id: cell for cell in build_cells(request, open_testbeds(request))}
+        cells = {cell.id: cell for cell in build_cells(settings, open_testbeds(settings))}
         while True:
             cell_id = pipe.recv()
             if cell_id not in cells:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from harness.errors import UserError
@@ -32,6 +32,15 @@ def check_protocol(records: Sequence[Record], remedy: str = "Use --all-protocols
             )
 
 
+_UNSTATED: Mapping[str, Any] = {"betas": [0.9, 0.98], "eps": 1e-8, "cache_precision": "full"}
+"""What records were made with that are older than these fields of the protocol."""
+
+
+def stated_protocol(record: Record) -> dict[str, Any]:
+    """The record's protocol, with what was fixed when it was written and is a field of its own now."""
+    return {**_UNSTATED, **record.protocol}
+
+
 _MEASURED = ("measured image size", "measured text length")
 """Fields of the protocol that only a cell with this measurement has."""
 
@@ -40,7 +49,7 @@ def protocol_of(record: Record) -> dict[str, str]:
     """Everything that has to agree, as text, by field."""
     cell = record.cell
     fields: dict[str, Any] = {
-        **record.protocol,
+        **stated_protocol(record),
         "backbone digest": cell.backbone.digest,
         "backbone configuration": cell.backbone.config,
         "task version": cell.task.version,

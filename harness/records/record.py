@@ -283,6 +283,9 @@ class Record(Part):
     protocol: dict[str, JsonValue] = Field(
         description="What must agree for two cells to stand side by side: epochs, batch size, precision, …"
     )
+    settings: dict[str, JsonValue] = Field(
+        default={}, description="All settings of the run that name nothing on the machine, resolved."
+    )
     data: DataProvenance = Field(description="Where the data came from.")
     reported_split: str = Field(default="test", description="Key of `metrics` that tables show.")
     metrics: Splits = Field(default={}, description="Metrics in percent, by split.")

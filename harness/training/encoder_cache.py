@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from harness.backbones.base import Backbone
 from harness.backbones.inputs import Inputs, Streams
 from harness.digests import digest_state
-from harness.imports import code_digest, reachable
+from harness.digests.code import code_digest, reachable
 from harness.training.encoding_store import MIB, Budgets, EncodingStore
 from methods.base import Inserted
 

@@ -24,15 +24,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-Precision = Literal["full", "half"]
-
+from harness.config.types import CachePrecision
 
 MIB, GIB = 2**20, 2**30
 
@@ -56,7 +54,7 @@ class Budgets:
     memory_mib: float = 2048
     disk_gib: float = 8
     folder: Path | None = None
-    precision: Precision = "full"
+    precision: CachePrecision = "full"
 
 
 def print_note(text: str) -> None:
@@ -159,7 +157,7 @@ class EncodingStore:
         self._on_note(note)
 
 
-def _rounded(encoding: Tensor, precision: Precision) -> Tensor:
+def _rounded(encoding: Tensor, precision: CachePrecision) -> Tensor:
     if precision == "full" or encoding.dtype not in (torch.float32, torch.float64):
         return encoding
     half = encoding.to(torch.float16)

@@ -7,7 +7,7 @@ from typing import Any
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
 
-from harness.experiment.plan import Testbed
+from harness.config import RunSettings
 
 
 class Autocasting(MixedPrecision):
@@ -21,16 +21,16 @@ class Autocasting(MixedPrecision):
         return data
 
 
-def make_fabric(testbed: Testbed) -> Fabric:
+def make_fabric(settings: RunSettings) -> Fabric:
     """Fabric on one device, with the precision that was asked for."""
-    request = testbed.request
+    accelerator = settings.device.accelerator
     plain = Fabric(
-        accelerator=request.accelerator,
+        accelerator=accelerator,
         devices=1,
-        precision=request.precision,  # type: ignore[arg-type]
+        precision=settings.training.precision,
     )
     chosen = plain.strategy.precision
     if not isinstance(chosen, MixedPrecision):
         return plain
     autocasting = Autocasting(chosen.precision, plain.device.type, chosen.scaler)
-    return Fabric(accelerator=request.accelerator, devices=1, plugins=[autocasting])
+    return Fabric(accelerator=accelerator, devices=1, plugins=[autocasting])

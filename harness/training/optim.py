@@ -1,43 +1,21 @@
-"""Optimiser, learning-rate schedule, and the settings of both."""
+"""Optimiser and learning-rate schedule."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from harness.config import TrainingSettings
 from harness.training.model import TaskModel
 from methods.base import ParameterGroup
 
 
-@dataclass(frozen=True)
-class Training:
-    """How a cell is trained; the same for every method of a table.
-
-    epochs: passes over the training split.
-    batch_size: examples per optimiser step.
-    learning_rate: of everything but the head; None is the backbone's own times the method's scale.
-    weight_decay: on matrices only (not on biases and norms), as in the published recipes.
-    warmup: share of the steps over which the rate rises linearly; then it falls linearly to 0.
-    select: report the epoch that is `best` on the validation split, or the `last`.
-    """
-
-    epochs: int = 10
-    batch_size: int = 64
-    learning_rate: float | None = None
-    weight_decay: float = 0.01
-    warmup: float = 0.1
-    betas: tuple[float, float] = (0.9, 0.98)
-    eps: float = 1e-8
-    select: str = "best"
-
-
 def build_optimizer(
     model: TaskModel,
-    training: Training,
+    training: TrainingSettings,
     learning_rate: float,
     head_learning_rate: float,
     own_groups: Sequence[ParameterGroup] = (),

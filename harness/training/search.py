@@ -15,10 +15,11 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from harness.backbones.base import Backbone
+from harness.config import ResolvedTraining
 from harness.training.checkpoint import restore_training, training_state
 from harness.training.loop import Batches, Cost, State, mean_loss, train_epoch
 from harness.training.model import TaskModel
-from harness.training.optim import Training, build_optimizer, build_schedule
+from harness.training.optim import build_optimizer, build_schedule
 from methods.base import Memory
 from tasks.base import Batch, Example, Task
 
@@ -49,7 +50,7 @@ class FabricSearchTrainer:
     head: nn.Module
     training_part: Batches
     held_out_part: Batches | None
-    training: Training
+    training: ResolvedTraining
     learning_rate: float
     head_learning_rate: float
     generator: torch.Generator

@@ -79,10 +79,14 @@ def decode(
     """The image at the processor's input size, or the error; `change` is applied before resizing."""
     try:
         image = load_rgb(path)
-        pixels = processor.resize(image if change is None else change(image))
+        return to_pixels(image if change is None else change(image), processor)
     except UserError as error:
         return error
-    return torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))
+
+
+def to_pixels(image: Image.Image, processor: Processor) -> Tensor:
+    """`(3, H, W)` uint8 of an RGB image at the processor's input size."""
+    return torch.from_numpy(np.array(processor.resize(image).transpose(2, 0, 1), order="C"))
 
 
 class ImageCache:

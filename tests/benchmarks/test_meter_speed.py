@@ -29,13 +29,14 @@ from harness.backbones.inputs import Inputs
 from harness.backbones.meter.loading import load_meter
 from harness.backbones.meter.model import MeterBackbone
 from harness.backbones.meter.processor import MeterProcessor
+from harness.config import TrainingSettings
 from harness.measure.flops import count_macs
 from harness.measure.latency import LatencySample, latency_ratio, measure_latency
 from harness.process import prepare_process
 from harness.training.encoder_cache import cached_encoding
 from harness.training.encoding_store import Budgets, EncodingStore
 from harness.training.model import TaskModel
-from harness.training.optim import Training, build_optimizer
+from harness.training.optim import build_optimizer
 from methods.adapter import SequentialAdapter
 from methods.das import DAS, DASOptions
 from tasks.base import Batch, Example
@@ -176,7 +177,7 @@ def test_training_on_kept_encodings(capsys: pytest.CaptureFixture[str]) -> None:
         parameter.requires_grad_(True)
     task: Any = Classifying()
     model = TaskModel(task, backbone, nn.Linear(backbone.feature_dim, 100)).train()
-    optimizer = build_optimizer(model, Training(), 1e-4, 1e-4)
+    optimizer = build_optimizer(model, TrainingSettings(), 1e-4, 1e-4)
     batch = Batch((inputs_of(backbone, size),), torch.rand(size, 100), tuple("abcd"))
 
     def step(encoder: Any) -> Callable[[], object]:

@@ -16,11 +16,10 @@ import pytest
 import torch
 
 from harness.backbones.inputs import Inputs
-from harness.config import Request
+from harness.config.sources import make_settings
 from harness.experiment.build import adapted_model, loader
 from harness.experiment.plan import build_cells, open_testbeds
 from harness.process import prepare_process
-from harness.specs import parse_specs
 from harness.training.fabric import make_fabric
 from tasks.base import Batch
 from tasks.data.batches import pad_text, stack_images
@@ -40,16 +39,16 @@ def test_ranking_the_embedded_pictures(
 ) -> None:
     prepare_process()
     root = ensure_retrieval(tmp_path, sizes=Sizes(train_images=5, val_images=5, test_images=IMAGES))
-    request = Request(
-        methods=tuple(parse_specs("classifier")),
-        tasks=tuple(parse_specs(f"retrieval[pairs={PAIRS}]")),
+    settings = make_settings(
+        methods="classifier",
+        tasks=f"retrieval[pairs={PAIRS}]",
         backbone="vilt-mini",
         data_root=root,
         accelerator="cpu",
         precision=precision,
     )
-    (cell,) = build_cells(request, open_testbeds(request))
-    fabric = make_fabric(cell.testbed)
+    (cell,) = build_cells(settings, open_testbeds(settings))
+    fabric = make_fabric(cell.testbed.settings)
     model = adapted_model(cell, cell.method()).requires_grad_(False)
     batches = loader(cell.testbed, "test")
     assert isinstance(batches, Loader)

@@ -30,12 +30,10 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments, ViltForQuestionAnswering
 
 from harness import registry
-from harness.backbones.base import BackboneOptions
-from harness.config import Request
+from harness.config.sources import make_settings
 from harness.experiment.build import adapted_model, loader
 from harness.experiment.plan import Cell, build_cells, open_testbeds
 from harness.process import prepare_process
-from harness.specs import parse_specs
 from harness.training.loop import State, train_epoch
 from harness.training.model import TaskModel
 from harness.training.optim import build_optimizer, build_schedule
@@ -73,17 +71,18 @@ class Timing:
 
 
 def cell_of(root: Path, backbone: str, weights: str | None, batch_size: int) -> Cell:
-    request = Request(
-        methods=tuple(parse_specs(f"lora[r={RANK}]")),
-        tasks=tuple(parse_specs("vqa")),
+    settings = make_settings(
+        methods=f"lora[r={RANK}]",
+        tasks="vqa",
         backbone=backbone,
-        backbone_options=BackboneOptions(weights=weights, tokenizer=str(MINI_VOCABULARY)),
+        weights=weights,
+        tokenizer=str(MINI_VOCABULARY),
         data_root=root,
         epochs=1000,
         batch_size=batch_size,
         accelerator="cpu",
     )
-    (cell,) = build_cells(request, open_testbeds(request))
+    (cell,) = build_cells(settings, open_testbeds(settings))
     return cell
 
 
@@ -95,7 +94,7 @@ def harness_loop(cell: Cell) -> Callable[[], int]:
     model = adapted_model(cell, cell.method())
     training = cell.testbed.training
     batches = loader(cell.testbed, "train", 0)
-    optimizer = build_optimizer(model, training, cell.learning_rate, cell.testbed.head_learning_rate)
+    optimizer = build_optimizer(model, training, cell.learning_rate, training.head_learning_rate)
     schedule = build_schedule(optimizer, training.epochs * len(batches), training.warmup)
     fabric = Fabric(accelerator="cpu", devices=1, precision="32-true")
     wrapped, wrapped_optimizer = fabric.setup(model, optimizer)
@@ -112,7 +111,7 @@ def bare_loop(cell: Cell) -> Callable[[], int]:
     """The same model on batches that were made before: forward, backward, step and nothing else."""
     model: TaskModel = adapted_model(cell, cell.method()).train()
     task, training = cell.testbed.task, cell.testbed.training
-    optimizer = build_optimizer(model, training, cell.learning_rate, cell.testbed.head_learning_rate)
+    optimizer = build_optimizer(model, training, cell.learning_rate, training.head_learning_rate)
     batches = list(loader(cell.testbed, "train", 0))
 
     def epoch() -> int:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from harness.cli.terminal import TerminalReporter
+from harness.experiment.progress import ProgressReporter
 from harness.process import Interrupts
 
 
@@ -65,7 +65,7 @@ def test_whatever_a_run_reports_next_ends_it(told: str) -> None:
     }
     with Interrupts() as interrupts:
         press_unheard()
-        reporter = TerminalReporter(Console(file=io.StringIO()), [], {}, interrupts)
+        reporter = ProgressReporter(Console(file=io.StringIO()), [], interrupts)
         with pytest.raises(KeyboardInterrupt):
             getattr(reporter, told)(*arguments[told])
 

@@ -1,16 +1,14 @@
-"""Specs: the inline grammar, typed options, labels, experiment files, and errors that say where."""
+"""Specs: the inline grammar, typed options, labels, and errors that say where."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.config import read_experiment
 from harness.errors import UserError
 from harness.options import build_options, format_value, guess_value
 from harness.specs import Spec, canonical, options_label, parse_spec, parse_specs
@@ -170,83 +168,3 @@ def test_untyped_values_become_the_simplest_type_that_fits() -> None:
         "gelu",
         1e-3,
     ]
-
-
-def experiment(tmp_path: Path, text: str) -> Path:
-    path = tmp_path / "exp.toml"
-    path.write_text(text)
-    return path
-
-
-def test_an_experiment_file_ends_in_the_same_specs(tmp_path: Path) -> None:
-    path = experiment(
-        tmp_path,
-        """
-        [run]
-        methods = ["full", "das[skip=4]", "lora"]
-        tasks = "vqa"
-        backbone = "vilt-mini"
-        seeds = [0, 1]
-        learning_rate = 1
-        [methods.lora]
-        r = 8
-        targets = ["query", "value"]
-        alpha = 0.5
-        merge = true
-        [methods.das]
-        skip = 2
-        sets = 3
-        """,
-    )
-    found = read_experiment(path)
-    assert found == {
-        "methods": parse_specs("full,das[skip=4,sets=3],lora[r=8,targets=query+value,alpha=0.5,merge=true]"),
-        "tasks": [Spec("vqa")],
-        "backbone": [Spec("vilt-mini")],
-        "seeds": [0, 1],
-        "learning_rate": 1.0,
-    }
-    assert type(found["learning_rate"]) is float
-
-
-def test_without_a_list_of_methods_the_tables_name_them(tmp_path: Path) -> None:
-    path = experiment(tmp_path, "[methods.lora]\nr = 8\n[methods.full]\n[tasks.vqa]\nlimit_train = 10\n")
-    assert read_experiment(path) == {
-        "methods": parse_specs("lora[r=8],full"),
-        "tasks": [Spec("vqa", {"limit_train": "10"})],
-    }
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("[run]\nmethods = [\n", "not valid TOML: .*(line|end of document)"),
-        ("[run]\nseeds = = 1\n", "line 2"),
-        ("[rnu]\n", "unknown key 'rnu'. Did you mean 'run'"),
-        ("run = 1\n", r"'run' has to be a table, written \[run\]"),
-        ("[run]\nepoch = 1\n", r"\[run\]: unknown key 'epoch'. Did you mean 'epochs'"),
-        ("[run]\nepochs = '5'\n", r"\[run\]: epochs has to be a whole number, not '5'"),
-        ("[run]\nepochs = true\n", "epochs has to be a whole number, not True"),
-        ("[run]\nseeds = [0, 'x']\n", "seeds has to be a whole number, not 'x'"),
-        ("[run]\nmethods = 3\n", "methods has to be a string or a list of strings"),
-        ("[run]\nmethods = 'das[skip'\n", r"\[run\]: methods: .* is never closed"),
-        (
-            "[run]\nmethods = 'das'\n[methods.dsa]\nskip = 1\n",
-            r"\[methods.dsa\]: .* name it. Did you mean 'das'",
-        ),
-        ("[methods]\nlora = 3\n", r"\[methods.lora\] has to be a table"),
-        ("[methods.lora]\nr = {a = 1}\n", "cannot be an option"),
-        ("[methods.lora]\ntargets = 'a,b'\n", "cannot be an option"),
-        ("[run]\nmethods = 'lora,lora[r=8]'\n[methods.lora]\nr = 8\n", r"lora\[r=8\] would run twice"),
-    ],
-)
-def test_an_experiment_file_that_is_wrong_says_where(tmp_path: Path, text: str, message: str) -> None:
-    path = experiment(tmp_path, text)
-    with pytest.raises(UserError, match=message) as raised:
-        read_experiment(path)
-    assert str(raised.value).startswith(f"{path}: ")
-
-
-def test_a_missing_experiment_file_is_told(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cannot be read: No such file"):
-        read_experiment(tmp_path / "none.toml")

@@ -48,7 +48,7 @@ def test_ctrl_c_ends_with_the_table_of_what_is_there_and_the_same_command_goes_o
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=600)
     assert process.returncode == 130, output + errors
-    assert "the same command goes on where this one stopped" in errors
+    assert "the same command resumes where this one stopped" in errors
     assert "Traceback" not in errors
     assert (results / "tables" / "latest.md").is_file()
     kept = {path: path.read_bytes() for path in results.glob("cells/*/record.json")}

@@ -17,12 +17,13 @@ from harness.backbones.base import Backbone, BackboneOptions
 from harness.backbones.meter.config import MeterConfig
 from harness.backbones.meter.loading import load_meter
 from harness.backbones.vilt.loading import load_vilt
+from harness.config import TrainingSettings
 from harness.errors import UserError
 from harness.registry import ADAPTERS_LIBRARY, BUILT_IN, build_method
 from harness.specs import parse_specs
 from harness.training.checkpoint import load_tuned_state, tuned_state
 from harness.training.model import TaskModel
-from harness.training.optim import Training, build_optimizer
+from harness.training.optim import build_optimizer
 from methods.base import Method
 from tasks.base import Batch
 from tests.support.meter_checkpoints import original_shapes, random_original, save_lightning
@@ -94,7 +95,7 @@ def assert_it_comes_through(text: str, options: BackboneOptions, learning_rate: 
     size = options.image_size, options.image_size
     inputs = model.backbone.example_inputs(2, 5, size, torch.Generator().manual_seed(1))
     batch, targets = Batch((inputs,), None, ("0", "1")), torch.tensor([2, 4])
-    optimizer = build_optimizer(model, Training(), learning_rate, 1e-2)
+    optimizer = build_optimizer(model, TrainingSettings(), learning_rate, 1e-2)
     losses = []
     for _ in range(4):
         loss = F.cross_entropy(model(batch), targets)

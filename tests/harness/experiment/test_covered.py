@@ -11,10 +11,10 @@ import pytest
 
 from harness import imports, registry
 from harness.backbones.base import BackboneOptions
+from harness.digests.code import reachable
+from harness.digests.source import Source, read_module
 from harness.experiment.covered import NOT_COVERED, RUN, code_of
-from harness.imports import reachable
 from harness.records.store import Store
-from harness.source import Source, read_module
 from harness.specs import Spec
 from tasks.mini.vqa import Sizes, ensure_vqa
 from tests.support.paths import ROOT

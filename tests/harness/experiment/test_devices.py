@@ -16,11 +16,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from harness.config import Request
+from harness.config.sources import make_settings
 from harness.experiment.build import adapted_model, loader
 from harness.experiment.plan import Cell, build_cells, open_testbeds
 from harness.measure.flops import count_forward
-from harness.specs import parse_specs
 from harness.training.model import TaskModel
 from methods.das import DAS, skip_only
 from tasks.mini import nlvr2, retrieval, snli_ve, vqa
@@ -62,15 +61,15 @@ def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def cells(backbone: str, task: str, root: Path) -> list[Cell]:
     methods = METHODS.format(blocks=BLOCKS[backbone]) if task == "vqa" else FEW_METHODS
-    request = Request(
+    settings = make_settings(
         backbone=backbone,
-        methods=tuple(parse_specs(methods)),
-        tasks=tuple(parse_specs(task)),
+        methods=methods,
+        tasks=task,
         data_root=root,
         batch_size=4,
         accelerator="cpu",
     )
-    return build_cells(request, open_testbeds(request))
+    return build_cells(settings, open_testbeds(settings))
 
 
 @pytest.fixture(autouse=True)

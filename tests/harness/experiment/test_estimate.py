@@ -6,25 +6,24 @@ from pathlib import Path
 
 import pytest
 
-from harness.config import Request
+from harness.config.sources import make_settings
 from harness.experiment.estimate import PASSES, estimate_seconds, evaluation_passes
 from harness.experiment.plan import Cell, build_cells, open_testbeds
-from harness.specs import parse_specs
 from tasks.mini.retrieval import Sizes, ensure_retrieval
 from tasks.mini.vqa import Sizes as VQASizes
 from tasks.mini.vqa import ensure_vqa
 
 
 def cell_of(task: str, root: Path, method: str = "full") -> Cell:
-    request = Request(
-        methods=tuple(parse_specs(method)),
-        tasks=tuple(parse_specs(task)),
+    settings = make_settings(
+        methods=method,
+        tasks=task,
         backbone="vilt-mini",
         data_root=root,
         epochs=2,
         accelerator="cpu",
     )
-    (cell,) = build_cells(request, open_testbeds(request))
+    (cell,) = build_cells(settings, open_testbeds(settings))
     return cell
 
 

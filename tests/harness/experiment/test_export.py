@@ -11,14 +11,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from harness.backbones.vilt.loading import MINI_FOLDER
-from harness.config import Request
+from harness.config.sources import make_settings
 from harness.errors import UserError
 from harness.experiment.build import deployed_model
 from harness.experiment.export import export_cell
 from harness.experiment.plan import build_cells, open_testbeds
 from harness.experiment.runner import run_cells
 from harness.records.store import WEIGHTS, Store
-from harness.specs import parse_specs
 from tasks.mini.vqa import Sizes, ensure_vqa
 from tests.support.reporters import Notes
 
@@ -35,15 +34,15 @@ LABELS = (
 def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, dict[str, Any], Path]:
     """A results folder with a cell of each label, its tuned weights moved well away from their start."""
     root = ensure_vqa(tmp_path_factory.mktemp("data"), sizes=Sizes(60, 2, 3, 1, 3, 1))
-    request = Request(
-        methods=tuple(parse_specs(",".join(LABELS))),
-        tasks=tuple(parse_specs("vqa")),
+    settings = make_settings(
+        methods=",".join(LABELS),
+        tasks="vqa",
         data_root=root,
         epochs=1,
         batch_size=16,
         accelerator="cpu",
     )
-    built = build_cells(request, open_testbeds(request))
+    built = build_cells(settings, open_testbeds(settings))
     cells = dict(zip(LABELS, built, strict=True))
     found = Store(tmp_path_factory.mktemp("results"))
     for record in run_cells(list(cells.values()), found, Notes()):

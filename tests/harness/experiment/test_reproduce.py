@@ -9,14 +9,13 @@ import pytest
 from typer.testing import CliRunner
 
 from harness.cli import app
-from harness.config import Request
+from harness.config.sources import make_settings
 from harness.errors import UserError
 from harness.experiment.plan import Cell, build_cells, open_testbeds
 from harness.experiment.reproduce import compare, differences, figures_of, find_record, open_cell, run_again
 from harness.experiment.runner import run_cells
 from harness.records.record import RECORD, Record, write_record
 from harness.records.store import Store
-from harness.specs import parse_specs
 from tasks.mini.vqa import Sizes, ensure_vqa
 from tests.support.reporters import Notes
 
@@ -29,17 +28,17 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def made(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Record]:
     """The folder and the record of a finished cell."""
-    request = Request(
-        methods=tuple(parse_specs("das[search_epochs=1,warmup_epochs=0,period=1]")),
-        tasks=tuple(parse_specs("vqa")),
+    settings = make_settings(
+        methods="das[search_epochs=1,warmup_epochs=0,period=1]",
+        tasks="vqa",
         data_root=data,
         epochs=1,
         batch_size=16,
-        seeds=(3,),
+        seeds=3,
         accelerator="cpu",
     )
     store = Store(tmp_path_factory.mktemp("results"))
-    (record,) = run_cells(build_cells(request, open_testbeds(request)), store, Notes())
+    (record,) = run_cells(build_cells(settings, open_testbeds(settings)), store, Notes())
     assert record.status == "finished", record.error
     return store.folder(record.cell.id), record
 

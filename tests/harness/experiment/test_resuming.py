@@ -12,13 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.config import Request
+from harness.config.sources import make_settings
 from harness.errors import UserError
 from harness.experiment import cell as cell_module
 from harness.experiment.cell import CHECKPOINT, Outcome, run_cell
 from harness.experiment.plan import Cell, build_cells, open_testbeds
 from harness.experiment.search_stage import FOUND, SEARCH_CHECKPOINT, SEARCHED
-from harness.specs import parse_specs
 from harness.training.checkpoint import tuned_state
 from harness.training.model import TaskModel
 from methods.das import DAS
@@ -58,15 +57,15 @@ class Counting:
 @pytest.fixture(scope="module")
 def cells(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Cell]:
     root = ensure_vqa(tmp_path_factory.mktemp("data"), sizes=Sizes(60, 2, 6, 2, 6, 2))
-    request = Request(
-        methods=tuple(parse_specs(METHODS)),
-        tasks=tuple(parse_specs("vqa")),
+    settings = make_settings(
+        methods=METHODS,
+        tasks="vqa",
         data_root=root,
         epochs=EPOCHS,
         batch_size=BATCH,
         accelerator="cpu",
     )
-    return {cell.method().name: cell for cell in build_cells(request, open_testbeds(request))}
+    return {cell.method().name: cell for cell in build_cells(settings, open_testbeds(settings))}
 
 
 @pytest.fixture(scope="module")

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import errno
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from harness.config import Request
+from harness.config import RunSettings
+from harness.config.sources import make_settings
 from harness.errors import UserError
 from harness.experiment import plan, runner
 from harness.experiment.build import adapted_model
@@ -20,7 +20,6 @@ from harness.experiment.plan import Cell, build_cells, open_testbeds
 from harness.experiment.runner import TRACEBACK, run_cells
 from harness.records.record import RECORD
 from harness.records.store import WEIGHTS, Store
-from harness.specs import parse_specs
 from harness.training.fabric import make_fabric
 from methods.classifier import Classifier
 from tasks.mini.vqa import Sizes, ensure_vqa
@@ -28,11 +27,11 @@ from tests.support.reporters import Notes
 
 
 @pytest.fixture(scope="module")
-def request_of_one(tmp_path_factory: pytest.TempPathFactory) -> Request:
+def settings_of_one(tmp_path_factory: pytest.TempPathFactory) -> RunSettings:
     root = ensure_vqa(tmp_path_factory.mktemp("data"), sizes=Sizes(60, 2, 3, 1, 3, 1))
-    return Request(
-        methods=tuple(parse_specs("classifier")),
-        tasks=tuple(parse_specs("vqa")),
+    return make_settings(
+        methods="classifier",
+        tasks="vqa",
         data_root=root,
         epochs=2,
         batch_size=16,
@@ -41,8 +40,8 @@ def request_of_one(tmp_path_factory: pytest.TempPathFactory) -> Request:
 
 
 @pytest.fixture(scope="module")
-def cell(request_of_one: Request) -> Cell:
-    return build_cells(request_of_one, open_testbeds(request_of_one))[0]
+def cell(settings_of_one: RunSettings) -> Cell:
+    return build_cells(settings_of_one, open_testbeds(settings_of_one))[0]
 
 
 def test_a_cell_another_run_holds_is_left_out(cell: Cell, tmp_path: Path) -> None:
@@ -73,24 +72,24 @@ def test_training_is_shortened_if_the_method_says_it_may(
 
 
 @pytest.mark.parametrize("method", ["classifier", "das[search_epochs=2,period=1]"])
-def test_a_cell_runs_in_mixed_precision(method: str, request_of_one: Request, tmp_path: Path) -> None:
-    asked = replace(request_of_one, methods=tuple(parse_specs(method)), precision="bf16-mixed")
+def test_a_cell_runs_in_mixed_precision(method: str, settings_of_one: RunSettings, tmp_path: Path) -> None:
+    asked = make_settings(**{**settings_of_one.flat(), "methods": method, "precision": "bf16-mixed"})
     (mixed,) = build_cells(asked, open_testbeds(asked))
     (record,) = run_cells([mixed], Store(tmp_path), Notes())
     assert record.status == "finished", record.error
-    with make_fabric(mixed.testbed).autocast():
+    with make_fabric(mixed.testbed.settings).autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype is torch.bfloat16
 
 
 def test_changed_code_is_another_cell(
-    cell: Cell, request_of_one: Request, monkeypatch: pytest.MonkeyPatch
+    cell: Cell, settings_of_one: RunSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plan, "code_of", lambda *things: {**cell.code, "method": "changed"})
-    (changed,) = build_cells(request_of_one, [cell.testbed])
+    (changed,) = build_cells(settings_of_one, [cell.testbed])
     assert changed.id != cell.id
     assert (changed.configuration, changed.code["method"]) == (cell.configuration, "changed")
     monkeypatch.undo()
-    (same,) = build_cells(request_of_one, [cell.testbed])
+    (same,) = build_cells(settings_of_one, [cell.testbed])
     assert (same.id, same.code) == (cell.id, cell.code)
 
 

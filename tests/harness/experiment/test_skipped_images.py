@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from harness.config import Request
+from harness.config.sources import make_settings
 from harness.errors import UserError
 from harness.experiment.cell import run_cell
 from harness.experiment.plan import Cell, build_cells, open_testbeds
-from harness.specs import parse_specs
 from tasks.mini.snli_ve import Sizes, ensure_snli_ve
 
 
@@ -39,9 +38,9 @@ def root(tmp_path: Path) -> Path:
 
 
 def cell(root: Path, skip: bool) -> Cell:
-    request = Request(
-        methods=tuple(parse_specs("classifier")),
-        tasks=tuple(parse_specs("snli_ve")),
+    settings = make_settings(
+        methods="classifier",
+        tasks="snli_ve",
         accelerator="cpu",
         data_root=root,
         epochs=1,
@@ -49,7 +48,7 @@ def cell(root: Path, skip: bool) -> Cell:
         skip_bad_images=skip,
         measured_image_size=(64, 64),
     )
-    (found,) = build_cells(request, open_testbeds(request))
+    (found,) = build_cells(settings, open_testbeds(settings))
     # As if another task's image of the same run had been unreadable: it is none of this cell's.
     found.testbed.images.skipped["elsewhere.jpg"] = UserError("elsewhere.jpg: no such image")
     return found

@@ -141,10 +141,8 @@ def test_a_tracker_that_fails_is_left_out_and_said_once(
     assert list(tmp_path.rglob("metrics.csv"))
 
 
-def test_unknown_and_missing_trackers_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tracker_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     check_trackers(["csv"])
-    with pytest.raises(UserError, match=r"there is no 'tensorbord'\. Did you mean 'tensorboard'"):
-        check_trackers(["tensorbord"])
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"not installed; pip install 'petl-harness\[wandb\]'"):
         check_trackers(["csv", "wandb"])

@@ -10,23 +10,24 @@ from pathlib import Path
 
 import pytest
 
-from harness.config import Request
+from harness.config import RunSettings
+from harness.config.sources import make_settings
 from harness.errors import UserError
 from harness.experiment import workers
 from harness.experiment.plan import build_cells, open_testbeds
-from harness.experiment.workers import default_jobs, run_side_by_side
+from harness.experiment.workers import default_jobs, is_importable, run_side_by_side
 from harness.records.store import Store
-from harness.specs import parse_specs
+from methods.lora import LoRA
 from tasks.mini.vqa import Sizes, ensure_vqa
 from tests.support.reporters import Notes
 
 
 @pytest.fixture(scope="module")
-def request_of_two(tmp_path_factory: pytest.TempPathFactory) -> Request:
+def settings_of_two(tmp_path_factory: pytest.TempPathFactory) -> RunSettings:
     root = ensure_vqa(tmp_path_factory.mktemp("data"), sizes=Sizes(40, 2, 6, 2, 6, 2))
-    return Request(
-        methods=tuple(parse_specs("classifier,bitfit")),
-        tasks=tuple(parse_specs("vqa")),
+    return make_settings(
+        methods="classifier,bitfit",
+        tasks="vqa",
         data_root=root,
         epochs=1,
         batch_size=16,
@@ -34,13 +35,13 @@ def request_of_two(tmp_path_factory: pytest.TempPathFactory) -> Request:
     )
 
 
-def killed(request: Request, folder: Path, threads: int, pipe: Connection) -> None:
+def killed(settings: RunSettings, folder: Path, threads: int, pipe: Connection) -> None:
     """A worker that the system kills at its first cell."""
     pipe.recv()
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def sleeping(request: Request, folder: Path, threads: int, pipe: Connection) -> None:
+def sleeping(settings: RunSettings, folder: Path, threads: int, pipe: Connection) -> None:
     """A worker whose cell never comes to an end, and that hears no polite request."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     pipe.recv()
@@ -48,7 +49,7 @@ def sleeping(request: Request, folder: Path, threads: int, pipe: Connection) -> 
     time.sleep(3600)
 
 
-def complaining(request: Request, folder: Path, threads: int, pipe: Connection) -> None:
+def complaining(settings: RunSettings, folder: Path, threads: int, pipe: Connection) -> None:
     """A worker that finds something the user has to mend."""
     pipe.recv()
     pipe.send(("mend", "cat.jpg: no such image"))
@@ -56,26 +57,26 @@ def complaining(request: Request, folder: Path, threads: int, pipe: Connection) 
 
 
 @pytest.mark.timeout(600)
-def test_cells_run_in_processes_and_are_kept(request_of_two: Request, tmp_path: Path) -> None:
-    cells = build_cells(request_of_two, open_testbeds(request_of_two))
+def test_cells_run_in_processes_and_are_kept(settings_of_two: RunSettings, tmp_path: Path) -> None:
+    cells = build_cells(settings_of_two, open_testbeds(settings_of_two))
     store, notes = Store(tmp_path), Notes()
-    records = run_side_by_side(request_of_two, cells, store, notes, 2)
+    records = run_side_by_side(settings_of_two, cells, store, notes, 2)
     assert [record.cell.method.label for record in records] == ["classifier", "bitfit"]
     assert sorted(notes.ended) == [("bitfit", "finished"), ("classifier", "finished")]
     assert ("bitfit", "train") in notes.stages
     again = Notes()
-    assert run_side_by_side(request_of_two, cells, store, again, 2) == records
+    assert run_side_by_side(settings_of_two, cells, store, again, 2) == records
     assert {note for _, note in again.ended} == {"kept"}
 
 
 @pytest.mark.timeout(600)
 def test_a_killed_process_fails_its_cell_only(
-    request_of_two: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings_of_two: RunSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(workers, "_work", killed)
-    cells = build_cells(request_of_two, open_testbeds(request_of_two))
+    cells = build_cells(settings_of_two, open_testbeds(settings_of_two))
     notes = Notes()
-    records = run_side_by_side(request_of_two, cells, Store(tmp_path), notes, 1)
+    records = run_side_by_side(settings_of_two, cells, Store(tmp_path), notes, 1)
     assert [record.status for record in records] == ["failed", "failed"]
     assert "SIGKILL" in (records[0].error or "")
     assert not Store(tmp_path).finished(cells[0].id)
@@ -83,12 +84,12 @@ def test_a_killed_process_fails_its_cell_only(
 
 @pytest.mark.timeout(600)
 def test_a_cell_that_takes_too_long_fails_and_the_rest_go_on(
-    request_of_two: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings_of_two: RunSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(workers, "_work", sleeping)
-    cells = build_cells(request_of_two, open_testbeds(request_of_two))
+    cells = build_cells(settings_of_two, open_testbeds(settings_of_two))
     notes = Notes()
-    records = run_side_by_side(request_of_two, cells, Store(tmp_path), notes, 2, timeout=0.25)
+    records = run_side_by_side(settings_of_two, cells, Store(tmp_path), notes, 2, timeout=0.25)
     assert [record.error for record in records] == ["timed out after 0.25 s"] * 2
     assert {note for _, note in notes.ended} == {"failed"}
     assert not list(tmp_path.rglob("lock"))
@@ -96,18 +97,29 @@ def test_a_cell_that_takes_too_long_fails_and_the_rest_go_on(
 
 @pytest.mark.timeout(600)
 def test_what_the_user_has_to_mend_ends_the_run(
-    request_of_two: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings_of_two: RunSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(workers, "_work", complaining)
-    cells = build_cells(request_of_two, open_testbeds(request_of_two))
+    cells = build_cells(settings_of_two, open_testbeds(settings_of_two))
     with pytest.raises(UserError, match="no such image"):
-        run_side_by_side(request_of_two, cells, Store(tmp_path), Notes(), 2)
+        run_side_by_side(settings_of_two, cells, Store(tmp_path), Notes(), 2)
 
 
-def test_only_small_models_run_side_by_side(request_of_two: Request, monkeypatch: pytest.MonkeyPatch) -> None:
-    cells = build_cells(request_of_two, open_testbeds(request_of_two))
+def test_only_small_models_run_side_by_side(
+    settings_of_two: RunSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = build_cells(settings_of_two, open_testbeds(settings_of_two))
     monkeypatch.setattr(workers.torch, "get_num_threads", lambda: 4)
-    assert default_jobs(request_of_two, cells) == 2
-    assert default_jobs(request_of_two, []) == 1
+    assert default_jobs(settings_of_two, cells) == 2
+    assert default_jobs(settings_of_two, []) == 1
     monkeypatch.setattr(workers, "SMALL", 1000)
-    assert default_jobs(request_of_two, cells) == 1
+    assert default_jobs(settings_of_two, cells) == 1
+
+
+def test_only_what_another_process_finds_is_importable() -> None:
+    class Local:
+        pass
+
+    by_hand = type("ByHand", (), {"__module__": "nowhere_to_be_found"})
+    here = type("Here", (), {"__module__": "__main__"})
+    assert [is_importable(each) for each in (LoRA, Local, by_hand, here)] == [True, False, False, False]

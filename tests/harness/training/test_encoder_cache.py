@@ -16,7 +16,7 @@ from harness.backbones.base import Backbone
 from harness.backbones.inputs import Inputs
 from harness.backbones.meter.model import MeterBackbone
 from harness.backbones.meter.processor import MeterProcessor
-from harness.config import Request
+from harness.config.sources import make_settings
 from harness.experiment.build import adapted_model, loader
 from harness.experiment.cell import Outcome, run_cell
 from harness.experiment.plan import Cell, build_cell, build_testbed, open_encodings
@@ -345,12 +345,12 @@ def cell_with(
         backbone = make_meter()
         backbone.processor = Letters(None, 32, 16, 12)
         spec = parse_spec(method)
-        settings = {"backbone": "meter", "epochs": 2, "batch_size": 8, "accelerator": "cpu", **changes}
-        request = Request((spec,), (parse_spec("vqa"),), data_root=questions, **settings)
+        chosen = {"backbone": "meter", "epochs": 2, "batch_size": 8, "accelerator": "cpu", **changes}
+        settings = make_settings(methods=method, tasks="vqa", data_root=questions, **chosen)
         images = ImageCache(backbone.processor)
-        store = open_encodings(request, backbone)
+        store = open_encodings(settings, backbone)
         return build_cell(
-            build_testbed(request, request.tasks[0], backbone, images, encodings=store), spec, 0
+            build_testbed(settings, settings.tasks[0], backbone, images, encodings=store), spec, 0
         )
 
     return build
@@ -368,7 +368,7 @@ def test_from_the_second_epoch_on_no_encoder_is_touched(
     model = adapted_model(cell, cell.method())
     batches = loader(testbed, "train", 0, augmented=True)  # as training asks for them
     optimizer = build_optimizer(model, testbed.training, 1e-3, 1e-3)
-    fabric = make_fabric(testbed)
+    fabric = make_fabric(testbed.settings)
     wrapped, wrapped_optimizer = fabric.setup(model, optimizer)
     state = State(wrapped, wrapped_optimizer, build_schedule(optimizer, 100, 0.1))
     with cached_encoding(model.backbone, testbed.encodings):
@@ -434,7 +434,8 @@ def test_half_precision_is_another_protocol(cell_with: Callable[..., Cell]) -> N
     plain, half = cell_with("lora"), cell_with("lora", cache_precision="half")
     off = cell_with("lora", cache_mib=0.0, cache_disk_gib=0.0)
     assert plain.id == off.id != half.id
-    assert half.testbed.protocol["encodings"] == "kept in half precision"
+    assert half.testbed.protocol["cache_precision"] == "half"
+    assert plain.testbed.protocol["cache_precision"] == off.testbed.protocol["cache_precision"] == "full"
 
 
 def test_a_backbone_without_halves_is_left_alone() -> None:
@@ -447,4 +448,4 @@ def test_a_backbone_without_halves_is_left_alone() -> None:
     backbone: Any = Plain()
     with cached_encoding(backbone, memory()) as encoder:
         assert encoder is None
-    assert open_encodings(Request((), ()), backbone) is None
+    assert open_encodings(make_settings(methods="full", tasks="vqa"), backbone) is None

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.source import Source, simplify
+from harness.digests.source import Source, simplify
 from tests.support.paths import ROOT
 
 
@@ -142,7 +142,7 @@ results = decimal.Decimal(2)  # another one than that of forward
 
 SHOWN = """
 from harness.errors import UserError
-from harness.imports import code_digest, reachable
+from harness.digests.code import code_digest, reachable
 try:
     found = reachable([ShiftTuning])
     print(code_digest(found), *sorted(found))

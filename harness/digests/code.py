@@ -12,8 +12,8 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
+from harness.digests.source import MAIN, REMEDY, Source, read_module, source_in_main
 from harness.errors import UserError
-from harness.source import MAIN, REMEDY, Source, read_module, source_in_main
 
 PACKAGES = ("harness", "methods", "tasks")
 """The packages of this project, which are followed wherever they are imported."""

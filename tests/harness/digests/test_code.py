@@ -10,8 +10,8 @@ from types import ModuleType
 
 import pytest
 
+from harness.digests.code import code_digest, reachable
 from harness.errors import UserError
-from harness.imports import code_digest, reachable
 
 FILES = {
     "third/__init__.py": "from third.setup import VERSION",

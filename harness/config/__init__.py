@@ -1,0 +1,270 @@
+"""Every setting of a run, declared once.
+
+From this declaration come the options of `harness run` and their help, the keys of an experiment file, the
+keyword arguments of `harness.run`, a cell's protocol, what a record keeps of the settings, and
+`docs/settings.md`. The order of groups and fields is the order of all of them. How values from these places
+become settings, and how a wrong one is refused, is in `harness.config.sources`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+from harness.config.types import (
+    About,
+    Betas,
+    CachePrecision,
+    Count,
+    Decides,
+    Form,
+    ImageSize,
+    LocalPath,
+    NotNegative,
+    Place,
+    Positive,
+    Seeds,
+    Share,
+    Side,
+    Specs,
+    Trackers,
+    about,
+    specs_of,
+)
+from harness.registry import DEFAULT_BACKBONE
+from harness.specs import Spec, canonical
+
+
+class Group(BaseModel):
+    """Base of all groups: immutable, strictly typed, no unknown keys, no infinities and no NaN."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        strict=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,  # the sentence below a field is its description
+    )
+    title: ClassVar[str]
+
+
+class DataSettings(Group):
+    """Where examples come from and how images are read."""
+
+    title: ClassVar[str] = "Data"
+
+    data_root: Annotated[
+        LocalPath | None, About(Decides.INDIRECT, local=True, unset="the embedded mini benchmark")
+    ] = None
+    """Folder with the official files."""
+    skip_bad_images: Annotated[bool, About(Decides.CELL)] = False
+    """Leave out examples whose image cannot be read, and count them, instead of stopping."""
+    augment: Annotated[Literal["none", "randaugment"], About(Decides.PROTOCOL)] = "none"
+    """Augmentation of training images; randaugment is 2 operations at magnitude 9 of 30."""
+    workers: Annotated[int, Field(ge=0), About(Decides.NOTHING)] = 0
+    """Processes that decode images; 0 decodes in threads."""
+    image_budget_mib: Annotated[NotNegative, About(Decides.NOTHING)] = 2048.0
+    """MiB of memory for decoded images, which are kept between epochs."""
+
+
+class BackboneSettings(Group):
+    """What is chosen about a backbone; each None is the backbone's own default."""
+
+    title: ClassVar[str] = "Backbone"
+
+    weights: Annotated[
+        Place | None, About(Decides.INDIRECT, local=True, unset="the backbone's own, if it has any")
+    ] = None
+    """Pretrained weights: a folder, an original .ckpt file, a hub id, or 'random'."""
+    tokenizer: Annotated[Place | None, About(Decides.INDIRECT, local=True, unset="beside the weights")] = None
+    """Folder with the vocabulary, for weights that come without one."""
+    image_size: Annotated[Side | None, About(Decides.INDIRECT, unset="the backbone's")] = None
+    """Short side of the images in pixels."""
+    text_length: Annotated[
+        Annotated[int, Field(ge=3)] | None, About(Decides.INDIRECT, unset="the backbone's")
+    ] = None
+    """Maximum text length in tokens, special tokens included."""
+
+
+class TrainingSettings(Group):
+    """How a cell is trained; alike for every method of a table."""
+
+    title: ClassVar[str] = "Training"
+
+    epochs: Annotated[Count | None, About(Decides.PROTOCOL, unset="the task's recipe")] = None
+    """Passes over the training split."""
+    batch_size: Annotated[Count | None, About(Decides.PROTOCOL, unset="the task's recipe")] = None
+    """Examples per optimiser step."""
+    learning_rate: Annotated[
+        Positive | None, About(Decides.CELL, unset="the backbone's, times the method's scale")
+    ] = None
+    """Peak learning rate of everything but the head."""
+    head_learning_rate: Annotated[Positive | None, About(Decides.PROTOCOL, unset="the backbone's")] = None
+    """Peak learning rate of the task's head."""
+    weight_decay: Annotated[NotNegative, About(Decides.PROTOCOL)] = 0.01
+    """AdamW's weight decay, on matrices only (not on biases and norms)."""
+    warmup: Annotated[Share, About(Decides.PROTOCOL)] = 0.1
+    """Share of the steps over which learning rates rise linearly; then they fall linearly to 0."""
+    betas: Annotated[Betas, About(Decides.PROTOCOL)] = (0.9, 0.98)
+    """AdamW's decay rates of the running averages of the gradient and of its square."""
+    eps: Annotated[Positive, About(Decides.PROTOCOL)] = 1e-8
+    """AdamW's term for numerical stability."""
+    select: Annotated[Literal["best", "last"], About(Decides.PROTOCOL)] = "best"
+    """Epoch to report: the best on the validation split, or the last."""
+    precision: Annotated[Literal["32-true", "bf16-mixed", "16-mixed"], About(Decides.PROTOCOL)] = "32-true"
+    """Floating-point precision of training and prediction."""
+
+    def resolved(self, epochs: int, batch_size: int, head_learning_rate: float) -> ResolvedTraining:
+        """These settings, what is left open taken from the arguments."""
+        given = {name: value for name, value in self if value is not None}
+        open_ones = {"epochs": epochs, "batch_size": batch_size, "head_learning_rate": head_learning_rate}
+        return ResolvedTraining(**{**open_ones, **given})
+
+
+class ResolvedTraining(TrainingSettings):
+    """`TrainingSettings` of one task on one backbone; only the learning rate is still up to the method."""
+
+    epochs: Count
+    batch_size: Count
+    head_learning_rate: Positive
+
+
+class DeviceSettings(Group):
+    """Where cells run."""
+
+    title: ClassVar[str] = "Device"
+
+    accelerator: Annotated[Literal["auto", "cpu", "cuda", "gpu", "mps"], About(Decides.NOTHING)] = "auto"
+    """Device to train on; auto takes a GPU if there is one."""
+    jobs: Annotated[
+        Count | None, About(Decides.NOTHING, unset="one per core for small models on the CPU, else 1")
+    ] = None
+    """Cells that run side by side, each in its own process."""
+    timeout: Annotated[Positive | None, About(Decides.NOTHING, unset="no limit")] = None
+    """Seconds a cell may take; one that takes longer has failed, and the rest go on."""
+    in_process: Annotated[bool, About(Decides.NOTHING)] = False
+    """Run cells one after the other in the main process, where a crash ends the run; for debugging."""
+
+    @field_validator("in_process")
+    @classmethod
+    def _fits(cls, in_process: bool, info: ValidationInfo) -> bool:
+        if in_process and ((info.data.get("jobs") or 1) > 1 or info.data.get("timeout") is not None):
+            raise ValueError(
+                "in one process cells cannot run side by side or be ended; drop jobs and timeout."
+            )
+        return in_process
+
+
+class CacheSettings(Group):
+    """Encodings of frozen encoders (METER's), which are computed once and kept."""
+
+    title: ClassVar[str] = "Encoder cache"
+
+    cache_mib: Annotated[NotNegative, About(Decides.NOTHING)] = 2048.0
+    """MiB of memory per process for encodings; with 0 here and on disk they are computed anew."""
+    cache_disk_gib: Annotated[NotNegative, About(Decides.NOTHING)] = 8.0
+    """GiB of disk for encodings, in the user's cache folder."""
+    cache_precision: Annotated[CachePrecision, About(Decides.PROTOCOL)] = "full"
+    """Precision of kept encodings; half rounds them to 16 bits."""
+
+
+class MeasureSettings(Group):
+    """What compute and latency are measured on."""
+
+    title: ClassVar[str] = "Measuring"
+
+    measured_image_size: Annotated[
+        ImageSize | None, About(Decides.INDIRECT, unset="the test split's most common")
+    ] = None
+    """Image size that FLOPs and latency are stated for."""
+    measure_again: Annotated[bool, About(Decides.NOTHING)] = False
+    """Measure latencies again that have been measured already, such as on a busy machine."""
+
+
+class OutputSettings(Group):
+    """Where results go."""
+
+    title: ClassVar[str] = "Output"
+
+    results: Annotated[LocalPath, About(Decides.NOTHING, local=True)] = Path("results")
+    """Folder for records and tables."""
+    logger: Annotated[Trackers, About(Decides.NOTHING)] = ()
+    """Experiment trackers to report to, below logs/ in the results: csv, tensorboard, mlflow, wandb."""
+
+
+class RunSettings(Group):
+    """All settings of a run: methods × tasks × seeds on a backbone."""
+
+    title: ClassVar[str] = "Experiment"
+
+    methods: Annotated[
+        Specs,
+        specs_of("methods"),
+        Form("NAME,NAME,…", "names with options, such as das,lora[r=8], or all"),
+        About(Decides.INDIRECT),
+    ]
+    """Methods to run, with options in brackets: das,lora[r=8]; 'all' for every built-in one."""
+    tasks: Annotated[
+        Specs,
+        specs_of("tasks"),
+        Form("NAME,NAME,…", "names with options, such as vqa,nlvr2, or all"),
+        About(Decides.INDIRECT),
+    ]
+    """Tasks to run them on, with options in brackets: vqa[limit_train=1000]."""
+    backbone: Annotated[
+        str, Field(min_length=1), Form("NAME", "the name of a backbone"), About(Decides.INDIRECT)
+    ] = DEFAULT_BACKBONE
+    """Pretrained backbone; `harness list` shows the names."""
+    seeds: Annotated[Seeds, About(Decides.INDIRECT)] = (0,)
+    """Seeds; every method runs on every task once per seed."""
+
+    data: DataSettings = DataSettings()
+    backbone_options: BackboneSettings = BackboneSettings()
+    training: TrainingSettings = TrainingSettings()
+    device: DeviceSettings = DeviceSettings()
+    cache: CacheSettings = CacheSettings()
+    measure: MeasureSettings = MeasureSettings()
+    output: OutputSettings = OutputSettings()
+
+    def flat(self) -> dict[str, Any]:
+        """All values by key, in the order of the declaration."""
+        return {key: value for key, _, value in self._settings()}
+
+    def protocol(self) -> dict[str, Any]:
+        """The part of a cell's protocol that settings state themselves."""
+        return self._that_decide(Decides.PROTOCOL)
+
+    def identity(self) -> dict[str, Any]:
+        """Everything of the settings that decides a result and is not said by what was loaded."""
+        return self._that_decide(Decides.PROTOCOL, Decides.CELL)
+
+    def of_cell(self, method: Spec, task: Spec, seed: int, learning_rate: float) -> RunSettings:
+        """Narrowed to one cell of the run."""
+        training = self.training.model_copy(update={"learning_rate": learning_rate})
+        narrow = {"methods": (method,), "tasks": (task,), "seeds": (seed,), "training": training}
+        return self.model_copy(update=narrow)
+
+    def to_record(self) -> dict[str, Any]:
+        """As JSON, without what names this machine; `sources.build_settings` reads it back."""
+        return {key: _plain(value) for key, what, value in self._settings() if not what.local}
+
+    def _that_decide(self, *wanted: Decides) -> dict[str, Any]:
+        return {key: _plain(value) for key, what, value in self._settings() if what.decides in wanted}
+
+    def _settings(self) -> Iterator[tuple[str, About, Any]]:
+        for name, field in type(self).model_fields.items():
+            value, declared = getattr(self, name), field.annotation
+            if isinstance(declared, type) and issubclass(declared, Group):
+                for key, inner in declared.model_fields.items():
+                    yield key, about(inner), getattr(value, key)
+            else:
+                yield name, about(field), value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return canonical(value) if isinstance(value, Spec) else value

@@ -1,0 +1,117 @@
+"""Progress of a run as a person sees it: bars on a terminal, lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from harness.experiment.plan import Cell
+from harness.process import Interrupts
+from harness.records.record import Record
+
+WIDTH_ELSEWHERE = 110
+"""Characters per line where there is no terminal to ask."""
+
+
+def make_console() -> Console:
+    """A console for a run's output, as wide as the terminal if there is one."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = WIDTH_ELSEWHERE
+    return console
+
+
+class ProgressReporter:
+    """Progress bars on a terminal, lines elsewhere. Whatever it is told next raises a Ctrl-C that got lost.
+
+    stages: where there are no bars, also print when a stage of a cell begins.
+    """
+
+    def __init__(
+        self, console: Console, cells: Sequence[Cell], interrupts: Interrupts, stages: bool = True
+    ) -> None:
+        self.console = console
+        self.interrupts = interrupts
+        self.cells = list(cells)
+        self.stages = stages
+        self.started = time.monotonic()
+        self.bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self.overall: TaskID | None = None
+        self.current: dict[str, TaskID] = {}
+        self.done = 0
+
+    def __enter__(self) -> ProgressReporter:
+        self.bars.start()
+        self.overall = self.bars.add_task("all cells", total=len(self.cells))
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.bars.stop()
+
+    def begin(self, cell: Cell) -> None:
+        """A cell begins."""
+        self.interrupts.check()
+
+    def end(self, cell: Cell, record: Record | None, note: str) -> None:
+        """A cell has ended."""
+        self.done += 1
+        if self.overall is not None:
+            self.bars.update(self.overall, completed=self.done)
+        self._drop_stage(cell)
+        if note == "kept":
+            return
+        score = ""
+        if record is not None and record.status == "finished" and record.primary is not None:
+            score = f", {cell.testbed.task.primary_metric} {record.primary:.2f}"
+            if record.search is not None:
+                score += f", {record.search.summary}"
+        elif record is not None and record.error:
+            score = f": {record.error}"
+        self.console.print(f"{self._clock()} {name_of(cell)}: {note}{score}", markup=False, soft_wrap=True)
+
+    def stage(self, cell: Cell, name: str, total: int) -> None:
+        """A stage of a cell begins."""
+        self.interrupts.check()
+        self._drop_stage(cell)
+        self.current[cell.id] = self.bars.add_task(f"{name_of(cell)}: {name}", total=total)
+        if self.stages and not self.console.is_terminal:
+            self.console.print(f"{self._clock()} {name_of(cell)}: {name}", markup=False, soft_wrap=True)
+
+    def advance(self, cell: Cell, count: int) -> None:
+        """Examples are done."""
+        self.interrupts.check()
+        if cell.id in self.current:
+            self.bars.advance(self.current[cell.id], count)
+
+    def epoch(self, cell: Cell, figures: Mapping[str, float]) -> None:
+        """An epoch is over; its figures are in the learning curve."""
+        self.interrupts.check()
+
+    def note(self, text: str) -> None:
+        """Something that belongs to no cell."""
+        self.interrupts.check()
+        self.console.print(f"{self._clock()} {text}", markup=False, soft_wrap=True)
+
+    def _drop_stage(self, cell: Cell) -> None:
+        if cell.id in self.current:
+            self.bars.remove_task(self.current.pop(cell.id))
+
+    def _clock(self) -> str:
+        passed = int(time.monotonic() - self.started)
+        return f"{passed // 60:3d}:{passed % 60:02d}"
+
+
+def name_of(cell: Cell) -> str:
+    """`lora on vqa, seed 0`."""
+    return f"{cell.label} on {cell.testbed.task.name}, seed {cell.seed}"
