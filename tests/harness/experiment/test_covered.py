@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from harness import imports, registry
+from harness import registry
 from harness.backbones.base import BackboneOptions
+from harness.digests import code as imports
 from harness.digests.code import reachable
 from harness.digests.source import Source, read_module
 from harness.experiment.covered import NOT_COVERED, RUN, code_of
