@@ -41,6 +41,7 @@ def adopt(
     import secrets
     import tempfile
 
+    from harness.errors import UserError
     from harness.experiment import adopt as adopting
     from harness.experiment.progress import make_console
     from harness.experiment.reload import cell_of
@@ -50,12 +51,15 @@ def adopt(
     prepare_process()
     console = make_console()
     store = Store(results)
+    records = store.records()
+    if not records:
+        raise UserError(f"{results}: no results in there; make some with `harness run`.")
 
     def open_cell(record: Record) -> Cell:
         root = None if record.data.benchmark == "mini" else data_root
         return cell_of(record, root, weights, tokenizer, record.environment.device or "auto")
 
-    found = adopting.find_stale(store.records(), open_cell)
+    found = adopting.find_stale(records, open_cell)
     chosen = secrets.randbelow(2**32) if seed is None else seed
     sampled = adopting.draw(found.stale, sample, chosen)
     _print_found(console, found, sampled, chosen)

@@ -202,6 +202,12 @@ def test_cells_of_another_configuration_or_run_anew_are_left_alone(
     assert len(found.stale) == 1
 
 
+def test_a_folder_without_results_is_named(tmp_path: Path) -> None:
+    shown = CliRunner().invoke(app, ["adopt", str(tmp_path / "nowhere")])
+    assert isinstance(shown.exception, UserError)
+    assert "nowhere: no results in there" in str(shown.exception)
+
+
 def test_of_two_results_of_one_cell_the_newer_is_adopted(
     store: Store, open_today: Callable[[Record], Cell]
 ) -> None:
