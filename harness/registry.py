@@ -33,6 +33,8 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
         "shallow_prompt": "methods.prompts:ShallowPrompt",
         "deep_prompt": "methods.prompts:DeepPrompt",
         "das": "methods.das:DAS",
+        "tome": "methods.tome:Tome",
+        "pumer": "methods.pumer:Pumer",
     },
     "tasks": {
         "vqa": "tasks.vqa.task:VQA",

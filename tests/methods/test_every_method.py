@@ -23,6 +23,8 @@ from methods.full import Full
 from methods.lora import LoRA, LoRAOptions
 from methods.parallel import ParallelAdapter, ParallelAdapterOptions
 from methods.prompts import DeepPrompt, ShallowPrompt
+from methods.pumer import Pumer, PumerOptions
+from methods.tome import Tome, TomeOptions
 from tests.support.small_vilt import mini
 
 MAKERS: dict[str, Callable[[], Method[Any]]] = {
@@ -38,6 +40,10 @@ MAKERS: dict[str, Callable[[], Method[Any]]] = {
     "parallel, learned scale": lambda: ParallelAdapter(ParallelAdapterOptions(learn_scale=True)),
     "shallow_prompt": ShallowPrompt,
     "deep_prompt": DeepPrompt,
+    "tome": Tome,
+    "tome, joint": lambda: Tome(TomeOptions(joint=True)),
+    "pumer": Pumer,
+    "pumer, published": lambda: Pumer(PumerOptions(variant="published")),
     "seq_bn": lambda: AdaptersMethod("seq_bn"),
     "dora": lambda: AdaptersMethod("dora"),
 }
@@ -68,6 +74,7 @@ def test_exactly_the_methods_own_and_chosen_parameters_train(make: Callable[[], 
     method.adapt(backbone, torch.Generator().manual_seed(0))
     chosen = {
         "full": pretrained,
+        "pumer": pretrained,
         "bitfit": {id(p) for n, p in backbone.blocks.named_parameters() if n.endswith("bias")},
     }.get(method.name, set())
     own = {id(p) for p in method.method_parameters(backbone)}

@@ -19,6 +19,8 @@ from methods.full import Full
 from methods.lora import LoRA
 from methods.parallel import ParallelAdapter
 from methods.prompts import DeepPrompt, PromptOptions, ShallowPrompt
+from methods.pumer import Pumer, PumerOptions
+from methods.tome import Tome
 
 METHODS: dict[str, Callable[[], Method[Any]]] = {
     "full": Full,
@@ -30,6 +32,9 @@ METHODS: dict[str, Callable[[], Method[Any]]] = {
     "shallow_prompt": lambda: ShallowPrompt(PromptOptions(tokens=3)),
     "deep_prompt": lambda: DeepPrompt(PromptOptions(tokens=3)),
     "das": lambda: DAS(DASOptions(blocks=("text.1", "image.0"))),
+    "tome": Tome,
+    "pumer": Pumer,
+    "pumer, published": lambda: Pumer(PumerOptions(variant="published")),
     "seq_bn": lambda: AdaptersMethod("seq_bn", {"reduction_factor": 8}),
     "double_seq_bn": lambda: AdaptersMethod("double_seq_bn", {"reduction_factor": 8}),
     "par_bn": lambda: AdaptersMethod("par_bn"),

@@ -75,6 +75,9 @@ class MeterBackbone(Backbone):
     """METER as a backbone of twelve (or fewer) fusion layers in two streams."""
 
     stream_names = STREAMS
+    sequential: bool = False
+    """True: an image layer reads the text as the text layer of its depth has left it (PuMer's METER). False: as it
+    was before that depth (METER)."""
 
     def __init__(
         self,
@@ -164,14 +167,15 @@ class MeterBackbone(Backbone):
             return self(inputs)  # type: ignore[no-any-return]
         distinct, rows = distinct_rows(inputs)
         streams = self.encoded(distinct)
-        # What replaces `fuse` (the adapters library) must see all of it; dropout is drawn for each pair.
-        if "fuse" in vars(self) or self.training:
+        # What replaces `fuse` (the adapters library) must see all of it; dropout is drawn for each pair; an image
+        # layer that reads updated text depends on the pair from the first depth on.
+        if "fuse" in vars(self) or self.training or self.sequential:
             return self.fuse(rows.spread(streams))
         tokens = first_depth(self.blocks, self.enter(streams), rows)
         return self.pool(self.run_depths(tokens, first=1, queries=1 if self.pooled_token_only else None))
 
     def run_blocks(self, streams: Streams, queries: int | None = None) -> dict[str, Tokens]:
-        """The tokens after the last depth; both layers of a depth read the states before it."""
+        """The tokens after the last depth; both layers of a depth read the states before it (see `sequential`)."""
         return self.run_depths(self.enter(streams), queries=queries)
 
     def enter(self, streams: Streams) -> dict[str, Tokens]:
@@ -195,10 +199,13 @@ class MeterBackbone(Backbone):
         depths = len(self.blocks) // 2
         for depth in range(first, depths):
             wanted = queries if depth == depths - 1 else None
-            of_text = run_block(self.blocks[depth], BlockInput(text, image, wanted))
+            of_text = run_block(
+                self.blocks[depth], BlockInput(text, image, None if self.sequential else wanted)
+            )
             # A text layer may also reduce the image tokens, which are then what the image layer continues with.
             image = image if of_text.context is None else of_text.context
-            of_image = run_block(self.blocks[depths + depth], BlockInput(image, text, wanted))
+            read = of_text.tokens if self.sequential else text
+            of_image = run_block(self.blocks[depths + depth], BlockInput(image, read, wanted))
             text, image = of_text.tokens, of_image.tokens
         return {"text": text, "image": image}
 

@@ -25,9 +25,13 @@ def first_depth(blocks: nn.ModuleList, tokens: Mapping[str, Tokens], rows: Rows)
     depths = len(blocks) // 2
     spread = {name: rows.spread_tokens(name, stream) for name, stream in tokens.items()}
     after: dict[str, Tokens] = {}
+    reduced = False
     for name, other, block in (("text", "image", blocks[0]), ("image", "text", blocks[depths])):
-        if type(block) is not MeterBlock or _hooked(block):
-            after[name] = run_block(block, BlockInput(spread[name], spread[other])).tokens
+        if type(block) is not MeterBlock or _hooked(block) or reduced:
+            output = run_block(block, BlockInput(spread[name], spread[other]))
+            after[name] = output.tokens
+            if output.context is not None:  # a text layer has reduced the image tokens
+                spread[other], reduced = output.context, True
             continue
         own = block.attend_to_itself(tokens[name].hidden, tokens[name])
         key, value = block.keys_and_values(tokens[other].hidden)

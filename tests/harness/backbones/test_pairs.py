@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import ViltConfig
 
 from harness.backbones.base import Backbone
+from harness.backbones.block import BlockInput, BlockOutput, Tokens
 from harness.backbones.inputs import Inputs
 from harness.backbones.meter.model import MeterBackbone
 from harness.backbones.pairs import distinct_rows
@@ -76,6 +77,47 @@ def test_blocks_skipped_at_the_first_depth(blocks: tuple[str, ...], make_meter: 
     inputs = pairs_of(2)
     backbone.eval()
     torch.testing.assert_close(backbone.forward_pairs(inputs), backbone(inputs.paired()), atol=1e-5, rtol=0)
+
+
+class Pruning(torch.nn.Module):
+    """A text layer that leaves the first two image tokens."""
+
+    name, stream = "text.0", "text"
+
+    def __init__(self, block: torch.nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, inputs: BlockInput) -> BlockOutput:
+        assert inputs.context is not None
+        return BlockOutput(self.block(inputs).tokens, context=inputs.context.first(2))
+
+
+@pytest.mark.parametrize("sequential", [False, True])
+@torch.no_grad()
+def test_image_tokens_reduced_at_the_first_depth(sequential: bool, make_meter: Maker) -> None:
+    backbone = make_meter().eval()
+    whole = backbone(pairs_of(2).paired())
+    backbone.blocks[0] = Pruning(backbone.blocks[0])
+    backbone.sequential = sequential
+    inputs = pairs_of(2)
+    expected = backbone(inputs.paired())
+    assert (expected - whole).abs().max() > 1e-3
+    torch.testing.assert_close(backbone.forward_pairs(inputs), expected, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_image_layers_read_the_updated_text_where_that_is_asked_for(make_meter: Maker) -> None:
+    backbone = make_meter(num_hidden_layers=1).eval()
+    text, image = Tokens(torch.randn(1, 3, 64)), Tokens(torch.randn(1, 5, 64))
+    updated = backbone.blocks[0](BlockInput(text, image)).tokens
+    for sequential, read in ((False, text), (True, updated)):
+        backbone.sequential = sequential
+        for queries in (None, 1):
+            after = backbone.run_depths({"text": text, "image": image}, queries=queries)
+            expected = backbone.blocks[1](BlockInput(image, read, queries)).tokens.hidden
+            torch.testing.assert_close(after["image"].hidden, expected)
+            torch.testing.assert_close(after["text"].hidden[:, 0], updated.hidden[:, 0])
 
 
 def test_gradients_are_those_of_the_pairs(make_meter: Maker) -> None:

@@ -27,9 +27,9 @@ from tasks.mini import nlvr2, retrieval, snli_ve, vqa
 META = torch.device("meta")
 METHODS = (
     "full,classifier,bitfit,lora[dropout=0.1],adapter,parallel[learn_scale=true],shallow_prompt,deep_prompt,"
-    "das[blocks={blocks}],das[search_epochs=2],seq_bn,dora"
+    "das[blocks={blocks}],das[search_epochs=2],tome,pumer,pumer[variant=published],seq_bn,dora"
 )
-FEW_METHODS = "full,deep_prompt,das[search_epochs=2]"
+FEW_METHODS = "full,deep_prompt,das[search_epochs=2],tome,pumer"
 BLOCKS = {"vilt-mini": "3+7", "meter-mini": "text.1+image.0"}
 DATA: dict[str, Callable[[Path], Path]] = {
     "vqa": partial(vqa.ensure_vqa, sizes=vqa.Sizes(20, 2, 4, 2, 4, 2)),

@@ -1,0 +1,72 @@
+"""METER's fusion layer with room for token reduction between cross-attention and feed-forward."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from harness.backbones.block import Block, BlockInput, BlockOutput
+from harness.backbones.meter.block import MeterBlock
+from methods.token_attention import AttentionStyle
+from methods.token_reduction import PairReduction
+
+
+class ReducingMeterBlock(MeterBlock):
+    """A layer of METER whose feed-forward runs on the tokens that are left. It has no parameters of its own.
+
+    attention: of both attentions; their weights are computed for the cross-attention only.
+    """
+
+    def __init__(
+        self, block: MeterBlock, attention: AttentionStyle, reduce: PairReduction | None = None
+    ) -> None:
+        """Takes the modules of `block`, under the same names."""
+        super(Block, self).__init__()  # MeterBlock's own would draw new weights
+        vars(self).update(vars(block))
+        self.self_attention_style = replace(attention, weights=False)
+        self.cross_attention_style = attention
+        self.reduce = reduce
+
+    def forward(self, inputs: BlockInput) -> BlockOutput:
+        """`(B, T, D)` → `(B, K, D)`, K ≤ T; the context, `(B, S, D)`, may be reduced too.
+
+        The first token is never merged nor moved, so where it alone is wanted its stream is not reduced. A layer
+        that reduces the context by its attention weights computes all tokens.
+
+        Raises:
+            ValueError: there is no context.
+        """
+        context = inputs.context
+        if context is None:
+            raise ValueError(f"{self.name} attends to the other stream: context is missing")
+        if self.cross_attention_style.weights or inputs.queries not in (None, 1):
+            inputs = replace(inputs, queries=None)
+        asking, tokens = inputs.asking, inputs.tokens
+        dropout = self.attention_dropout if self.training else 0.0
+        maps = self.attention.self
+        query, own_key, value = (
+            self._by_head(states)
+            for states in (maps.query(asking), maps.key(tokens.hidden), maps.value(tokens.hidden))
+        )
+        mixed, _ = self.self_attention_style(query, own_key, value, tokens, dropout=dropout)
+        own = self._close("self_attention", self.attention.output, _joined(mixed), asking)
+        key, value = self.keys_and_values(context.hidden)
+        mixed, weights = self.cross_attention_style(self.query(own), key, value, context, dropout=dropout)
+        hidden = self._close("cross_attention", self.crossattention.output, _joined(mixed), own)
+        left, other = inputs.result(hidden).tokens, None
+        if self.reduce is not None and inputs.queries is None:
+            left, other = self.reduce(
+                left,
+                context,
+                own_key.mean(dim=1).detach(),
+                key.mean(dim=1).detach(),
+                None if weights is None else weights.detach(),
+            )
+        fed = self._close("mlp", self.output, self.intermediate(left.hidden), left.hidden)
+        return BlockOutput(left.with_hidden(fed), other)
+
+
+def _joined(mixed: Tensor) -> Tensor:
+    """`(B, H, T, C)` → `(B, T, H · C)`."""
+    return mixed.transpose(1, 2).flatten(2)

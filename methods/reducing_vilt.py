@@ -1,0 +1,44 @@
+"""ViLT's block with room for token reduction between attention and feed-forward."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from harness.backbones.block import Block, BlockInput, BlockOutput
+from harness.backbones.vilt.block import ViltBlock
+from methods.token_attention import AttentionStyle
+from methods.token_reduction import JointReduction
+
+
+class ReducingViltBlock(ViltBlock):
+    """A block of ViLT whose feed-forward runs on the tokens that are left. It has no parameters of its own."""
+
+    def __init__(
+        self, block: ViltBlock, attention: AttentionStyle, reduce: JointReduction | None = None
+    ) -> None:
+        """Takes the modules of `block`, under the same names."""
+        super(Block, self).__init__()  # ViltBlock's own would draw new weights
+        vars(self).update(vars(block))
+        self.attention_style = attention
+        self.reduce = reduce
+
+    def forward(self, inputs: BlockInput) -> BlockOutput:
+        """`(B, T, D)` → `(B, K, D)`, K ≤ T.
+
+        The first token is never merged nor moved, so where it alone is wanted nothing is reduced.
+        """
+        if inputs.queries not in (None, 1):
+            inputs = replace(inputs, queries=None)
+        tokens, asking = inputs.tokens, inputs.asking
+        maps = self.attention.attention
+        normed = self.layernorm_before(tokens.hidden)
+        query = self._by_head(maps.query(normed[:, : asking.shape[1]]))
+        key, value = self._by_head(maps.key(normed)), self._by_head(maps.value(normed))
+        mixed, weights = self.attention_style(query, key, value, tokens, rows=tokens.text_length)
+        attended = self.attention.output.dense(mixed.transpose(1, 2).flatten(2))
+        left = inputs.result(self._add("attention", attended, asking)).tokens
+        if self.reduce is not None and inputs.queries is None:
+            left = self.reduce(left, key.mean(dim=1).detach(), None if weights is None else weights.detach())
+        expanded = self.intermediate(self.layernorm_after(left.hidden))
+        fed = self._add("mlp", self.output.dense(expanded), left.hidden)
+        return BlockOutput(left.with_hidden(fed))
