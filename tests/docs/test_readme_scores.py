@@ -117,7 +117,7 @@ def test_random_weights_are_those_of_their_tables() -> None:
     )
     trained = [cell(experiment, "full") for experiment in ("leaderboard", "mini-vqa-meter")]
     assert (
-        f"From random weights full tuning has {vilt} and {meter} on VQA, where the pre-trained have "
+        f"From random weights full tuning reaches {vilt} and {meter} on VQA, from the pre-trained weights "
         f"{trained[0]} and {trained[1]}"
     ) in MINI
 
