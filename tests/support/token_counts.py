@@ -25,6 +25,8 @@ D = 768
 class Features:
     """A task that ends with the pooled features."""
 
+    images_per_example = 1
+
     def forward(self, backbone: Backbone, head: nn.Module, batch: Batch) -> Tensor:
         return backbone(batch.inputs[0])
 
