@@ -15,7 +15,8 @@ import torch
 from typer.testing import CliRunner, Result
 
 from harness.cli import app
-from harness.config import Request
+from harness.config import RunSettings
+from harness.config.sources import make_settings
 from harness.digests import digest_json
 from harness.errors import UserError
 from harness.experiment import adopt as adopting
@@ -25,7 +26,6 @@ from harness.experiment.plan import Cell, build_cells, open_testbeds
 from harness.experiment.runner import run_cells
 from harness.records.record import RECORD, Record, read_record, write_record
 from harness.records.store import CHECKPOINT, CURVE, PREDICTIONS, WEIGHTS, Store
-from harness.specs import parse_specs
 from tasks.mini.vqa import Sizes, ensure_vqa
 from tests.support.reporters import Notes
 from tests.support.stored_results import make_record
@@ -50,31 +50,31 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def request_of_four(data: Path) -> Request:
-    return Request(
-        methods=tuple(parse_specs("classifier,bitfit")),
-        tasks=tuple(parse_specs("vqa[limit_train=16,limit_test=8]")),
+def settings_of_four(data: Path) -> RunSettings:
+    return make_settings(
+        methods="classifier,bitfit",
+        tasks="vqa[limit_train=16,limit_test=8]",
         data_root=data,
         epochs=1,
         batch_size=16,
-        seeds=(0, 1),
+        seeds=[0, 1],
         accelerator="cpu",
     )
 
 
 @pytest.fixture(scope="module")
-def today(request_of_four: Request) -> list[Cell]:
+def today(settings_of_four: RunSettings) -> list[Cell]:
     """The cells as today's code plans them."""
-    return build_cells(request_of_four, open_testbeds(request_of_four))
+    return build_cells(settings_of_four, open_testbeds(settings_of_four))
 
 
 @pytest.fixture(scope="module")
-def made(request_of_four: Request, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(settings_of_four: RunSettings, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A results folder whose cells other code has finished."""
     folder = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan, "code_of", lambda *things: OLD)
-        cells = build_cells(request_of_four, open_testbeds(request_of_four))
+        cells = build_cells(settings_of_four, open_testbeds(settings_of_four))
         records = run_cells(cells, Store(folder), Notes())
     assert [record.status for record in records] == ["finished"] * 4
     return folder

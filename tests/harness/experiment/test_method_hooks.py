@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -19,7 +19,8 @@ from harness import registry
 from harness.backbones.base import Backbone
 from harness.backbones.block import BlockInput, BlockOutput, run_block
 from harness.cli import app
-from harness.config import Request
+from harness.config import RunSettings
+from harness.config.sources import make_settings
 from harness.experiment import latency as latency_module
 from harness.experiment.build import deployed_model
 from harness.experiment.latency import measure_side_by_side
@@ -64,11 +65,11 @@ def offsets(backbone: Backbone) -> list[Tensor]:
 
 
 @pytest.fixture(scope="module")
-def request_of_one(tmp_path_factory: pytest.TempPathFactory) -> Request:
+def settings_of_one(tmp_path_factory: pytest.TempPathFactory) -> RunSettings:
     root = ensure_vqa(tmp_path_factory.mktemp("data"), sizes=Sizes(60, 2, 6, 2, 6, 2))
-    return Request(
-        methods=(Spec("shifts", {}),),
-        tasks=(Spec("vqa", {}),),
+    return make_settings(
+        methods="classifier",  # of which cells are made with the methods of this file
+        tasks="vqa",
         data_root=root,
         epochs=EPOCHS,
         batch_size=BATCH,
@@ -77,17 +78,17 @@ def request_of_one(tmp_path_factory: pytest.TempPathFactory) -> Request:
 
 
 @pytest.fixture(scope="module")
-def testbeds(request_of_one: Request) -> Any:
-    return open_testbeds(request_of_one)
+def testbeds(settings_of_one: RunSettings) -> Any:
+    return open_testbeds(settings_of_one)
 
 
 @pytest.fixture
-def cell_of(request_of_one: Request, testbeds: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+def cell_of(settings_of_one: RunSettings, testbeds: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The cell of a method that is registered nowhere."""
 
     def make(method: type[Method[Any]]) -> Cell:
         monkeypatch.setattr(registry, "build_method", lambda spec: method())
-        asked = replace(request_of_one, methods=(Spec(method.name, {}),))
+        asked = settings_of_one.model_copy(update={"methods": (Spec(method.name, {}),)})
         (cell,) = build_cells(asked, testbeds)
         return cell
 

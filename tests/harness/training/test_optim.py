@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from harness.training.optim import Training, build_optimizer
+from harness.config import TrainingSettings
+from harness.training.optim import build_optimizer
 from methods.base import ParameterGroup
 
 
@@ -27,7 +28,7 @@ class Parts(nn.Module):
 
 def rates(model: Any, *groups: ParameterGroup) -> dict[str, tuple[float, float]]:
     """Learning rate and weight decay of each parameter, by name."""
-    optimizer = build_optimizer(model, Training(weight_decay=0.1), 0.5, 4.0, groups)
+    optimizer = build_optimizer(model, TrainingSettings(weight_decay=0.1), 0.5, 4.0, groups)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found = [
         (names[id(parameter)], (group["lr"], group["weight_decay"]))
