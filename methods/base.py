@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from harness.backbones.base import Backbone
+from harness.backbones.folding import fold
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,12 @@ class Method(ABC, Generic[OptionsT]):
         raise TypeError(f"{self.name} has no search")
 
     def finalize(self, backbone: Backbone) -> None:
-        """Turn the trained backbone into what is deployed, with the same outputs (merge, remove, fold)."""
+        """Turn the trained backbone into what is deployed, with the same outputs.
+
+        By default blocks are folded (`harness.backbones.folding`); a method that has more to do, such as merging
+        updates into the projections, does so first.
+        """
+        fold(backbone)
 
     def method_parameters(self, backbone: Backbone) -> Iterator[nn.Parameter]:
         """The parameters this method added (not those of the pretrained backbone)."""

@@ -146,8 +146,9 @@ class LoRA(Method[LoRAOptions]):
             )
 
     def finalize(self, backbone: Backbone) -> None:
-        """Merge every update and put the plain linear map back."""
+        """Merge every update, put the plain linear map back, and fold the blocks."""
         for block in cast(Iterable[Block], backbone.blocks):
             for role, module in block.projections().items():
                 if isinstance(module, LoRALinear):
                     block.set_projection(role, module.merged())
+        super().finalize(backbone)

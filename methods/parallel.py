@@ -10,8 +10,9 @@ import torch
 
 from harness.backbones.base import Backbone
 from harness.backbones.block import Block
+from harness.backbones.folding import Activation
 from methods.base import Method, freeze
-from methods.bottleneck import Activation, BottleneckAdapter, bottleneck_size
+from methods.bottleneck import BottleneckAdapter, bottleneck_size, norm_eps
 from methods.option_checks import at_least, positive
 
 
@@ -67,10 +68,12 @@ class ParallelAdapter(Method[ParallelAdapterOptions]):
                     learn_scale=options.learn_scale,
                     activation=options.activation,
                     zero_up=True,
+                    eps=norm_eps(block),
                 )
 
     def finalize(self, backbone: Backbone) -> None:
-        """Fold the factor into the upper projections."""
+        """Fold the blocks; where a backbone knows no folding, the factor into the upper projections."""
+        super().finalize(backbone)
         for module in self.method_modules(backbone):
             if isinstance(module, BottleneckAdapter):
                 module.fold_scale()

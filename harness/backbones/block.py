@@ -31,7 +31,7 @@ class Tokens:
 
     def with_hidden(self, hidden: Tensor) -> Self:
         """The same tokens with other hidden states `(B, T, D)`."""
-        return replace(self, hidden=hidden)
+        return type(self)(hidden, self.mask, self.text_length, self.sizes)  # a third of `replace`'s time
 
     def first(self, count: int) -> Self:
         """The leading `count` tokens."""
@@ -121,6 +121,9 @@ class Block(nn.Module, ABC):
     normalizes_last: ClassVar[bool] = False
     """True for a post-norm block, which has slots `post_norm`."""
     post_norm: nn.ModuleDict
+    pre_norm_eps: float | None = None
+    """Epsilon of the norms that a pre-norm block's matrices read through. A norm inserted in a parallel slot with the
+    same epsilon standardises alike, so that both become one product. None: the matrices read the stream as it is."""
 
     @abstractmethod
     def forward(self, inputs: BlockInput) -> BlockOutput:
@@ -135,6 +138,10 @@ class Block(nn.Module, ABC):
     @abstractmethod
     def set_projection(self, role: str, module: nn.Module) -> None:
         """Replace the projection `role` by `module`, a map `(…, in) → (…, out)`."""
+
+    def folded(self) -> nn.Module:
+        """What is deployed in the block's place, with the same outputs: by default the block as it is."""
+        return self
 
 
 def run_block(block: nn.Module, inputs: BlockInput) -> BlockOutput:

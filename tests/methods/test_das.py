@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from harness.backbones.base import BackboneOptions
+from harness.backbones.folding import fold_block
 from harness.backbones.vilt.loading import load_vilt_mini
 from harness.backbones.vilt.model import ViltBackbone
 from harness.errors import UserError
 from methods.das import DAS, Bandit, DASOptions, SkippedBlock, resolve_blocks, reward_of
+from tests.support.blocks import run
 
 
 @pytest.fixture
@@ -78,6 +80,28 @@ def test_parameters_follow_the_closed_form(backbone: ViltBackbone, skipped: int)
 
     expected = adapter(shortcut) * skipped + 2 * adapter(parallel) * (12 - skipped)
     assert sum(p.numel() for p in method.method_parameters(backbone)) == expected
+
+
+@pytest.mark.parametrize(("variant", "epsilon"), [("sound", 1e-6), ("published", 1e-5)])
+def test_adapters_normalise_as_their_block_does_or_as_published(
+    backbone: ViltBackbone, variant: str, epsilon: float
+) -> None:
+    DAS(DASOptions(blocks=("0",), variant=variant)).adapt(backbone, seeded())  # type: ignore[arg-type]
+    assert backbone.blocks[0].shortcut.norm.eps == 1e-5
+    assert {adapter.norm.eps for adapter in backbone.blocks[1].parallel.values()} == {epsilon}
+
+
+def test_a_skipped_block_is_deployed_with_its_norm_in_the_lower_projection(backbone: ViltBackbone) -> None:
+    method = DAS(DASOptions(blocks=("0",)))
+    method.adapt(backbone, seeded())
+    for parameter in backbone.blocks[0].parameters():
+        torch.nn.init.normal_(parameter)
+    hidden = torch.randn(2, 3, 128)
+    before = run(backbone.blocks[0], hidden)
+    backbone.blocks[0] = deployed = fold_block(backbone.blocks[0])
+    assert not [module for module in deployed.modules() if isinstance(module, torch.nn.LayerNorm)]
+    torch.testing.assert_close(run(deployed, hidden), before, atol=1e-4, rtol=1e-5)
+    assert method.method_modules(backbone)[0] is deployed
 
 
 class FakeTrainer:

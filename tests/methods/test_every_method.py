@@ -163,6 +163,7 @@ class Shapes(nn.Module):
 
 
 class ShapesBlock(nn.Module):
+    pre_norm_eps = None
     sublayers = ("self_attention", "cross_attention", "mlp")
 
     def __init__(self, stream: str) -> None:
