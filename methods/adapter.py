@@ -11,9 +11,10 @@ import torch
 
 from harness.backbones.base import Backbone, HuggingFaceForm
 from harness.backbones.block import Block
+from harness.backbones.folding import Activation
 from harness.errors import UserError
 from methods.base import Method, freeze
-from methods.bottleneck import Activation, BottleneckAdapter, bottleneck_size
+from methods.bottleneck import BottleneckAdapter, bottleneck_size
 from methods.exporting import Blocks, export_bottlenecks
 from methods.option_checks import at_least, positive
 

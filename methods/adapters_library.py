@@ -128,12 +128,15 @@ class AdaptersMethod(Method[NoOptions]):
         backbone.fuse = partial(_fuse_in_context, backbone)  # type: ignore[method-assign]
 
     def finalize(self, backbone: Backbone) -> None:
-        """Put one plain linear map in the place of each projection with an update; bottlenecks stay.
+        """Put one plain linear map in the place of each projection with an update, and fold the blocks.
+
+        Bottlenecks stay, and their blocks as they are: the library calls them by hooks, which folding leaves alone.
 
         The library's own merging leaves the bias as it was, which changes the result of (IA)³ and DoRA
         (1.3.0), so the merged map is read off the adapted one: it is affine, f(x) = W x + b.
         """
         if self.settings.architecture != "lora" or self.settings.use_gating:
+            super().finalize(backbone)
             return
         context = importlib.import_module("adapters.context").ForwardContext
         model: Any = backbone.model
@@ -145,6 +148,7 @@ class AdaptersMethod(Method[NoOptions]):
                     block.set_projection(role, plain)
         model.shared_parameters.clear()
         del backbone.fuse
+        super().finalize(backbone)
 
     def method_modules(self, backbone: Backbone) -> list[nn.Module]:
         """The library files its modules under the adapter's name."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.backbones.base import Backbone, HuggingFaceForm
+from harness.backbones.folding import fold
 from harness.digests import digest_json
 
 
@@ -249,7 +250,12 @@ class Method(ABC, Generic[OptionsT]):
         return (CostCase(),)
 
     def finalize(self, backbone: Backbone) -> None:
-        """Turn the trained backbone into what is deployed, with the same outputs (merge, remove, fold)."""
+        """Turn the trained backbone into what is deployed, with the same outputs.
+
+        By default blocks are folded (`harness.backbones.folding`); a method that has more to do, such as merging
+        updates into the projections, does so first.
+        """
+        fold(backbone)
 
     def export(
         self, form: str, target: HuggingFaceForm, blocks: Mapping[int, Mapping[str, Tensor]], output: Path

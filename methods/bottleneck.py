@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn, no_grad, ones
 from torch.nn.utils import skip_init
 
+from harness.backbones.folding import Activation, Affine, Branch, Norm
 from methods.base import Inserted
 
-Activation = Literal["relu", "gelu"]
+LAYER_NORM_EPS = 1e-5
+"""Of torch's LayerNorm, and so of DAS's published adapters."""
 
 
 class BottleneckAdapter(Inserted):
@@ -26,6 +26,7 @@ class BottleneckAdapter(Inserted):
     scale: factor of the branch.
     learn_scale: train that factor.
     zero_up: start `up` at 0, so that the branch adds nothing at first.
+    eps: epsilon of the norm.
     """
 
     def __init__(
@@ -41,9 +42,10 @@ class BottleneckAdapter(Inserted):
         activation: Activation = "relu",
         std: float = 0.02,
         zero_up: bool = False,
+        eps: float = LAYER_NORM_EPS,
     ) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width) if layer_norm else None
+        self.norm = nn.LayerNorm(width, eps=eps) if layer_norm else None
         self.down = linear(width, bottleneck, std, generator)
         self.up = linear(bottleneck, width, 0.0 if zero_up else std, generator)
         self.scale: nn.Parameter | float = nn.Parameter(ones(1) * scale) if learn_scale else scale
@@ -60,6 +62,15 @@ class BottleneckAdapter(Inserted):
         else:  # scaling the weights takes fewer operations than scaling every token
             result = F.linear(inner, self.up.weight * self.scale, self.up.bias * self.scale)
         return hidden + result if self.residual else result
+
+    def branch(self) -> Branch | None:
+        """Its arithmetic, for folding; None for a subclass, whose arithmetic may be another."""
+        if type(self) is not BottleneckAdapter:
+            return None
+        scale = self.scale.detach() if isinstance(self.scale, Tensor) else self.scale
+        norm = None if self.norm is None else Norm.of(self.norm)
+        down, up = Affine.of(self.down), Affine.of(self.up).scaled(scale)
+        return Branch(down, up, self.activation, norm, self.residual)
 
     @no_grad()
     def fold_scale(self) -> None:

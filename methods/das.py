@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from harness.backbones.base import Backbone
 from harness.backbones.block import Block, BlockInput, BlockOutput, run_block
+from harness.backbones.folded import Shortcut
+from harness.backbones.folding import HasBranch, is_hooked
 from harness.backbones.inputs import Streams
 from harness.errors import UserError, did_you_mean
 from methods.bandit import Bandit, Findings, Update, reward_of
@@ -83,7 +85,7 @@ class DASOptions:
 class SkippedBlock(Inserted):
     """What stands in a skipped block's place: `x + up(ReLU(down(LN(x))))`, all tokens alike."""
 
-    def __init__(self, name: str, stream: str, shortcut: BottleneckAdapter) -> None:
+    def __init__(self, name: str, stream: str, shortcut: nn.Module) -> None:
         super().__init__()
         self.name = name
         self.stream = stream
@@ -92,6 +94,13 @@ class SkippedBlock(Inserted):
     def forward(self, inputs: BlockInput) -> BlockOutput:
         """`(B, T, D)` → `(B, queries, D)`; masks and the other stream are not read."""
         return inputs.result(self.shortcut(inputs.asking))
+
+    def folded(self) -> nn.Module:
+        """Its deployed form: the norm's gain and offset in the lower projection."""
+        branch = self.shortcut.branch() if isinstance(self.shortcut, HasBranch) else None
+        if branch is None or is_hooked(self):
+            return self
+        return SkippedBlock(self.name, self.stream, Shortcut(branch, next(self.parameters())))
 
 
 class ClassificationToken(Inserted):

@@ -150,11 +150,12 @@ class LoRA(Method[LoRAOptions]):
             )
 
     def finalize(self, backbone: Backbone) -> None:
-        """Merge every update and put the plain linear map back."""
+        """Merge every update, put the plain linear map back, and fold the blocks."""
         for block in cast(Iterable[Block], backbone.blocks):
             for role, module in block.projections().items():
                 if isinstance(module, LoRALinear):
                     block.set_projection(role, module.merged())
+        super().finalize(backbone)
 
     def export(self, form: str, target: HuggingFaceForm, blocks: Blocks, output: Path) -> str:
         """The updates for `adapters` or `peft`.

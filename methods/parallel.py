@@ -11,8 +11,9 @@ import torch
 
 from harness.backbones.base import Backbone, HuggingFaceForm
 from harness.backbones.block import Block
+from harness.backbones.folding import Activation
 from methods.base import Method, freeze
-from methods.bottleneck import Activation, BottleneckAdapter, bottleneck_size
+from methods.bottleneck import BottleneckAdapter, bottleneck_size
 from methods.exporting import Blocks, export_bottlenecks
 from methods.option_checks import at_least, positive
 
@@ -73,7 +74,8 @@ class ParallelAdapter(Method[ParallelAdapterOptions]):
                 )
 
     def finalize(self, backbone: Backbone) -> None:
-        """Fold the factor into the upper projections."""
+        """Fold the blocks; where a backbone knows no folding, the factor into the upper projections."""
+        super().finalize(backbone)
         for module in self.method_modules(backbone):
             if isinstance(module, BottleneckAdapter):
                 module.fold_scale()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from harness.backbones.base import Backbone
 from harness.backbones.block import Block, BlockInput, BlockOutput, run_block
+from harness.backbones.folding import fold_block
 from harness.backbones.inputs import Streams
 from methods.base import Inserted, Method, freeze
 from methods.option_checks import at_least
@@ -134,6 +135,11 @@ class PromptedBlock(Block):
     def set_projection(self, role: str, module: nn.Module) -> None:
         """Replace one in the block inside."""
         self.block.set_projection(role, module)
+
+    def folded(self) -> nn.Module:
+        """Itself with the block inside in its deployed form."""
+        self.add_module("block", fold_block(self.block))
+        return self
 
 
 class ShallowPrompt(Method[PromptOptions]):

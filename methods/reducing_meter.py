@@ -52,7 +52,8 @@ class ReducingMeterBlock(MeterBlock):
         mixed, _ = self.self_attention_style(query, own_key, value, tokens, dropout=dropout)
         own = self._close("self_attention", self.attention.output, _joined(mixed), asking)
         key, value = self.keys_and_values(context.hidden)
-        mixed, weights = self.cross_attention_style(self.query(own), key, value, context, dropout=dropout)
+        (asked,) = self.query(own)
+        mixed, weights = self.cross_attention_style(asked, key, value, context, dropout=dropout)
         hidden = self._close("cross_attention", self.crossattention.output, _joined(mixed), own)
         left, other = inputs.result(hidden).tokens, None
         if self.reduce is not None and inputs.queries is None:

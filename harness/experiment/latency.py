@@ -9,6 +9,7 @@ from itertools import cycle
 import torch
 from safetensors.torch import load_file
 
+from harness.backbones.folding import fold
 from harness.digests import digest_json
 from harness.errors import UserError, one_line
 from harness.experiment.build import deployed_model, loader
@@ -23,7 +24,7 @@ from harness.training.seeds import generator
 from tasks.base import Batch, Example
 
 UNTOUCHED = "untouched"
-"""Name of the backbone as loaded in a latency measurement: what full tuning deploys."""
+"""Name of the backbone as loaded, folded, in a latency measurement: what full tuning deploys."""
 
 
 SINGLE, SMALL_BATCH = (1, 50, 1.0), (16, 10, 1.0)
@@ -76,6 +77,7 @@ def _measure(cells: Sequence[Cell], store: Store) -> list[Record]:
     fabric = make_fabric(testbed.settings)
     models = {cell.id: _deployed(cell, store).to(fabric.device) for cell in cells}
     backbone = testbed.fresh_backbone()  # building a head may widen its token types
+    fold(backbone)  # as all that it is compared with
     head = testbed.task.build_head(backbone, generator(0, "latency"))
     untouched = TaskModel(testbed.task, backbone, head)
     models[UNTOUCHED] = untouched.requires_grad_(False).eval().to(fabric.device)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.backbones.base import Backbone
+from harness.backbones.folded import inserted_in
 from harness.measure.operators import FORMULAS, operator_macs
 from methods.base import Method
 from tasks.base import Batch
@@ -131,7 +132,7 @@ def count_macs(
         MeasurementError: `run` called an operator that multiplies matrices and has no formula.
     """
     components = {**backbone.components(), HEAD: [head], METHOD: list(method_modules)}
-    counter = _Counter(components)
+    counter = _Counter(components, inserted_in(backbone, but=method_modules))
     with counter.watching(), counter:
         run()
     return ComputeCounts(counter.macs, counter.layer_norm_elements, text_length, image_size, batch_size)
@@ -140,7 +141,7 @@ def count_macs(
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees every operator below autograd and adds its cost to a component."""
 
-    def __init__(self, components: Mapping[str, Sequence[nn.Module]]) -> None:
+    def __init__(self, components: Mapping[str, Sequence[nn.Module]], inserted: Sequence[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.macs = dict.fromkeys(components, 0)
         self.layer_norm_elements = dict.fromkeys(components, 0)
@@ -157,6 +158,12 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for module, name in self._labels.items()
             for parameter in module.parameters(recurse=False)
         }
+        self._inserted: dict[int, list[Tensor]] = {}
+        for view in inserted:
+            if view.nbytes == view.untyped_storage().nbytes():
+                self._owner[_storage(view)] = METHOD
+            else:
+                self._inserted.setdefault(_storage(view), []).append(view)
         self._stack: list[str] = []
 
     @contextmanager
@@ -178,17 +185,18 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _leave(self, module: nn.Module, args: Any, out: Any) -> None:
         self._stack.pop()
 
-    def _component(self, args: Sequence[Any]) -> str:
+    def _component(self, args: Sequence[Any]) -> tuple[str, Tensor | None]:
+        """Whose a call is, and the weight that says so, if one does."""
         if torch._C._current_graph_task_id() != -1:
-            return BACKWARD
+            return BACKWARD, None
         if METHOD in self._stack:
-            return METHOD
+            return METHOD, None
         # A functional call with a component's weight, outside its modules (ViLT's patch projection). The
         # weight is the last operand of a product; activations have their own storages.
         for argument in reversed(args):
             if isinstance(argument, Tensor) and _storage(argument) in self._owner:
-                return self._owner[_storage(argument)]
-        return self._stack[-1] if self._stack else OTHER
+                return self._owner[_storage(argument)], argument
+        return (self._stack[-1] if self._stack else OTHER), None
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -207,9 +215,39 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
     def _add(self, counts: dict[str, int], amount: int, args: Sequence[Any]) -> None:
-        if amount:
-            component = self._component(args)
-            counts[component] = counts.get(component, 0) + amount
+        if not amount:
+            return
+        component, weight = self._component(args)
+        share = 0
+        if weight is not None:  # a matrix that method and backbone share is split by their parts of it
+            views = self._inserted.get(_storage(weight), ())
+            share = sum(amount * common_elements(weight, view) // weight.numel() for view in views)
+        for name, part in ((component, amount - share), (METHOD, share)):
+            if part:
+                counts[name] = counts.get(name, 0) + part
+
+
+def common_elements(one: Tensor, other: Tensor) -> int:
+    """How many elements two rectangular views of one matrix `(rows, columns)` share; either may be transposed.
+
+    A vector has none in common with anything.
+    """
+    if one.dim() != 2 or other.dim() != 2:
+        return 0
+    (rows, columns), (other_rows, other_columns) = _rectangle(one), _rectangle(other)
+    return _overlap(rows, other_rows) * _overlap(columns, other_columns)
+
+
+def _rectangle(view: Tensor) -> tuple[range, range]:
+    """The rows and the columns of the matrix that a view of it shows."""
+    if view.stride(0) < view.stride(1):
+        view = view.t()
+    top, left = divmod(int(view.storage_offset()), view.stride(0))
+    return range(top, top + view.shape[0]), range(left, left + view.shape[1])
+
+
+def _overlap(one: range, other: range) -> int:
+    return max(0, min(one.stop, other.stop) - max(one.start, other.start))
 
 
 def _storage(tensor: Tensor) -> int:

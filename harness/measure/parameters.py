@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from harness.backbones.base import Backbone
+from harness.backbones.folded import inserted_in
 from harness.measure.errors import MeasurementError
 
 
@@ -19,7 +20,8 @@ class ParameterCounts:
     backbone_tuned: pretrained and trained by the method's choice (`full`, `bitfit`), not in `common`.
     common: trained by every method in addition to the head: poolers and token-type embeddings.
     method: added by the method and trained.
-    method_frozen: added by the method and never trained (VeRA's shared random matrices).
+    method_frozen: added by the method and never trained (VeRA's shared random matrices); of a finalised model all
+        that is left of what the method added.
     head: the task's head.
     """
 
@@ -61,7 +63,8 @@ def count_parameters(
 
     A parameter counts as trained if its `requires_grad` is True.
 
-    method_modules: result of `Method.method_modules(backbone)`.
+    method_modules: result of `Method.method_modules(backbone)`. A folded block's matrix may hold both: what the block
+        declares as inserted is the method's.
 
     Raises:
         MeasurementError: the groups overlap, or do not add up to the parameters of backbone and head.
@@ -72,12 +75,16 @@ def count_parameters(
     _refuse_overlap({"method": inserted, "common": common, "head": of_head})
     claimed = inserted.keys() | common.keys() | of_head.keys()
     pretrained = [p for key, p in _unique(backbone.parameters()).items() if key not in claimed]
+    folded = inserted_in(backbone, but=method_modules)
+    folded_frozen, folded_tuned = (
+        _size(view for view in folded if view.requires_grad == tuned) for tuned in (False, True)
+    )
     counts = ParameterCounts(
-        backbone_frozen=_size(p for p in pretrained if not p.requires_grad),
-        backbone_tuned=_size(p for p in pretrained if p.requires_grad),
+        backbone_frozen=_size(p for p in pretrained if not p.requires_grad) - folded_frozen,
+        backbone_tuned=_size(p for p in pretrained if p.requires_grad) - folded_tuned,
         common=_size(common.values()),
-        method=_size(p for p in inserted.values() if p.requires_grad),
-        method_frozen=_size(p for p in inserted.values() if not p.requires_grad),
+        method=_size(p for p in inserted.values() if p.requires_grad) + folded_tuned,
+        method_frozen=_size(p for p in inserted.values() if not p.requires_grad) + folded_frozen,
         head=_size(of_head.values()),
     )
     total = _size(_unique([*backbone.parameters(), *head.parameters()]).values())
@@ -93,7 +100,7 @@ def _unique(parameters: Iterable[nn.Parameter]) -> dict[int, nn.Parameter]:
     return {id(parameter): parameter for parameter in parameters}
 
 
-def _size(parameters: Iterable[nn.Parameter]) -> int:
+def _size(parameters: Iterable[Tensor]) -> int:
     return sum(parameter.numel() for parameter in parameters)
 
 

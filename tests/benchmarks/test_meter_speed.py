@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from transformers.models.bridgetower.modeling_bridgetower import BridgeTowerBertCrossLayer
 
 from harness.backbones.base import BackboneOptions
+from harness.backbones.folding import fold
 from harness.backbones.inputs import Inputs
 from harness.backbones.meter.loading import load_meter
 from harness.backbones.meter.model import MeterBackbone
@@ -126,6 +127,7 @@ class PlainComposition(nn.Module):
 def test_forward(capsys: pytest.CaptureFixture[str]) -> None:
     backbone = build()
     inputs, plain = inputs_of(backbone, 1), PlainComposition(backbone)
+    fold(backbone)
     # The image side's blocks are 95 % of the arithmetic; every one has weights of its own.
     shapes = transformer_shapes(IMAGE_TOKENS, 768, 3072, blocks=17)
     gemm, ours = "GEMM, 17 image blocks' weights", "ours"
@@ -206,8 +208,10 @@ def test_training_on_kept_encodings(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.timeout(1800)
 def test_fusion_with_blocks_skipped(capsys: pytest.CaptureFixture[str]) -> None:
-    plain, skipping = build(), build()
-    DAS(DASOptions(blocks=SKIPPED)).adapt(skipping, torch.Generator().manual_seed(0))
+    plain, skipping, method = build(), build(), DAS(DASOptions(blocks=SKIPPED))
+    method.adapt(skipping, torch.Generator().manual_seed(0))
+    method.finalize(skipping)
+    fold(plain)
     inputs = inputs_of(plain, 1)
     with torch.inference_mode():
         streams = plain.encode(inputs)
@@ -240,6 +244,7 @@ class Numbers(MeterProcessor):
 def test_ranking_captions(images: int, captions: int, capsys: pytest.CaptureFixture[str]) -> None:
     """All pairs by the evaluation; every tenth caption of each image by encoding both for each pair."""
     backbone = build()
+    fold(backbone)
     backbone.pooled_token_only = True  # as in a run
     head = nn.Linear(backbone.feature_dim, 1)
     pictures = ImageCache(Numbers(None, SIDE, 16, TEXT))

@@ -1,4 +1,4 @@
-"""Full-size ViLT against this machine's own GEMM rate, against Hugging Face, and with blocks skipped.
+"""Full-size ViLT, folded, against this machine's own GEMM rate, against Hugging Face, and with blocks skipped.
 
     pytest -o addopts= tests/benchmarks/test_vilt_speed.py -s            (-k batch1 for batch 1 only)
 
@@ -17,6 +17,7 @@ from lightning_fabric import Fabric
 from torch import nn
 from transformers import ViltModel
 
+from harness.backbones.folding import fold
 from harness.backbones.inputs import Inputs
 from harness.backbones.vilt.loading import full_size_config
 from harness.backbones.vilt.model import ViltBackbone
@@ -104,6 +105,7 @@ def test_vilt_runs_at_the_rate_of_its_matrix_products(batch: int, capsys: pytest
     inputs = ours.example_inputs(batch, TEXT, IMAGE, torch.Generator().manual_seed(0))
     theirs = hugging_face(ours)
     das = {skipped: with_das(ours, skipped) for skipped in (2, 4)}
+    fold(ours)
     own_macs = macs_of(ours, inputs)
     distinct = transformer_shapes(batch * TOKENS, 768, 3072, blocks=12)
     one_block = transformer_shapes(batch * TOKENS, 768, 3072)

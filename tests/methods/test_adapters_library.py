@@ -5,6 +5,8 @@ import torch
 from torch import nn
 
 from harness.backbones.base import BackboneOptions
+from harness.backbones.folding import fold
+from harness.backbones.vilt.folded import FoldedViltBlock
 from harness.backbones.vilt.loading import load_vilt_mini
 from harness.backbones.vilt.model import ViltBackbone
 from harness.errors import UserError
@@ -74,14 +76,14 @@ def test_configurations_have_their_closed_form_size_train_and_finalize(name: str
 
 
 @pytest.mark.parametrize("name", ["lora", "dora", "ia3", "vera"])
-def test_merged_updates_leave_plain_linear_maps_and_no_parameters(name: str) -> None:
-    method, backbone = AdaptersMethod(name), mini()
+def test_merged_updates_leave_nothing_but_the_blocks_as_they_are_deployed(name: str) -> None:
+    method, backbone, plain = AdaptersMethod(name), mini(), mini()
     method.adapt(backbone, torch.Generator().manual_seed(0))
     method.finalize(backbone)
+    fold(plain)
     assert method.method_modules(backbone) == []
-    assert backbone.state_dict().keys() == mini().state_dict().keys()
-    maps = [module for block in backbone.blocks for module in block.projections().values()]
-    assert {type(module) for module in maps} == {nn.Linear}
+    assert backbone.state_dict().keys() == plain.state_dict().keys()
+    assert {type(block) for block in backbone.blocks} == {FoldedViltBlock}
 
 
 def test_seq_bn_learns() -> None:

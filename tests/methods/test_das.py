@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from harness.backbones.base import BackboneOptions
+from harness.backbones.folding import fold_block
 from harness.backbones.vilt.loading import load_vilt_mini
 from harness.backbones.vilt.model import ViltBackbone
 from harness.errors import UserError
 from methods.das import DAS, DASOptions, SkippedBlock, resolve_blocks
 from methods.das_decision import DASDecision
+from tests.support.blocks import run
 
 
 @pytest.fixture
@@ -46,6 +48,19 @@ def test_parameters_follow_the_closed_form(backbone: ViltBackbone, skipped: int)
 
     expected = adapter(shortcut) * skipped + 2 * adapter(parallel) * (12 - skipped)
     assert sum(p.numel() for p in method.method_parameters(backbone)) == expected
+
+
+def test_a_skipped_block_is_deployed_with_its_norm_in_the_lower_projection(backbone: ViltBackbone) -> None:
+    method = DAS(DASOptions(blocks=("0",)))
+    method.adapt(backbone, seeded())
+    for parameter in backbone.blocks[0].parameters():
+        torch.nn.init.normal_(parameter)
+    hidden = torch.randn(2, 3, 128)
+    before = run(backbone.blocks[0], hidden)
+    backbone.blocks[0] = deployed = fold_block(backbone.blocks[0])
+    assert not [module for module in deployed.modules() if isinstance(module, torch.nn.LayerNorm)]
+    torch.testing.assert_close(run(deployed, hidden), before, atol=1e-4, rtol=1e-5)
+    assert method.method_modules(backbone)[0] is deployed
 
 
 class FakeTrainer:

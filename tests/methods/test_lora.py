@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from harness.backbones.base import BackboneOptions
+from harness.backbones.folding import fold
 from harness.backbones.inputs import Inputs
 from harness.backbones.vilt.loading import load_vilt_mini
 from harness.backbones.vilt.model import ViltBackbone
@@ -76,11 +77,12 @@ def test_dropout_acts_in_training_only() -> None:
     assert not torch.equal(backbone.train()(inputs), backbone(inputs))
 
 
-def test_merging_leaves_the_plain_module_tree_of_the_pretrained_backbone() -> None:
+def test_what_is_deployed_has_the_module_tree_of_the_pretrained_backbone_as_deployed() -> None:
     backbone = adapted(LoRAOptions())
     randomize(backbone)
     LoRA(LoRAOptions()).finalize(backbone)
     pretrained = load_vilt_mini(BackboneOptions(weights="random"))
+    fold(pretrained)
     assert backbone.state_dict().keys() == pretrained.state_dict().keys()
     assert [type(m) for m in backbone.modules()] == [type(m) for m in pretrained.modules()]
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from harness.backbones.base import BackboneOptions
+from harness.backbones.folded import inserted_in
 from harness.backbones.vilt.loading import load_vilt_mini
 from harness.errors import UserError
 from methods.parallel import ParallelAdapter, ParallelAdapterOptions
@@ -30,11 +31,12 @@ def test_a_learned_scale_is_one_more_parameter_until_it_is_folded() -> None:
     backbone = load_vilt_mini(BackboneOptions(weights="random"))
     method = ParallelAdapter(ParallelAdapterOptions(bottleneck=4, learn_scale=True))
     method.adapt(backbone, torch.Generator().manual_seed(0))
-    sizes = [sum(p.numel() for p in method.method_parameters(backbone))]
+    assert sum(p.numel() for p in method.method_parameters(backbone)) == 24 * (
+        2 * 128 * 4 + 128 + 4 + 2 * 128 + 1
+    )
     method.finalize(backbone)
-    sizes.append(sum(p.numel() for p in method.method_parameters(backbone)))
-    each = 2 * 128 * 4 + 128 + 4 + 2 * 128
-    assert sizes == [24 * (each + 1), 24 * each]
+    assert method.method_modules(backbone) == []
+    assert sum(view.numel() for view in inserted_in(backbone)) == 24 * (2 * 128 * 4 + 2 * 4)
 
 
 @pytest.mark.parametrize("wrong", [{"bottleneck": 0}, {"scale": 0.0}], ids=lambda wrong: next(iter(wrong)))

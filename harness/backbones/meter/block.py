@@ -6,10 +6,13 @@ from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.activations import GELUActivation
 from transformers.models.bridgetower.modeling_bridgetower import BridgeTowerBertCrossLayer
 
 from harness.backbones.block import Block, BlockInput, BlockOutput, Tokens
+from harness.backbones.folding import is_hooked, module_types, read_slots
 from harness.backbones.meter.config import MeterConfig
+from harness.backbones.meter.folded import FoldedMeterBlock
 
 
 class MeterBlock(Block):
@@ -35,6 +38,7 @@ class MeterBlock(Block):
         self.post_norm = nn.ModuleDict()
         self.heads = config.num_attention_heads
         self.attention_dropout = config.attention_probs_dropout_prob
+        self._built = module_types(self)
 
     def forward(self, inputs: BlockInput) -> BlockOutput:
         """`(B, T, D)` → `(B, queries, D)`; the context `(B, S, D)` is the other stream at the depth before.
@@ -48,27 +52,32 @@ class MeterBlock(Block):
         if context is None:
             raise ValueError(f"{self.name} attends to the other stream: context is missing")
         own = self.attend_to_itself(inputs.asking, tokens)
-        key, value = self.keys_and_values(context.hidden)
-        return inputs.result(self.attend_across(own, self.query(own), key, value, context.mask))
+        asked, answered = self.query(own), self.keys_and_values(context.hidden)
+        return inputs.result(self.attend_across(own, asked, answered, context.mask))
 
     def attend_to_itself(self, asking: Tensor, tokens: Tokens) -> Tensor:
         """The first sublayer, `(B, Q, D)` → `(B, Q, D)`: it reads the tokens of its own stream only."""
         attended = self._attend(self.attention, asking, tokens.hidden, tokens.mask)
         return self._close("self_attention", self.attention.output, attended, asking)
 
-    def query(self, own: Tensor) -> Tensor:
+    def query(self, own: Tensor) -> tuple[Tensor, ...]:
         """What the second sublayer asks, by head: `(B, T, D)` → `(B, heads, T, D / heads)`."""
-        return self._by_head(self.crossattention.self.query(own))
+        return (self._by_head(self.crossattention.self.query(own)),)
 
-    def keys_and_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
+    def keys_and_values(self, context: Tensor) -> tuple[Tensor, ...]:
         """What it is answered from, by head: the other stream's `(B, S, D)` → twice `(B, heads, S, D / heads)`."""
         maps = self.crossattention.self
         return self._by_head(maps.key(context)), self._by_head(maps.value(context))
 
     def attend_across(
-        self, own: Tensor, query: Tensor, key: Tensor, value: Tensor, context_mask: Tensor | None
+        self,
+        own: Tensor,
+        asked: tuple[Tensor, ...],
+        answered: tuple[Tensor, ...],
+        context_mask: Tensor | None,
     ) -> Tensor:
         """The second and third sublayer on what the first returned, `own` `(B, T, D)`."""
+        (query,), (key, value) = asked, answered
         attended = self._mix(query, key, value, context_mask)
         hidden = self._close("cross_attention", self.crossattention.output, attended, own)
         return self._close("mlp", self.output, self.intermediate(hidden), hidden)
@@ -118,3 +127,16 @@ class MeterBlock(Block):
         """Replace one of the ten maps."""
         owner, name = self._owners()[role]
         setattr(owner, name, module)
+
+    def folded(self) -> nn.Module:
+        """Its deployed form; itself where it holds something that folding does not know."""
+        slots = read_slots(self)
+        known = type(self) is MeterBlock and module_types(self) == self._built and not is_hooked(self)
+        if slots is None or not known or type(self.intermediate.intermediate_act_fn) is not GELUActivation:
+            return self
+        norms = {
+            "self_attention": self.attention.output.LayerNorm,
+            "cross_attention": self.crossattention.output.LayerNorm,
+            "mlp": self.output.LayerNorm,
+        }
+        return FoldedMeterBlock(self.name, self.stream, self.heads, self.projections(), norms, slots)

@@ -14,6 +14,7 @@ from torch import nn
 
 from harness.backbones.block import BlockInput, Tokens, run_block
 from harness.backbones.meter.block import MeterBlock
+from harness.backbones.meter.folded import FoldedMeterBlock
 from harness.backbones.pairs import Rows
 
 
@@ -27,19 +28,19 @@ def first_depth(blocks: nn.ModuleList, tokens: Mapping[str, Tokens], rows: Rows)
     after: dict[str, Tokens] = {}
     reduced = False
     for name, other, block in (("text", "image", blocks[0]), ("image", "text", blocks[depths])):
-        if type(block) is not MeterBlock or _hooked(block) or reduced:
+        if type(block) not in (MeterBlock, FoldedMeterBlock) or _hooked(block) or reduced:
             output = run_block(block, BlockInput(spread[name], spread[other]))
             after[name] = output.tokens
             if output.context is not None:  # a text layer has reduced the image tokens
                 spread[other], reduced = output.context, True
             continue
+        assert isinstance(block, MeterBlock | FoldedMeterBlock)
         own = block.attend_to_itself(tokens[name].hidden, tokens[name])
-        key, value = block.keys_and_values(tokens[other].hidden)
+        asked, answered = block.query(own), block.keys_and_values(tokens[other].hidden)
         hidden = block.attend_across(
             rows.of(name, own),
-            rows.of(name, block.query(own)),
-            rows.of(other, key),
-            rows.of(other, value),
+            tuple(rows.of(name, each) for each in asked),
+            tuple(rows.of(other, each) for each in answered),
             spread[other].mask,
         )
         after[name] = spread[name].with_hidden(hidden)

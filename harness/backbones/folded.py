@@ -1,0 +1,352 @@
+"""The pieces of a deployed block: the product a sublayer begins with, and the one it ends with.
+
+What a method has put beside a sublayer takes part in both, so that it costs few operations of its own. All work
+on tokens in rows, `(N, D)` with N = batch · tokens, and nothing here trains. Only blocks are called as modules; their
+pieces have functions, as every call of a module takes time that small models notice.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._C import _nn
+
+from harness.backbones.block import Tokens
+from harness.backbones.folding import Activation, Affine, Branch, Norm
+
+
+class FoldedPart(nn.Module, ABC):
+    """Base of modules whose parameters may hold both pretrained weights and a method's."""
+
+    @abstractmethod
+    def inserted(self) -> list[Tensor]:
+        """Views of its parameters: what a method has added, and nothing else. A view may be empty."""
+
+    def _hold(self, name: str, tensor: Tensor, like: Tensor) -> None:
+        """Keep a tensor as a frozen parameter in the type of `like`."""
+        held = tensor.detach().to(like.dtype, copy=True).contiguous()
+        self.register_parameter(name, nn.Parameter(held, requires_grad=False))
+
+
+class Reading(FoldedPart):
+    """How a sublayer reads: the norm before it, if there is one, and one product for all that reads the same.
+
+    main: the sublayer's maps, one below the other, `(M, D)`.
+    norm: the block's, of a pre-norm block. Its gain and offset go into the maps.
+    branch: what stands beside the sublayer, of size r. Its lower map becomes the first r rows of the product; where
+        it reads something else, it is corrected for that:
+
+        - the block normalises with another epsilon: by the ratio of the deviations of each token;
+        - the block does not normalise: by the deviation of each token, the mean being part of the rows;
+        - the block normalises and the branch does not: not in the product, but one of its own.
+    like: a parameter in the type to compute in.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    rescaled_bias: Tensor
+    apart_weight: Tensor
+    apart_bias: Tensor
+
+    def __init__(self, main: Affine, norm: Norm | None, branch: Branch | None, like: Tensor) -> None:
+        super().__init__()
+        self.eps = None if norm is None else norm.eps
+        self.rows = 0
+        self.activation: Activation | None = None if branch is None else branch.activation
+        self.rescaled: float | None = None
+        self.apart = branch is not None and branch.norm is None and norm is not None
+        if norm is not None:
+            main = main.after_norm(norm)
+        if branch is not None and self.apart:
+            self._hold("apart_weight", branch.down.weight, like)
+            self._hold("apart_bias", branch.down.bias, like)
+        elif branch is not None:
+            self.rows = branch.size
+            rows = branch.reading()
+            if branch.norm is not None and branch.norm.eps != self.eps:
+                self.rescaled = branch.norm.eps
+                rows = rows if norm is not None else rows.centred()
+                self._hold("rescaled_bias", rows.bias, like)
+                rows = Affine(rows.weight, torch.zeros_like(rows.bias))  # added after the rescaling
+            main = Affine.stack(rows, main)
+        self._hold("weight", main.weight, like)
+        self._hold("bias", main.bias, like)
+
+    def inserted(self) -> list[Tensor]:
+        """The branch's rows, and what it has of its own."""
+        own = [value for name, value in self.named_parameters() if name not in ("weight", "bias")]
+        return [self.weight[: self.rows], self.bias[: self.rows], *own]
+
+    def standardise(self, hidden: Tensor) -> Tensor:
+        """What the product reads of the stream `(N, D)`."""
+        return hidden if self.eps is None else F.layer_norm(hidden, hidden.shape[1:], eps=self.eps)
+
+    def prepare(self, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What the product reads, and the factor `(N, 1)` of the branch's rows where they are to be rescaled."""
+        if self.rescaled is None:
+            return self.standardise(hidden), None
+        if self.eps is None:
+            return hidden, standardised(hidden, self.rescaled)[1]
+        # √(v + ε) / √(v + ε') = 1 / √(1 + (ε' − ε) / (v + ε)), and the norm gives 1 / √(v + ε).
+        normed, inverse = standardised(hidden, self.eps)
+        return normed, inverse.square().mul_(self.rescaled - self.eps).add_(1).rsqrt_()
+
+    def product(self, read: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+        """The rows `start` to `stop` of the product: `(N, D)` → `(N, stop − start)`."""
+        if start == 0 and stop is None:
+            return F.linear(read, self.weight, self.bias)
+        return F.linear(read, self.weight[start:stop], self.bias[start:stop])
+
+    def inner(self, joint: Tensor, factor: Tensor | None, hidden: Tensor) -> Tensor | None:
+        """The hidden state `(N, r)` of the branch from the product, or from the stream `(N, D)`; None without one."""
+        if self.activation is None:
+            return None
+        if self.apart:
+            inner = F.linear(hidden, self.apart_weight, self.apart_bias)
+        else:
+            inner = joint[:, : self.rows]
+            if factor is not None:
+                inner = torch.addcmul(self.rescaled_bias, inner, factor)
+        return activate(inner, self.activation)
+
+
+class Closing(FoldedPart):
+    """How a sublayer ends: its last product, the branches, the residual, the norm of a post-norm block.
+
+    main: the sublayer's last map, `(D, M)`.
+    parallel: the branch beside the sublayer, whose hidden state comes in; `joined`: as the first columns of the
+        input, so that its upper map is the first columns of the product. (Attention's result would have to be copied
+        for that, which takes as long as a product of its own that adds to the result in place.)
+    sequential: the branch on the sublayer's result. Its lower map follows `main` directly; where that takes no more
+        multiplications than to apply it to the result, both are one product.
+    norm: the block's, of a post-norm block. post_norm: the branch that is added to its result.
+    like: a parameter in the type to compute in.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    down_weight: Tensor
+    down_bias: Tensor
+    up_weight: Tensor
+    gain: Tensor
+    offset: Tensor
+
+    def __init__(
+        self,
+        main: Affine,
+        *,
+        parallel: Branch | None = None,
+        sequential: Branch | None = None,
+        norm: Norm | None = None,
+        post_norm: Branch | None = None,
+        joined: bool = False,
+        like: Tensor,
+    ) -> None:
+        super().__init__()
+        self.columns = self.rows = 0
+        self.activation: Activation | None = None
+        self.eps = None if norm is None else norm.eps
+        self.behind = post_norm is not None
+        added = parallel or post_norm or sequential
+        constant = torch.zeros_like(main.bias) if added is None else added.up.bias
+        if sequential is not None:
+            self.activation = sequential.activation
+            outputs, inputs = main.weight.shape
+            if inputs <= outputs:
+                self.rows = sequential.size
+                main = Affine.stack(sequential.down.after(main), main.shifted(constant))
+            else:
+                main = main.shifted(constant)
+                # It reads the result with the constant in it.
+                down = sequential.down.shifted(-sequential.down.weight @ constant)
+                self._hold("down_weight", down.weight, like)
+                self._hold("down_bias", down.bias, like)
+        elif not self.behind:
+            main = main.shifted(constant)
+        if parallel is not None and joined:
+            self.columns = parallel.size
+            main = Affine(torch.cat([parallel.up.weight, main.weight], dim=1), main.bias)
+        elif added is not None:
+            self._hold("up_weight", added.up.weight, like)
+        self.adds = added is not None and not self.columns
+        self._hold("weight", main.weight, like)
+        self._hold("bias", main.bias, like)
+        if norm is not None:
+            self._hold("gain", norm.gain, like)
+            self._hold("offset", norm.offset + constant if self.behind else norm.offset, like)
+
+    def inserted(self) -> list[Tensor]:
+        """The branch's rows or columns, and its own maps."""
+        own = [self.weight[: self.rows], self.bias[: self.rows], self.weight[:, : self.columns]]
+        return [*own, *(value for name, value in self.named_parameters() if name.startswith(("down", "up")))]
+
+    def close(self, main: Tensor, inner: Tensor | None, residual: Tensor) -> Tensor:
+        """`(N, M)`, the branch's hidden state `(N, r)` and the residual `(N, D)` → `(N, D)`."""
+        result = F.linear(main, self.weight, self.bias)
+        if self.activation is not None:
+            if self.rows:
+                inner, result = result[:, : self.rows], result[:, self.rows :]
+            else:
+                inner = F.linear(result, self.down_weight, self.down_bias)
+            inner = activate(inner, self.activation)
+        if self.adds and not self.behind:
+            result = self._add(result, inner)
+        hidden = residual + result
+        if self.eps is not None:
+            hidden = F.layer_norm(hidden, hidden.shape[1:], self.gain, self.offset, self.eps)
+        return self._add(hidden, inner) if self.behind else hidden
+
+    def _add(self, result: Tensor, inner: Tensor | None) -> Tensor:
+        """The branch's upper map added to a result, in place."""
+        assert inner is not None
+        # Autocast does not convert the operands of what works in place.
+        return result.addmm_(inner.to(result.dtype), self.up_weight.to(result.dtype).t())
+
+
+class FeedForward(nn.Module):
+    """The last sublayer of a block: two maps with a GELU between them."""
+
+    def __init__(self, reading: Reading, closing: Closing) -> None:
+        super().__init__()
+        self.reading = reading
+        self.closing = closing
+
+    def feed(self, hidden: Tensor) -> Tensor:
+        """`(N, D)` → `(N, D)`."""
+        reading, closing = self.reading, self.closing
+        read, factor = reading.prepare(hidden)
+        joint = reading.product(read)
+        inner = reading.inner(joint, factor, hidden)
+        # Of the whole, as oneDNN's GELU needs contiguous memory and is twice as fast; the branch is kept aside.
+        if joint.requires_grad:
+            joint = F.gelu(joint)
+        else:
+            _nn.gelu_(joint)  # type: ignore[attr-defined]
+        if closing.columns and inner is not None:
+            joint[:, : closing.columns].copy_(inner)
+        elif reading.rows:
+            joint = joint[:, reading.rows :]
+        return closing.close(joint, inner, hidden)
+
+
+class SelfAttention(nn.Module):
+    """The attention of a stream to itself. Rows of the product: the branch's, the query's, the key's, the value's."""
+
+    def __init__(self, reading: Reading, closing: Closing, heads: int) -> None:
+        super().__init__()
+        self.reading = reading
+        self.closing = closing
+        self.heads = heads
+
+    def attend(self, tokens: Tokens, queries: int | None) -> Tensor:
+        """Tokens `(B, T, D)` → the first `queries` of each in rows, `(B · queries, D)`."""
+        reading, hidden = self.reading, tokens.hidden
+        batch, _, width = hidden.shape
+        rows = hidden.reshape(-1, width)
+        if queries is None:
+            asking = rows
+            read, factor = reading.prepare(rows)
+            joint = reading.product(read)
+            query, key, value = by_head(joint[:, reading.rows :], batch, 3, self.heads)
+        else:
+            asking, asked = hidden[:, :queries].reshape(-1, width), reading.rows + width
+            read, factor = reading.prepare(asking)
+            joint = reading.product(read, stop=asked)
+            (query,) = by_head(joint[:, reading.rows :], batch, 1, self.heads)
+            answers = reading.product(reading.standardise(rows), start=asked)
+            key, value = by_head(answers, batch, 2, self.heads)
+        inner = reading.inner(joint, factor, asking)
+        return self.closing.close(mix(query, key, value, tokens.mask), inner, asking)
+
+
+class CrossAttention(nn.Module):
+    """The attention of a stream to the other one: what asks and what answers are read from different tokens.
+
+    asking: rows of the branch and of the query, of the own stream. answering: of key and value, of the other one.
+    """
+
+    def __init__(self, asking: Reading, answering: Reading, closing: Closing, heads: int) -> None:
+        super().__init__()
+        self.asking = asking
+        self.answering = answering
+        self.closing = closing
+        self.heads = heads
+
+    def ask(self, own: Tensor) -> tuple[Tensor, ...]:
+        """Of the own stream `(B, T, D)`: the query by head, and the branch's hidden state `(B, T, r)` if any."""
+        batch, length, width = own.shape
+        rows = own.view(-1, width)
+        read, factor = self.asking.prepare(rows)
+        joint = self.asking.product(read)
+        (query,) = by_head(joint[:, self.asking.rows :], batch, 1, self.heads)
+        inner = self.asking.inner(joint, factor, rows)
+        return (query,) if inner is None else (query, inner.view(batch, length, -1))
+
+    def answer(self, context: Tensor) -> tuple[Tensor, ...]:
+        """Of the other stream `(B, S, D)`: key and value by head, `(B, heads, S, D / heads)`."""
+        read = self.answering.standardise(context.reshape(-1, context.shape[-1]))
+        return by_head(self.answering.product(read), len(context), 2, self.heads)
+
+    def attend(
+        self, own: Tensor, asked: tuple[Tensor, ...], answered: tuple[Tensor, ...], mask: Tensor | None
+    ) -> Tensor:
+        """Own stream `(B, T, D)`, what it asks and is answered → `(B · T, D)`."""
+        key, value = answered
+        inner = asked[1].flatten(0, 1) if len(asked) > 1 else None
+        return self.closing.close(mix(asked[0], key, value, mask), inner, own.view(-1, own.shape[-1]))
+
+
+class Shortcut(nn.Module):
+    """A branch alone: `x + up(act(down(norm(x))))`."""
+
+    def __init__(self, branch: Branch, like: Tensor) -> None:
+        super().__init__()
+        self.reading = Reading(branch.down, branch.norm, None, like)
+        self.closing = Closing(branch.up, like=like)
+        self.activation = branch.activation
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """`(…, D)` → `(…, D)`."""
+        rows = hidden.reshape(-1, hidden.shape[-1])
+        inner = self.reading.product(self.reading.standardise(rows))
+        return self.closing.close(activate(inner, self.activation), None, rows).view(hidden.shape)
+
+
+def activate(inner: Tensor, activation: Activation) -> Tensor:
+    """ReLU or GELU."""
+    return F.relu(inner) if activation == "relu" else F.gelu(inner)
+
+
+def standardised(hidden: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Of tokens `(N, D)` with variance v: LayerNorm without gain and offset, and 1 / √(v + eps) `(N, 1)`."""
+    normed, _, inverse = torch.native_layer_norm(hidden, hidden.shape[1:], None, None, eps)
+    if hidden.requires_grad:  # torch gives no gradient of the second
+        inverse = (hidden.var(dim=-1, correction=0, keepdim=True) + eps).rsqrt()
+    return normed, inverse
+
+
+def mix(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention `(B, heads, T, d)` to `(B, heads, S, d)`; the result in rows, `(B · T, heads · d)`."""
+    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    return mixed.transpose(1, 2).reshape(-1, mixed.shape[1] * mixed.shape[3])
+
+
+def by_head(rows: Tensor, batch: int, maps: int, heads: int) -> tuple[Tensor, ...]:
+    """The results of `maps` maps in rows, `(B · T, maps · D)`, each by head: `(B, heads, T, D / heads)`."""
+    states = rows.view(batch, -1, maps, heads, rows.shape[1] // (maps * heads))
+    return states.permute(2, 0, 3, 1, 4).unbind(0)
+
+
+@torch.enable_grad()
+def inserted_in(module: nn.Module, but: Collection[nn.Module] = ()) -> list[Tensor]:
+    """Views of what a method has added to folded parts, which requires gradient where its parameter does.
+
+    but: modules that are the method's altogether.
+    """
+    own = {id(inner) for each in but for inner in each.modules()}
+    parts = (part for part in module.modules() if isinstance(part, FoldedPart) and id(part) not in own)
+    return [view for part in parts for view in part.inserted() if view.numel()]

@@ -1,0 +1,48 @@
+"""ViLT's block as it is deployed."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from harness.backbones.block import BlockInput, BlockOutput
+from harness.backbones.folded import Closing, FeedForward, Reading, SelfAttention
+from harness.backbones.folding import Affine, Norm, Slots
+
+
+class FoldedViltBlock(nn.Module):
+    """`ViltBlock` with four products: query, key and value in one, norms' gains and branches in the matrices."""
+
+    def __init__(
+        self,
+        name: str,
+        stream: str,
+        heads: int,
+        projections: dict[str, nn.Linear],
+        norms: dict[str, nn.LayerNorm],
+        slots: Slots,
+    ) -> None:
+        """projections: by role, as `ViltBlock.projections` has them. norms: by the sublayer they stand before."""
+        super().__init__()
+        self.name = name
+        self.stream = stream
+        maps = {role: Affine.of(module) for role, module in projections.items()}
+        like = projections["mlp.up"].weight
+        query_key_value = Affine.stack(*(maps[f"attention.{role}"] for role in ("query", "key", "value")))
+
+        def reading(sublayer: str, main: Affine) -> Reading:
+            return Reading(main, Norm.of(norms[sublayer]), slots.parallel.get(sublayer), like)
+
+        def closing(sublayer: str, main: Affine, joined: bool = False) -> Closing:
+            parallel, sequential = slots.parallel.get(sublayer), slots.sequential.get(sublayer)
+            return Closing(main, parallel=parallel, sequential=sequential, joined=joined, like=like)
+
+        self.attention = SelfAttention(
+            reading("attention", query_key_value), closing("attention", maps["attention.output"]), heads
+        )
+        up = reading("mlp", maps["mlp.up"])
+        self.mlp = FeedForward(up, closing("mlp", maps["mlp.down"], joined=up.rows > 0))
+
+    def forward(self, inputs: BlockInput) -> BlockOutput:
+        """`(B, T, D)` → `(B, queries, D)`; of tokens that are not wanted only keys and values are computed."""
+        hidden = self.mlp.feed(self.attention.attend(inputs.tokens, inputs.queries))
+        return inputs.result(hidden.view(inputs.asking.shape))
