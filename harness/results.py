@@ -25,6 +25,20 @@ from harness.report.rendering import Format, render_all
 from harness.report.tables import Table, build_tables
 
 
+COSTS = (
+    "updated_parameters",
+    "macs",
+    "latency_p50_ms_batch_1",
+    "peak_training_mib",
+    "tuned_file_mib",
+    "training_seconds",
+    "train_examples_per_second",
+    "best_epoch",
+    "search_seconds",
+)
+"""Columns of a frame of results that are there even if no cell has a value."""
+
+
 class Figures(dict[str, Figure]):
     """matplotlib figures by name; a notebook shows them all."""
 
@@ -129,6 +143,7 @@ def _row(record: Record) -> Mapping[str, Any]:
         "status": record.status,
         "metric": cell.task.primary_metric,
         "score": record.primary,
+        **dict.fromkeys(COSTS),
         **final_figures(record),
     }
     if not isinstance(record.latency, Failure):

@@ -83,7 +83,9 @@ class Reading(FoldedPart):
 
     def standardise(self, hidden: Tensor) -> Tensor:
         """What the product reads of the stream `(N, D)`."""
-        return hidden if self.eps is None else F.layer_norm(hidden, hidden.shape[1:], eps=self.eps)
+        if self.eps is None:
+            return hidden
+        return torch.layer_norm(hidden, hidden.shape[1:], None, None, self.eps)
 
     def prepare(self, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
         """What the product reads, and the factor `(N, 1)` of the branch's rows where they are to be rescaled."""
@@ -101,17 +103,25 @@ class Reading(FoldedPart):
             return F.linear(read, self.weight, self.bias)
         return F.linear(read, self.weight[start:stop], self.bias[start:stop])
 
-    def inner(self, joint: Tensor, factor: Tensor | None, hidden: Tensor) -> Tensor | None:
-        """The hidden state `(N, r)` of the branch from the product, or from the stream `(N, D)`; None without one."""
+    def split(self, joint: Tensor) -> tuple[Tensor | None, Tensor]:
+        """The branch's part `(N, r)` of a product that begins with its rows, and the rest."""
+        if not self.rows:
+            return None, joint
+        branch, main = torch.split_with_sizes(joint, (self.rows, joint.shape[1] - self.rows), 1)
+        return branch, main
+
+    def inner(self, branch: Tensor | None, factor: Tensor | None, hidden: Tensor) -> Tensor | None:
+        """The hidden state `(N, r)` of the branch from its part of the product, or from the stream `(N, D)`.
+
+        None where there is no branch.
+        """
         if self.activation is None:
             return None
-        if self.apart:
-            inner = F.linear(hidden, self.apart_weight, self.apart_bias)
-        else:
-            inner = joint[:, : self.rows]
-            if factor is not None:
-                inner = torch.addcmul(self.rescaled_bias, inner, factor)
-        return activate(inner, self.activation)
+        if branch is None:
+            branch = F.linear(hidden, self.apart_weight, self.apart_bias)
+        elif factor is not None:
+            branch = torch.addcmul(self.rescaled_bias, branch, factor)
+        return activate(branch, self.activation)
 
 
 class Closing(FoldedPart):
@@ -171,7 +181,7 @@ class Closing(FoldedPart):
             self.columns = parallel.size
             main = Affine(torch.cat([parallel.up.weight, main.weight], dim=1), main.bias)
         elif added is not None:
-            self._hold("up_weight", added.up.weight, like)
+            self._hold("up_weight", added.up.weight.t(), like)
         self.adds = added is not None and not self.columns
         self._hold("weight", main.weight, like)
         self._hold("bias", main.bias, like)
@@ -189,22 +199,26 @@ class Closing(FoldedPart):
         result = F.linear(main, self.weight, self.bias)
         if self.activation is not None:
             if self.rows:
-                inner, result = result[:, : self.rows], result[:, self.rows :]
+                inner, result = result.split_with_sizes((self.rows, result.shape[1] - self.rows), 1)
             else:
                 inner = F.linear(result, self.down_weight, self.down_bias)
             inner = activate(inner, self.activation)
-        if self.adds and not self.behind:
-            result = self._add(result, inner)
         hidden = residual + result
+        if self.adds and not self.behind:
+            self._add(hidden, inner)
         if self.eps is not None:
-            hidden = F.layer_norm(hidden, hidden.shape[1:], self.gain, self.offset, self.eps)
-        return self._add(hidden, inner) if self.behind else hidden
+            hidden = torch.layer_norm(hidden, hidden.shape[1:], self.gain, self.offset, self.eps)
+        if self.behind:
+            self._add(hidden, inner)
+        return hidden
 
-    def _add(self, result: Tensor, inner: Tensor | None) -> Tensor:
-        """The branch's upper map added to a result, in place."""
+    def _add(self, hidden: Tensor, inner: Tensor | None) -> None:
+        """Add the branch's upper map to `hidden`, in place."""
         assert inner is not None
-        # Autocast does not convert the operands of what works in place.
-        return result.addmm_(inner.to(result.dtype), self.up_weight.to(result.dtype).t())
+        up = self.up_weight
+        if not inner.dtype == up.dtype == hidden.dtype:  # autocast converts nothing for what works in place
+            inner, up = inner.to(hidden.dtype), up.to(hidden.dtype)
+        hidden.addmm_(inner, up)
 
 
 class FeedForward(nn.Module):
@@ -220,17 +234,18 @@ class FeedForward(nn.Module):
         reading, closing = self.reading, self.closing
         read, factor = reading.prepare(hidden)
         joint = reading.product(read)
-        inner = reading.inner(joint, factor, hidden)
-        # Of the whole, as oneDNN's GELU needs contiguous memory and is twice as fast; the branch is kept aside.
+        branch, main = reading.split(joint)
+        inner = reading.inner(branch, factor, hidden)
         if joint.requires_grad:
-            joint = F.gelu(joint)
-        else:
-            _nn.gelu_(joint)  # type: ignore[attr-defined]
-        if closing.columns and inner is not None:
-            joint[:, : closing.columns].copy_(inner)
-        elif reading.rows:
-            joint = joint[:, reading.rows :]
-        return closing.close(joint, inner, hidden)
+            main = F.gelu(main)
+            joint = torch.cat((inner, main), 1) if closing.columns and inner is not None else main
+            return closing.close(joint, inner, hidden)
+        # Of the whole, as oneDNN's GELU needs contiguous memory and is twice as fast; the branch is kept aside.
+        _nn.gelu_(joint)  # type: ignore[attr-defined]
+        if closing.columns and branch is not None and inner is not None:
+            branch.copy_(inner)
+            main = joint
+        return closing.close(main, inner, hidden)
 
 
 class SelfAttention(nn.Module):
@@ -250,16 +265,16 @@ class SelfAttention(nn.Module):
         if queries is None:
             asking = rows
             read, factor = reading.prepare(rows)
-            joint = reading.product(read)
-            query, key, value = by_head(joint[:, reading.rows :], batch, 3, self.heads)
+            branch, main = reading.split(reading.product(read))
+            query, key, value = by_head(main, batch, 3, self.heads)
         else:
             asking, asked = hidden[:, :queries].reshape(-1, width), reading.rows + width
             read, factor = reading.prepare(asking)
-            joint = reading.product(read, stop=asked)
-            (query,) = by_head(joint[:, reading.rows :], batch, 1, self.heads)
+            branch, main = reading.split(reading.product(read, stop=asked))
+            (query,) = by_head(main, batch, 1, self.heads)
             answers = reading.product(reading.standardise(rows), start=asked)
             key, value = by_head(answers, batch, 2, self.heads)
-        inner = reading.inner(joint, factor, asking)
+        inner = reading.inner(branch, factor, asking)
         return self.closing.close(mix(query, key, value, tokens.mask), inner, asking)
 
 
@@ -281,9 +296,9 @@ class CrossAttention(nn.Module):
         batch, length, width = own.shape
         rows = own.view(-1, width)
         read, factor = self.asking.prepare(rows)
-        joint = self.asking.product(read)
-        (query,) = by_head(joint[:, self.asking.rows :], batch, 1, self.heads)
-        inner = self.asking.inner(joint, factor, rows)
+        branch, main = self.asking.split(self.asking.product(read))
+        (query,) = by_head(main, batch, 1, self.heads)
+        inner = self.asking.inner(branch, factor, rows)
         return (query,) if inner is None else (query, inner.view(batch, length, -1))
 
     def answer(self, context: Tensor) -> tuple[Tensor, ...]:
@@ -318,7 +333,7 @@ class Shortcut(nn.Module):
 
 def activate(inner: Tensor, activation: Activation) -> Tensor:
     """ReLU or GELU."""
-    return F.relu(inner) if activation == "relu" else F.gelu(inner)
+    return torch.relu(inner) if activation == "relu" else F.gelu(inner)
 
 
 def standardised(hidden: Tensor, eps: float) -> tuple[Tensor, Tensor]:

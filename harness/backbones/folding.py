@@ -159,10 +159,14 @@ def slots_of(block: Block) -> dict[str, Mapping[str, nn.Module]]:
     }
 
 
-def module_types(block: Block) -> dict[str, type]:
-    """The types of all modules of a block but those in its slots, by path."""
+def structure_of(block: Block) -> dict[str, tuple[object, ...]]:
+    """Type and shapes of all modules of a block but those in its slots, by path."""
     slots = ("sequential.", "parallel.", "post_norm.")
-    return {path: type(module) for path, module in block.named_modules() if not path.startswith(slots)}
+    return {
+        path: (type(module), *(parameter.shape for parameter in module.parameters(recurse=False)))
+        for path, module in block.named_modules()
+        if not path.startswith(slots)
+    }
 
 
 def is_hooked(block: nn.Module) -> bool:

@@ -23,13 +23,13 @@ from harness.config.sources import make_settings
 from harness.errors import UserError
 from harness.experiment.workers import tied_to_this_process
 from harness.records.store import Store
-from harness.results import Results
+from harness.results import COSTS, Results
 from methods.base import Inserted, Method, freeze
 from methods.classifier import Classifier
 from methods.lora import LoRA, LoRAOptions
 from tasks.mini.vqa import Sizes, ensure_vqa
 from tests.support.paths import ROOT
-from tests.support.stored_results import store_scores
+from tests.support.stored_results import make_record, store_scores
 
 
 class Shift(Inserted):
@@ -136,6 +136,16 @@ def test_results_as_a_frame_a_table_a_test_and_figures(made: Results, tmp_path: 
     assert all(isinstance(figure, matplotlib.figure.Figure) for figure in figures.values())
     assert figures._repr_html_().count("data:image/png;base64,") == len(figures) > 0
     assert {path.suffix for path in figures.save(tmp_path)} == {".png", ".svg"}
+
+
+def test_a_frame_has_its_columns_where_every_cell_failed(tmp_path: Path) -> None:
+    bare = dict.fromkeys(("parameters", "compute", "memory", "training", "tuned_file_bytes"))
+    record = make_record(status="failed", error="out of memory", metrics={}, latency=[], **bare)
+    results = Results(Store(tmp_path), (record,))
+    assert results.failed == (record,)
+    (row,) = results.to_pandas().to_dict("records")
+    assert (row["status"], row["error"], row["score"]) == ("failed", "out of memory", None)
+    assert {name: row[name] for name in COSTS} == dict.fromkeys(COSTS)
 
 
 def test_two_methods_are_compared_on_the_records_at_hand(tmp_path: Path) -> None:

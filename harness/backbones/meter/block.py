@@ -10,7 +10,7 @@ from transformers.activations import GELUActivation
 from transformers.models.bridgetower.modeling_bridgetower import BridgeTowerBertCrossLayer
 
 from harness.backbones.block import Block, BlockInput, BlockOutput, Tokens
-from harness.backbones.folding import is_hooked, module_types, read_slots
+from harness.backbones.folding import is_hooked, read_slots, structure_of
 from harness.backbones.meter.config import MeterConfig
 from harness.backbones.meter.folded import FoldedMeterBlock
 
@@ -38,7 +38,7 @@ class MeterBlock(Block):
         self.post_norm = nn.ModuleDict()
         self.heads = config.num_attention_heads
         self.attention_dropout = config.attention_probs_dropout_prob
-        self._built = module_types(self)
+        self._built = structure_of(self)
 
     def forward(self, inputs: BlockInput) -> BlockOutput:
         """`(B, T, D)` → `(B, queries, D)`; the context `(B, S, D)` is the other stream at the depth before.
@@ -131,7 +131,7 @@ class MeterBlock(Block):
     def folded(self) -> nn.Module:
         """Its deployed form; itself where it holds something that folding does not know."""
         slots = read_slots(self)
-        known = type(self) is MeterBlock and module_types(self) == self._built and not is_hooked(self)
+        known = type(self) is MeterBlock and structure_of(self) == self._built and not is_hooked(self)
         if slots is None or not known or type(self.intermediate.intermediate_act_fn) is not GELUActivation:
             return self
         norms = {

@@ -15,7 +15,7 @@ from transformers.models.vilt.modeling_vilt import (
 )
 
 from harness.backbones.block import Block, BlockInput, BlockOutput
-from harness.backbones.folding import is_hooked, module_types, read_slots
+from harness.backbones.folding import is_hooked, read_slots, structure_of
 from harness.backbones.vilt.folded import FoldedViltBlock
 
 BLOCK_LAYER_NORM_EPS = 1e-6
@@ -39,7 +39,7 @@ class ViltBlock(Block):
         self.sequential = nn.ModuleDict()
         self.parallel = nn.ModuleDict()
         self.heads = config.num_attention_heads
-        self._built = module_types(self)
+        self._built = structure_of(self)
 
     def forward(self, inputs: BlockInput) -> BlockOutput:
         """`(B, T, D)` → `(B, queries, D)`; of tokens that are not wanted only keys and values are computed."""
@@ -101,7 +101,7 @@ class ViltBlock(Block):
     def folded(self) -> nn.Module:
         """Its deployed form; itself where it holds something that folding does not know."""
         slots = read_slots(self)
-        known = type(self) is ViltBlock and module_types(self) == self._built and not is_hooked(self)
+        known = type(self) is ViltBlock and structure_of(self) == self._built and not is_hooked(self)
         if slots is None or not known or type(self.intermediate.intermediate_act_fn) is not GELUActivation:
             return self
         norms = {"attention": self.layernorm_before, "mlp": self.layernorm_after}

@@ -216,6 +216,12 @@ def wrap_projection(block: Any) -> None:
     block.set_projection("mlp.up", nn.Sequential(block.projections()["mlp.up"], Shift()))
 
 
+def prune(block: Any) -> None:
+    width = block.projections()["mlp.up"].in_features
+    block.set_projection("mlp.up", nn.Linear(width, 10))
+    block.set_projection("mlp.down", nn.Linear(10, width))
+
+
 def hook(block: Any) -> None:
     block.projections()["mlp.down"].register_forward_hook(lambda module, args, out: out + 1)
 
@@ -234,6 +240,7 @@ def replace_forward(block: Any) -> None:
         put_residual_beside,
         put_norm_in_series,
         wrap_projection,
+        prune,
         hook,
         replace_forward,
     ],
