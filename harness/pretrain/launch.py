@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments import LightningEnvironment
 from lightning_fabric.strategies import DDPStrategy
-from torch.multiprocessing.spawn import ProcessRaisedException
+from torch.multiprocessing.spawn import ProcessException
 
 from harness.errors import UserError
 from harness.process import prepare_process
@@ -40,8 +41,8 @@ def launch(train: Train, processes: int, on_step: OnStep) -> dict[str, Any]:
     first process's steps; what it raises ends them all.
 
     Raises:
-        UserError: the first process raised it.
-        ProcessRaisedException: a process failed.
+        UserError: a process raised it.
+        ProcessException: a process failed.
     """
     if processes == 1:
         return train(Fabric(accelerator="cpu", devices=1), on_step)
@@ -55,7 +56,7 @@ def launch(train: Train, processes: int, on_step: OnStep) -> dict[str, Any]:
         heard = pool.submit(_listen, reader, on_step)
         try:
             report: dict[str, Any] = fabric.launch(_run, train, threads, writer)
-        except ProcessRaisedException:
+        except ProcessException:
             _hang_up(writer)
             heard.result()  # raises the cause if it is known
             raise
@@ -68,18 +69,23 @@ def launch(train: Train, processes: int, on_step: OnStep) -> dict[str, Any]:
 
 def _run(fabric: Fabric, train: Train, threads: int, writer: Connection) -> dict[str, Any]:
     torch.set_num_threads(threads)
-    if not fabric.is_global_zero:
-        return train(fabric, lambda step, figures: None)
+    told = partial(_tell, writer) if fabric.is_global_zero else lambda step, figures: None
     try:
-        return train(fabric, lambda step, figures: writer.send((step, figures)))
+        return train(fabric, told)
     except UserError as error:
-        writer.send(error)
+        with suppress(BrokenPipeError):  # another process was first
+            writer.send(error)
         raise
 
 
+def _tell(writer: Connection, step: int, figures: dict[str, float]) -> None:
+    writer.send((step, figures))
+
+
 def _listen(reader: Connection, on_step: OnStep) -> None:
-    """Pass on what the first process sends. The pipe is closed at the end, so that a process that still runs fails at
-    its next step.
+    """Pass on what the first process sends, and raise what any process has for the user.
+
+    At the end the pipe is closed, so that a first process that still runs fails at its next step.
     """
     with reader:
         while (message := reader.recv()) is not None:
