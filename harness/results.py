@@ -24,7 +24,6 @@ from harness.report.plots.style import as_bytes
 from harness.report.rendering import Format, render_all
 from harness.report.tables import Table, build_tables
 
-
 COSTS = (
     "updated_parameters",
     "macs",
