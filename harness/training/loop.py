@@ -21,8 +21,8 @@ class Batches(Protocol):
     wait_seconds: float
     examples: Sequence[Example]
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order of the next iteration."""
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Choose the order of the next iteration, which begins at batch `start` of that epoch."""
 
     def examples_of(self, batch: Batch) -> list[Example]:
         """The examples of a batch, in its order."""

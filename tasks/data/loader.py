@@ -99,13 +99,18 @@ class Loader:
         self._augment = augment
         self._key_images = key_images
         self._epoch = 0
+        self._start = 0
         self.cache = ImageCache(processor) if cache is None else cache
         self._paths = [tuple(os.fspath(path) for path in example.images) for example in examples]
         self._tokens = _tokenize(processor, [example.text for example in examples])
 
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch, which determines the order and the augmentation of the next iteration."""
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Set the epoch, which determines the order and the augmentation of the next iteration.
+
+        start: the next iteration begins at this batch, counted from 0, and decodes nothing for those before it.
+        """
         self._epoch = epoch
+        self._start = start
 
     def examples_of(self, batch: Batch) -> list[Example]:
         """The examples of a batch, in its order."""
@@ -125,7 +130,7 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         started = time.perf_counter()
-        plan, epoch = self.batches(), self._epoch
+        plan, epoch = self.batches()[self._start :], self._epoch
         complete = not any(self._missing(indices, epoch) for indices in plan)
         in_processes = self._workers > 0 and not complete
         decoded = self._in_processes if in_processes else self._in_threads

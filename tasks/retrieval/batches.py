@@ -86,10 +86,10 @@ class RankingBatches:
     def __len__(self) -> int:
         return len(self.loader)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order and the negatives of the next iteration."""
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Choose the order and the negatives of the next iteration, which begins at batch `start`."""
         self._epoch = epoch
-        self.loader.set_epoch(epoch)
+        self.loader.set_epoch(epoch, start)
 
     def examples_of(self, batch: Batch) -> list[Example]:
         """The examples of a batch, in its order."""

@@ -169,6 +169,21 @@ def test_order_depends_on_seed_and_epoch(tmp_path: Path) -> None:
     assert len({tuple(order(*key)) for key in ((0, 0), (0, 1), (1, 0), (1, 1))}) == 4
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_epoch_can_start_at_any_batch_without_decoding_those_before(tmp_path: Path, workers: int) -> None:
+    examples = make_examples(tmp_path, 23)
+    loader = Loader(examples, TASK, WordProcessor(4), 4, shuffle=True, workers=workers)
+    loader.set_epoch(3)
+    whole = list(loader)
+    for start in (0, 2, 5, 6):
+        resumed = Loader(examples, TASK, WordProcessor(4), 4, shuffle=True, workers=workers)
+        resumed.set_epoch(3, start)
+        rest = list(resumed)
+        assert all(same(a, b) for a, b in zip(whole[start:], rest, strict=True))
+        assert len(resumed.cache) == sum(len(batch) for batch in rest)
+        assert len(resumed) == 6
+
+
 def test_loading_leaves_the_global_generator_alone(tmp_path: Path) -> None:
     examples = make_examples(tmp_path, 9)
     state = torch.random.get_rng_state()

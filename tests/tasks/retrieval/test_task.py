@@ -211,6 +211,9 @@ def test_training_batches_put_the_right_caption_first(root: Path) -> None:
     again = task.training_batches(loader_of(root, task, "train"), seed=5)
     again.set_epoch(1)
     assert [(1, b.ids, b.inputs[0].input_ids.tolist()) for b in again] == seen[10:]
+    again.set_epoch(1, 7)
+    assert [(1, b.ids, b.inputs[0].input_ids.tolist()) for b in again] == seen[17:]
+    again.set_epoch(1)
     # A copy that is set back leaves the original where it was.
     copied = copy.copy(again)
     copied.set_epoch(0)
