@@ -1,4 +1,4 @@
-"""What a cell is made of: batches of a split, the adapted model, the deployed model."""
+"""Build the parts of a cell: batches of a split, the adapted model, the deployed model."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ def loader(
     augmented: bool = False,
     batch_size: int | None = None,
 ) -> Batches:
-    """Batches of a split; shuffled by `seed` if there is one. Augmented are those that are trained on.
+    """Batches of a split, shuffled if `seed` is given.
 
-    examples: those of the split to take; None: all. batch_size: None: as in training.
+    examples: a part of the split; None: all. augmented: apply the run's augmentation (training only).
+    batch_size: None: as in training.
     """
     data = testbed.settings.data
     augment = AUGMENTATIONS[data.augment] if augmented else None
@@ -42,7 +43,7 @@ def loader(
         cache=testbed.images,
         skip_bad_images=data.skip_bad_images,
         augment=augment,
-        # Augmented images do not come again, so that keeping what is encoded of them is no use.
+        # Augmented images do not occur again, so caching their encodings is no use.
         key_images=testbed.encodings is not None and augment is None,
     )
     if split != "train":
@@ -52,7 +53,7 @@ def loader(
 
 
 def adapted_model(cell: Cell, method: Method[Any]) -> TaskModel:
-    """A fresh backbone, adapted, with a fresh head; everything that trains is marked."""
+    """A fresh backbone, adapted, with a fresh head; `requires_grad` is set on everything that trains."""
     testbed = cell.testbed
     backbone = testbed.fresh_backbone()
     method.adapt(backbone, generator(cell.seed, "initialisation of the method"))
@@ -66,10 +67,9 @@ def adapted_model(cell: Cell, method: Method[Any]) -> TaskModel:
 def deployed_model(
     cell: Cell, tuned: Mapping[str, Tensor] | None, decision: Mapping[str, Any] | None
 ) -> TaskModel:
-    """The finalised model of a finished cell, built again from its tuned weights and decision.
+    """The finalised model of a finished cell, rebuilt from its tuned weights and decision.
 
-    decision: as it stands in the record. Without tuned weights the model has fresh ones: the same shapes and
-    cost, other outputs.
+    decision: from the record. Without tuned weights the model has fresh ones: same shapes and cost, other outputs.
     """
     method = cell.method()
     if decision is not None:

@@ -1,4 +1,4 @@
-"""One cell from start to record: search, train, choose the epoch, finalise, predict, measure."""
+"""Run one cell: search, train, choose the epoch, finalise, predict, measure."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ CHECKPOINT = "state.pt"
 
 @dataclass(frozen=True)
 class Outcome:
-    """Everything a cell has yielded, before it is written down.
+    """All results of a cell.
 
-    full_compute: of the backbone as loaded with the task's head, which is what full tuning deploys.
-    compute_per_example: of a method whose cost depends on the input.
-    warm_start: whether training began with what the search had trained.
-    skipped_files: names of images that could not be read; skipped_examples: left out for them, by split.
+    full_compute: of the backbone as loaded, with the task's head (what full tuning deploys).
+    compute_per_example: for methods whose cost depends on the input, else None.
+    warm_start: whether training started from the weights that the search trained.
+    skipped_files: names of unreadable images; skipped_examples: number of examples left out because of them, by split.
     """
 
     metrics: Mapping[str, Mapping[str, float]]
@@ -143,7 +143,7 @@ def run_cell(cell: Cell, scratch: Path, progress: Progress) -> Outcome:
 
 
 def _skipped(testbed: Testbed) -> dict[str, Any]:
-    """What was left out because an image could not be read. The images may be other tasks' too."""
+    """Unreadable images and the examples left out because of them. Other tasks may use the same images."""
     files: set[str] = set()
     counts: dict[str, int] = {}
     for split, examples in testbed.data.splits.items():
@@ -158,7 +158,7 @@ def _skipped(testbed: Testbed) -> dict[str, Any]:
 
 
 def _count_examples(cell: Cell, method: Method[Any], model: TaskModel, untouched: Backbone) -> PerExample:
-    """What the finalised model and the untouched backbone cost on real test examples."""
+    """Cost of the finalised model and of the untouched backbone on real test examples."""
     testbed, task = cell.testbed, cell.testbed.task
     chosen = chosen_examples(testbed.data.splits["test"])
     batches = list(loader(testbed, "test", examples=chosen, batch_size=1))
@@ -244,7 +244,7 @@ def _training_memory(cell: Cell, method: Method[Any], model: TaskModel) -> PeakM
 def _partial_scores(
     cell: Cell, scratch: Path, stage: str, tuned: Mapping[str, Tensor]
 ) -> PartialScores | None:
-    """Where an evaluation of a whole split saves what it has done; None for other tasks."""
+    """Where an evaluation of a whole split saves finished scores; None for tasks evaluated by batch."""
     if not cell.testbed.task.evaluates_splits:
         return None
     return PartialScores(

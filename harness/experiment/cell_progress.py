@@ -1,4 +1,4 @@
-"""Who is told how far a cell is."""
+"""Interface through which a running cell reports its progress."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Told of a cell's stages, examples and epochs."""
+    """Receives a cell's stages, examples and epochs."""
 
     def stage(self, name: str, total: int) -> None:
         """A new stage of `total` examples begins."""
@@ -16,4 +16,4 @@ class Progress(Protocol):
         """`count` more examples are done."""
 
     def epoch(self, figures: Mapping[str, float]) -> None:
-        """An epoch of training is over; a resumed cell tells its earlier ones again."""
+        """An epoch of training is over; a resumed cell reports its earlier epochs again."""

@@ -1,4 +1,4 @@
-"""How long a cell will take, before it is run."""
+"""Estimate how long a cell will take."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from harness.records.record import Record
 from harness.training.seeds import generator
 
 EFFICIENCY = 0.5
-"""Share of the rate of plain matrix products that a training step reaches."""
+"""Speed of a training step relative to plain matrix products."""
 
 
 PASSES = 3.0
@@ -22,11 +22,11 @@ PASSES = 3.0
 
 
 SAMPLE = 256
-"""Training texts whose mean length is taken for all."""
+"""Number of training texts from which the mean length is estimated."""
 
 
 def estimate_seconds(cell: Cell, records: Sequence[Record]) -> float:
-    """Seconds of search, training and evaluation, from the last of `records` that is alike, else from FLOPs."""
+    """Seconds of search, training and evaluation: from the latest comparable record, else from FLOPs."""
     testbed = cell.testbed
     method = cell.method()
     examples = len(testbed.data.splits["train"]) * (testbed.training.epochs + method.search_epochs)
@@ -42,7 +42,7 @@ def estimate_seconds(cell: Cell, records: Sequence[Record]) -> float:
 
 
 def evaluation_passes(testbed: Testbed) -> int:
-    """Forward passes to evaluate validation data after each epoch, and both splits at the end."""
+    """Forward passes to evaluate the validation split after each epoch, and both splits at the end."""
     total = 0
     for split, times in (("val", testbed.training.epochs + 1), ("test", 1)):
         examples = testbed.data.splits[split]
@@ -74,7 +74,7 @@ def _forward_flops(key: int, testbed: Testbed) -> int:
 
 @cache
 def flops_rate(size: int = 768, seconds: float = 0.2) -> float:
-    """FLOP/s of this machine's matrix products, from a short try."""
+    """FLOP/s of matrix products on this machine, measured briefly."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     left, right = torch.randn(size, size, device=device), torch.randn(size, size, device=device)
     (left @ right).sum().item()

@@ -1,4 +1,4 @@
-"""Progress of a run as a person sees it: bars on a terminal, lines elsewhere."""
+"""Display the progress of a run: bars on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from harness.process import Interrupts
 from harness.records.record import Record
 
 WIDTH_ELSEWHERE = 110
-"""Characters per line where there is no terminal to ask."""
+"""Characters per line where the output is not a terminal."""
 
 
 def make_console() -> Console:
@@ -25,9 +25,9 @@ def make_console() -> Console:
 
 
 class ProgressReporter:
-    """Progress bars on a terminal, lines elsewhere. Whatever it is told next raises a Ctrl-C that got lost.
+    """Progress bars on a terminal, lines elsewhere. Every call raises a Ctrl-C that was swallowed before.
 
-    stages: where there are no bars, also print when a stage of a cell begins.
+    stages: without bars, also print a line when a stage of a cell begins.
     """
 
     def __init__(
@@ -95,11 +95,11 @@ class ProgressReporter:
             self.bars.advance(self.current[cell.id], count)
 
     def epoch(self, cell: Cell, figures: Mapping[str, float]) -> None:
-        """An epoch is over; its figures are in the learning curve."""
+        """An epoch is over; nothing is shown, its figures are in the learning curve."""
         self.interrupts.check()
 
     def note(self, text: str) -> None:
-        """Something that belongs to no cell."""
+        """Show one line that belongs to no cell."""
         self.interrupts.check()
         self.console.print(f"{self._clock()} {text}", markup=False, soft_wrap=True)
 

@@ -1,4 +1,4 @@
-"""Run the cells of a plan one after the other and keep what is finished."""
+"""Run the cells of a plan one after the other and store their results."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TRACEBACK = "traceback.txt"
 
 
 class Reporter(Protocol):
-    """Who is told what happens; several cells may be under way at once."""
+    """Receives the progress of a run; several cells may run at once."""
 
     def begin(self, cell: Cell) -> None:
         """A cell begins."""
@@ -44,7 +44,7 @@ class Reporter(Protocol):
 
 @dataclass(frozen=True)
 class _ProgressOf(Progress):
-    """A cell's progress, told to the reporter of all cells."""
+    """Passes a cell's progress on to the reporter of all cells."""
 
     cell: Cell
     reporter: Reporter
@@ -63,12 +63,12 @@ class _ProgressOf(Progress):
 
 
 def run_cells(cells: Sequence[Cell], store: Store, reporter: Reporter) -> list[Record]:
-    """Run what is not finished; a crash ends its cell, not the run.
+    """Run unfinished cells; if one crashes, the others still run.
 
-    Returns the records of all cells that are there, in the order of `cells`.
+    Returns the records of all cells that have one, in the order of `cells`.
 
     Raises:
-        UserError: something the user has to mend; what was finished before is kept.
+        UserError: something the user must fix; finished cells are kept.
     """
     records: dict[str, Record] = {}
     for cell in cells:

@@ -1,4 +1,4 @@
-"""A cell's search: run before training, saved every epoch, and kept until the cell is finished."""
+"""A cell's search: it runs before training, and its result is kept until the cell is finished."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from harness.training.seeds import derived_seed, generator
 from methods.base import Decision, Method
 
 SEARCH_CHECKPOINT = "search.pt"
-"""State of a search that is under way."""
+"""State of an unfinished search."""
 
 
 SEARCHED = "searched.pt"
-"""What the finished search has trained."""
+"""Weights trained by the finished search."""
 
 
 FOUND = "search.json"
-"""What the finished search has found."""
+"""Result of the finished search."""
 
 
 @dataclass(frozen=True)
 class Searched:
-    """What a search took and found, in JSON's values.
+    """Cost and result of a search, as JSON values.
 
-    seconds: over all tries. decision: as `Decision.from_json` takes it; the fields after it are what the
-    decision says of itself.
+    seconds: duration, interrupted runs included. decision: input of `Decision.from_json`; the fields after it
+    are what the decision's own methods return.
     """
 
     seconds: float
@@ -53,8 +53,8 @@ class Searched:
 
 
 def search(cell: Cell, method: Method[Any], fabric: Fabric, scratch: Path, progress: Progress) -> Searched:
-    """Let the method search and take its decision; read from `scratch` if an earlier try got that far."""
-    decision_class = method.Decision  # a method that lacks it fails before its search, not after
+    """Run the method's search, or read its result from `scratch` if it is finished; the method takes the decision."""
+    decision_class = method.Decision  # a method without one fails before its search, not after
     done = scratch / FOUND
     if not done.is_file():
         found = _run(cell, method, fabric, scratch, progress)
@@ -66,7 +66,7 @@ def search(cell: Cell, method: Method[Any], fabric: Fabric, scratch: Path, progr
 
 
 def begin_warm(method: Method[Any], model: TaskModel, scratch: Path) -> bool:
-    """Give the adapted model what the search has trained, if the method wants that; whether it does."""
+    """Load the weights that the search trained, if the method starts from them; True if it does."""
     start = method.warm_start(model.backbone, load_checkpoint(scratch / SEARCHED))
     if start:
         load_tuned_state(model, start)

@@ -1,4 +1,4 @@
-"""A run from its settings to its records: what is planned, and how it is carried out."""
+"""A whole run: from settings to a plan, and from the plan to records."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from harness.records.store import Store
 
 
 class Watcher(Reporter, Protocol):
-    """A reporter that is also told of what belongs to no cell."""
+    """A reporter that also receives notes that belong to no cell."""
 
     def note(self, text: str) -> None:
-        """One line for a person."""
+        """One line to show to the user."""
 
 
 @dataclass(frozen=True)
 class Plan:
     """What a run will do.
 
-    kept: ids of cells that are finished already.
-    stale: ids of cells that other code has finished with the same configuration.
-    seconds: estimate for each cell by its id, 0 for what is kept.
-    jobs: cells that run side by side.
-    in_process: they run in this process, one after the other.
+    kept: ids of finished cells.
+    stale: ids of cells that were finished by other code with the same configuration.
+    seconds: estimated duration of each cell by id, 0 for kept cells.
+    jobs: cells that run at the same time.
+    in_process: cells run in this process, one after the other.
     """
 
     settings: RunSettings
@@ -56,7 +56,7 @@ class Plan:
 
     @property
     def summary(self) -> str:
-        """One line: how many cells are to run, and about how long that takes."""
+        """One line: number of cells to run, and about how long they take."""
         at_once = f", {self.jobs} at a time" if self.jobs > 1 else ""
         remaining = max(sum(self.seconds.values()) / self.jobs, max(self.seconds.values()))
         return f"{len(self.to_run)} of {len(self.cells)} cells to run{at_once}, about {duration(remaining)}"
@@ -70,10 +70,10 @@ def duration(seconds: float) -> str:
 
 
 def make_plan(settings: RunSettings) -> Plan:
-    """Load the backbone and the data, and see what is finished.
+    """Load the backbone and the data, and find out which cells are finished.
 
     Raises:
-        UserError: something in the settings that does not go together or is not there.
+        UserError: settings contradict each other or name something that does not exist.
     """
     prepare_process()
     check_trackers(settings.output.logger)
@@ -81,7 +81,7 @@ def make_plan(settings: RunSettings) -> Plan:
     tied = tied_to_this_process(settings)
     if tied and device.timeout is not None:
         raise UserError(
-            f"timeout: {', '.join(tied)} cannot run in a process of its own, which could be ended; "
+            f"timeout: {', '.join(tied)} cannot run in a worker process that could be stopped; "
             "define the method in a module that can be imported."
         )
     testbeds = open_testbeds(settings)
@@ -97,10 +97,10 @@ def make_plan(settings: RunSettings) -> Plan:
 
 
 def carry_out(plan: Plan, watcher: Watcher) -> list[Record]:
-    """Run what is not finished and measure latencies; returns the records of all cells that have one.
+    """Run unfinished cells and measure latencies; returns the records of all cells that have one.
 
     Raises:
-        UserError: something the user has to mend; what was finished before is kept.
+        UserError: something the user must fix; finished cells are kept.
     """
     settings = plan.settings
     reporter: Reporter = watcher

@@ -1,9 +1,8 @@
-"""Cells in processes of their own, several side by side where models are small.
+"""Run cells in worker processes, several at once where models are small.
 
-A small model cannot use more than a core or two: on the embedded benchmark two cells on one core each train
-1.7 times as fast as one after the other on both. A process that dies, or has to be ended because its cell
-takes too long, takes that cell with it, not the run; a cell that failed leaves its process to no other.
-The processes do not outlive the one that started them.
+A small model cannot use more than a core or two: on the embedded benchmark, two cells on one core each train
+1.7 times as fast as one after the other on both. If a worker dies or exceeds the time limit, its cell fails and
+the run continues. A worker is discarded after a failure. Workers end with the process that started them.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ from harness.records.record import Record
 from harness.records.store import CellBusyError, Store
 
 SMALL = 20_000_000
-"""Parameters up to which a backbone is small: its cells are run side by side unless told otherwise."""
+"""Number of parameters up to which a backbone is small: by default its cells run at the same time."""
 
 
 _MOST_BY_DEFAULT = 8
@@ -49,15 +48,15 @@ _REPORT_EVERY = 0.2  # seconds
 
 
 _GRACE = 10.0
-"""Seconds a process may take to end, and its own children to let go of the cell's lock."""
+"""Seconds a process may take to end, and its children to release the cell's lock."""
 
 
 _FIRST_TO_GO = "500"
-"""Of 1000: where memory runs out, Linux is to end the cell's process, not the one that reports it."""
+"""Linux's oom_score_adj (of 1000): if memory runs out, a worker is killed, not the process that reports it."""
 
 
 def default_jobs(settings: RunSettings, cells: Sequence[Cell]) -> int:
-    """As many cells at once as there are threads, where models are small and on the CPU; else one."""
+    """One cell per thread for small models on the CPU, else one."""
     accelerator = settings.device.accelerator
     on_cpu = accelerator == "cpu" or (accelerator == "auto" and not _has_accelerator())
     if not cells or not on_cpu:
@@ -69,7 +68,7 @@ def default_jobs(settings: RunSettings, cells: Sequence[Cell]) -> int:
 
 
 def is_importable(cls: type) -> bool:
-    """Whether a process that imports the class's module finds the class in it."""
+    """Whether another process can import the class."""
     try:
         found = importlib.util.find_spec(cls.__module__)
     except (ImportError, ValueError):  # a module made by hand, or `__main__`
@@ -78,7 +77,7 @@ def is_importable(cls: type) -> bool:
 
 
 def tied_to_this_process(settings: RunSettings) -> list[str]:
-    """Names of method objects that another process cannot make: defined in a notebook, a script, or a function."""
+    """Names of method objects that another process cannot build: defined in a notebook, a script, or a function."""
     return [
         spec.name for spec in settings.methods if spec.instance is not None and not _travels(spec.instance)
     ]
@@ -95,9 +94,9 @@ def _travels(method: object) -> bool:
 
 @contextmanager
 def _without_main() -> Iterator[None]:
-    """A process started in here does not run the user's script again, which need not be guarded against that.
+    """A process started within this context does not import the user's script, which need not be guarded.
 
-    `multiprocessing` has every process import the main module's file first; nothing of ours is in there.
+    By default `multiprocessing` makes every new process import the main module's file; workers need nothing of it.
     """
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
@@ -113,7 +112,7 @@ def _has_accelerator() -> bool:
 
 @dataclass
 class _Worker:
-    """A process, our end of its pipe, the cell it has in hand, and when that has to be done (monotonic)."""
+    """A process, our end of its pipe, its current cell, and that cell's deadline (monotonic seconds)."""
 
     process: BaseProcess
     pipe: Connection
@@ -130,13 +129,13 @@ def run_side_by_side(
     jobs: int,
     timeout: float = math.inf,
 ) -> list[Record]:
-    """Like `run_cells`, `jobs` at a time, each with its share of the threads.
+    """Like `run_cells`, with up to `jobs` cells at a time, which share the threads.
 
-    timeout: seconds a cell may take in this run, loading of data and backbone not counted. What takes longer
-        is recorded as failed, keeps its checkpoint, and goes on from there when it is asked for again.
+    timeout: seconds a cell may take in this run, without loading data and backbone. A cell that takes longer is
+        recorded as failed and keeps its checkpoint; the next run resumes it.
 
     Raises:
-        UserError: something the user has to mend; the other cells are stopped, what was finished is kept.
+        UserError: something the user must fix; the other cells are stopped, finished cells are kept.
     """
     records: dict[str, Record] = {}
     waiting: deque[Cell] = deque()
@@ -164,7 +163,7 @@ def run_side_by_side(
                     goes_on = _listen(worker, store, reporter, records, timeout)
                 if worker.cell is not None and worker.deadline <= time.monotonic():
                     goes_on = False
-                    worker.process.kill()  # it may be where it hears nothing else
+                    worker.process.kill()  # it may not respond to anything else
                     worker.process.join()
                     _fail(worker, f"timed out after {timeout:g} s", store, reporter, records)
                 if not goes_on:
@@ -188,7 +187,7 @@ def _start(settings: RunSettings, folder: Path, threads: int) -> _Worker:
 
 @contextmanager
 def _without_interrupts() -> Iterator[None]:
-    """A process started in here never sees Ctrl-C, not even while it is still loading: it is ours to handle."""
+    """A process started within this context never receives Ctrl-C, which the parent handles."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -217,14 +216,14 @@ def _assign(worker: _Worker, cell: Cell, reporter: Reporter) -> None:
     reporter.begin(cell)
     try:
         worker.pipe.send(cell.id)
-    except BrokenPipeError:  # it died idle; the pipe's end is noticed when it is listened to
+    except BrokenPipeError:  # it died idle; `_listen` notices that
         return
 
 
 def _listen(
     worker: _Worker, store: Store, reporter: Reporter, records: dict[str, Record], timeout: float
 ) -> bool:
-    """Take one message; False if the process has died or its cell has failed."""
+    """Handle one message; False if the process has died or its cell has failed."""
     cell = worker.cell
     assert cell is not None
     try:
@@ -256,7 +255,7 @@ def _listen(
 
 
 def _fail(worker: _Worker, reason: str, store: Store, reporter: Reporter, records: dict[str, Record]) -> None:
-    """Record the cell of a process that is gone; its own children may hold the lock a little longer."""
+    """Record the cell of a dead process as failed; its children may hold the lock a little longer."""
     cell = worker.cell
     assert cell is not None
     worker.cell = None
@@ -265,7 +264,7 @@ def _fail(worker: _Worker, reason: str, store: Store, reporter: Reporter, record
     while True:
         try:
             with store.begin(cell.id):
-                if finished := store.finished(cell.id):  # in its very last moment
+                if finished := store.finished(cell.id):  # just before it died
                     record = store.record(cell.id)
                 else:
                     store.commit(record)
@@ -273,7 +272,7 @@ def _fail(worker: _Worker, reason: str, store: Store, reporter: Reporter, record
             if time.monotonic() < until:
                 time.sleep(_REPORT_EVERY)
                 continue
-            reporter.end(cell, None, f"left out: {error}")  # another run has taken it up
+            reporter.end(cell, None, f"left out: {error}")  # another run has taken it over
             return
         records[cell.id] = record
         reporter.end(cell, record, "finished" if finished else "failed")
@@ -289,7 +288,7 @@ def _death(status: int | None) -> str:
 
 
 def _work(settings: RunSettings, folder: Path, threads: int, pipe: Connection) -> None:
-    """Run cells by their ids until nobody asks for more."""
+    """Run cells by their ids until the pipe is closed."""
     from harness.process import prepare_process
 
     _die_with_parent()
@@ -310,12 +309,12 @@ def _work(settings: RunSettings, folder: Path, threads: int, pipe: Connection) -
             run_cells([cells[cell_id]], store, reporter)
     except UserError as error:
         pipe.send(("mend", str(error)))
-    except (EOFError, BrokenPipeError):  # the parent is gone
+    except (EOFError, BrokenPipeError):  # the parent has ended
         return
 
 
 def _die_with_parent() -> None:
-    """End this process as soon as its parent is gone, however that ended and whatever is under way here."""
+    """End this process as soon as its parent has ended, for whatever reason."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -327,7 +326,7 @@ def _die_with_parent() -> None:
 
 
 class _Messenger:
-    """A reporter that tells the parent, which shows it."""
+    """A reporter that sends everything to the parent process."""
 
     def __init__(self, pipe: Connection) -> None:
         self._pipe = pipe
@@ -344,7 +343,7 @@ class _Messenger:
         self._send("stage", name, total)
 
     def advance(self, cell: Cell, count: int) -> None:
-        """Examples are done; told a few times a second."""
+        """Examples are done; sent at most a few times a second."""
         self._done += count
         if time.monotonic() - self._told >= _REPORT_EVERY:
             self._send("advance", self._done)
@@ -361,5 +360,5 @@ class _Messenger:
     def _send(self, *message: Any) -> None:
         try:
             self._pipe.send(message)
-        except OSError:  # the parent is gone: this must not be taken for the cell's own failure
+        except OSError:  # the parent has ended: not a failure of the cell
             os._exit(1)

@@ -1,4 +1,4 @@
-"""Fabric on the device and in the precision that were asked for."""
+"""Lightning Fabric on the requested device, in the requested precision."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from harness.config import RunSettings
 
 
 class Autocasting(MixedPrecision):
-    """Mixed precision that leaves the inputs as they are: autocast converts what an operator wants converted.
+    """Mixed precision that does not convert inputs: autocast converts what each operator needs.
 
     Fabric's own would convert every float in a batch, and refuses frozen dataclasses.
     """
@@ -22,7 +22,7 @@ class Autocasting(MixedPrecision):
 
 
 def make_fabric(settings: RunSettings) -> Fabric:
-    """Fabric on one device, with the precision that was asked for."""
+    """Fabric on one device, in the requested precision."""
     accelerator = settings.device.accelerator
     plain = Fabric(
         accelerator=accelerator,

@@ -16,13 +16,13 @@ from tasks.resumable_scores import PartialScores
 
 
 class Batches(Protocol):
-    """What the loop reads from: batches in an order fixed by the epoch."""
+    """Training or evaluation batches; the order depends on the epoch."""
 
     wait_seconds: float
     examples: Sequence[Example]
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Choose the order of the next iteration, which begins at batch `start` of that epoch."""
+        """Set the epoch, which determines the order of the next iteration; it begins at batch `start`."""
 
     def examples_of(self, batch: Batch) -> list[Example]:
         """The examples of a batch, in its order."""
@@ -34,7 +34,7 @@ class Batches(Protocol):
 
 @dataclass
 class Cost:
-    """What training has cost so far."""
+    """Cost of training so far. seconds, wait_seconds: in training steps, of which waiting for data."""
 
     seconds: float = 0.0
     examples: int = 0
@@ -67,7 +67,7 @@ def train_epoch(
 ) -> float:
     """One epoch; returns the task's mean training loss per step. Callbacks get (epoch, step), from 0.
 
-    regularizer: called at every step; what it returns is added to the loss that is minimised.
+    regularizer: called at every step; its value is added to the loss that is minimised.
     """
     model, optimizer = state.model, state.optimizer
     model.train()
@@ -115,7 +115,7 @@ def predict(
 ) -> list[Prediction]:
     """Per-example predictions in evaluation mode, ordered by example id.
 
-    partial: for a task that evaluates whole splits, where an interrupted evaluation resumes.
+    partial: saved scores from which an interrupted evaluation resumes, for tasks that evaluate whole splits.
     """
     model.eval()
 
@@ -135,7 +135,7 @@ def predict(
 
 @torch.inference_mode()
 def mean_loss(fabric: Fabric, model: nn.Module, task: Task[Any], batch: Batch) -> float:
-    """The task's loss on one batch, in whatever mode the model is."""
+    """The task's loss on one batch, in the model's current mode."""
     batch = batch.to(fabric.device)
     if batch.targets is None:
         raise ValueError("the batch has no targets")

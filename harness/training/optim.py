@@ -20,12 +20,12 @@ def build_optimizer(
     head_learning_rate: float,
     own_groups: Sequence[ParameterGroup] = (),
 ) -> torch.optim.AdamW:
-    """AdamW over what requires gradient; the head has its own rate, biases and norms no decay.
+    """AdamW over all parameters that require gradient. The head has its own rate; biases and norms have no decay.
 
     own_groups: parameters that the method gives other rates (`Method.parameter_groups`).
 
     Raises:
-        ValueError: a parameter is in two groups, or is none that trains.
+        ValueError: a parameter is in two groups, or does not train.
     """
     taken = _check_groups(model, own_groups)
     head = {id(parameter) for parameter in model.head.parameters()}

@@ -1,4 +1,4 @@
-"""The laboratory a method searches in: a super-network to train, and batches kept apart for rewards."""
+"""The trainer that a method's search uses: it trains a super-network and serves held-out batches for rewards."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ StepCallback = Callable[[int, int], None]
 
 
 def cut(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
-    """Two disjoint parts, about `1 − share` and `share` of the groups; a group is never torn apart."""
+    """Split into two disjoint parts, about `1 − share` and `share` of the groups; a group is never divided."""
     kept: list[Example] = []
     held: list[Example] = []
     for example in examples:
@@ -40,8 +40,8 @@ def cut(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Exam
 class FabricSearchTrainer:
     """`methods.base.SearchTrainer` over a Fabric training loop.
 
-    saved: what `save` was given last in an earlier try; the search goes on from there.
-    save: called at the end of every epoch with all that going on takes: tensors and plain values only.
+    saved: the state last passed to `save` in an interrupted run; the search resumes from it.
+    save: called with everything needed to resume: tensors and plain values only.
     """
 
     fabric: Fabric
@@ -58,7 +58,7 @@ class FabricSearchTrainer:
     saved: Mapping[str, Any] | None = None
     save: Callable[[dict[str, Any]], None] = lambda state: None
     encoding: Callable[[Backbone], AbstractContextManager[object]] = nullcontext
-    """Entered for the training, when it is known what trains: how the backbone encodes within."""
+    """Context entered for training, once it is known what trains; it decides how the backbone encodes."""
 
     def __post_init__(self) -> None:
         self.cost = Cost()
@@ -78,7 +78,7 @@ class FabricSearchTrainer:
 
     @property
     def seconds(self) -> float:
-        """Time the search has taken, over all tries."""
+        """Duration of the search in seconds, interrupted runs included."""
         return self._seconds_before + time.perf_counter() - self._started
 
     def train(
@@ -90,7 +90,7 @@ class FabricSearchTrainer:
     ) -> None:
         """Train what requires gradient, the head and the common parameters for `epochs`.
 
-        With a `memory` the end of every epoch is saved, and an interrupted search goes on from the last.
+        With a `memory`, the state is saved after every epoch and an interrupted search resumes from the last one.
         """
         for parameter in [*self.backbone.common_parameters(), *self.head.parameters()]:
             parameter.requires_grad_(True)
@@ -132,7 +132,7 @@ class FabricSearchTrainer:
         self.cost = state.cost
 
     def _find_held_out(self, epoch: int, taken: int) -> None:
-        """Stand in the held-out part where `taken` batches of the `epoch`th round have been taken."""
+        """Move to the position in the held-out part after `taken` batches of round `epoch`."""
         if self.held_out_part is None or not epoch:
             return
         self._held_out_epoch = epoch - 1
@@ -148,9 +148,9 @@ class FabricSearchTrainer:
         self._held_out = iter(self.held_out_part)
 
     def held_out_batch(self, fresh: bool = True) -> Batch:
-        """The next batch of the part kept for rewards; the first one again if not `fresh`."""
+        """The next batch of the held-out part; if not `fresh`, always the first one."""
         if self.held_out_part is None:
-            raise ValueError("this search keeps no part for rewards")
+            raise ValueError("this search has no held-out part")
         if not fresh:
             if self._first_held_out is None:
                 part = copy.copy(self.held_out_part)
@@ -174,8 +174,8 @@ class FabricSearchTrainer:
         return self._first_training
 
     def loss(self, batch: Batch, training_mode: bool = False) -> float:
-        """The task's loss on `batch` without gradient, in evaluation mode unless told otherwise."""
+        """The task's loss on `batch` without gradient, by default in evaluation mode."""
         if self._model is None:
-            raise ValueError("loss is there once training has begun")
+            raise ValueError("loss can be called only after training has begun")
         self._model.train(training_mode)
         return mean_loss(self.fabric, self._model, self.task, batch)

@@ -10,7 +10,7 @@ MAX_SEED = 2**63 - 1
 
 
 def derived_seed(seed: int, use: str) -> int:
-    """The seed of one use (`initialisation`, `order`, `search`, …), unrelated to those of other uses."""
+    """The seed of one use (`initialisation`, `order`, `search`, …), independent of those of other uses."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{use}".encode()).digest()[:8]) & MAX_SEED
 
 
