@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
+from lightning_fabric.plugins.environments import LightningEnvironment
 
 from harness.config import RunSettings
 
@@ -24,13 +25,16 @@ class Autocasting(MixedPrecision):
 def make_fabric(settings: RunSettings) -> Fabric:
     """Fabric on one device, in the requested precision."""
     accelerator = settings.device.accelerator
+    # Named, because Fabric would otherwise take the tasks of a surrounding Slurm job for its processes.
+    environment = LightningEnvironment()
     plain = Fabric(
         accelerator=accelerator,
         devices=1,
         precision=settings.training.precision,
+        plugins=[environment],
     )
     chosen = plain.strategy.precision
     if not isinstance(chosen, MixedPrecision):
         return plain
     autocasting = Autocasting(chosen.precision, plain.device.type, chosen.scaler)
-    return Fabric(accelerator=accelerator, devices=1, plugins=[autocasting])
+    return Fabric(accelerator=accelerator, devices=1, plugins=[autocasting, environment])

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments import LightningEnvironment
 from torch import Tensor, nn
 
 from harness.backbones.inputs import Inputs
@@ -47,7 +48,7 @@ def train(regularizer: Any) -> tuple[float, float]:
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
     task: Any = SimpleNamespace(loss=lambda logits, targets: 3 * logits)
     batches: Any = TwoBatches()
-    fabric = Fabric(accelerator="cpu", devices=1)
+    fabric = Fabric(accelerator="cpu", devices=1, plugins=[LightningEnvironment()])
     state = State(model, optimizer, schedule)
     loss = train_epoch(fabric, state, task, batches, regularizer=lambda: regularizer(model))
     return model.value.item(), loss
