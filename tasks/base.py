@@ -1,4 +1,4 @@
-"""What a task is: examples from official files, a head, a forward pass, a loss, predictions and metrics."""
+"""The contract of a task: examples from official files, head, forward pass, loss, predictions and metrics."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SplitName = Literal["train", "val", "test"]
 
 @dataclass(frozen=True)
 class Example:
-    """One example: its id in the official files, its text, its images, and what is to be predicted.
+    """One example: its id in the official files, its text, its images and its target.
 
     target: what `Task.collate_targets` reads (VQA: `{answer index: soft score}`); None where unknown.
     group: examples with the same group (the image id) stay together when a split is cut or resampled.
@@ -57,7 +57,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long a task is trained on unless the user says otherwise."""
+    """Default length of training and batch size of a task."""
 
     epochs: int
     batch_size: int
@@ -67,7 +67,7 @@ class Recipe:
 class Data:
     """A task's data as read from its files.
 
-    splits: examples of train, val (for every choice) and test (for reporting only).
+    splits: examples of train, val (on which every choice is made) and test (for reporting only).
     provenance: which official split each came from, counts, digests of the files' bytes.
     """
 
@@ -76,7 +76,7 @@ class Data:
 
 
 Prediction = dict[str, Any]
-"""One example's prediction, JSON-able: always has "id" and "group"; the rest is the task's."""
+"""One example's prediction, as JSON values: always has "id" and "group"; each task adds its own keys."""
 
 OptionsT = TypeVar("OptionsT")
 
@@ -88,27 +88,27 @@ class Task(ABC, Generic[OptionsT]):
     title: ClassVar[str]
     """As papers call it: `VQA2.0`."""
     version: ClassVar[int]
-    """Raised whenever scores change meaning."""
+    """Increased whenever scores change meaning."""
     primary_metric: ClassVar[str]
     higher_is_better: ClassVar[bool] = True
     scorer: ClassVar[Scorer]
-    """How predictions are scored, and what each metric counts."""
+    """How predictions are scored, and which examples each metric counts."""
     images_per_example: ClassVar[int] = 1
-    """Images that a forward pass of one example reads."""
+    """Images of one example."""
     evaluates_splits: ClassVar[bool] = False
     """Whether `evaluate` is called on a split instead of `predict` on its batches."""
     Options: ClassVar[type[Any]]
     recipe: ClassVar[Recipe]
-    """As published."""
+    """The published one."""
     embedded_recipe: ClassVar[Recipe] = Recipe(epochs=4, batch_size=16)
-    """On the embedded benchmark: small batches, because what it lacks is optimiser steps, not examples."""
+    """For the embedded benchmark: small batches, because its training split is small and steps are few."""
 
     def __init__(self, options: OptionsT | None = None) -> None:
         self.options: OptionsT = options if options is not None else self.Options()
 
     @property
     def texts_per_example(self) -> int:
-        """Texts that a training example is put through the backbone with (retrieval: negatives too)."""
+        """Texts that one training example sends through the backbone (retrieval: negatives included)."""
         return 1
 
     @abstractmethod
@@ -116,17 +116,17 @@ class Task(ABC, Generic[OptionsT]):
         """Read the official files under `root`. Raises `UserError` naming the file and place at fault."""
 
     def without_data(self) -> None:
-        """Set what `load` would read, as published, and need nothing of pretrained weights.
+        """Set what `load` would read to its published value, so that the head can be built and profiled.
 
-        The task can then build its head and be profiled, without data or weights.
+        Neither data nor pretrained weights are needed then.
         """
 
     def embedded_data(self, cache: Path) -> Path:
         """The folder of the embedded benchmark's files, generated under `cache` on first use."""
-        raise UserError(f"{self.name}: there is no embedded data for it; name its folder with --data-root.")
+        raise UserError(f"{self.name}: has no embedded data; name the folder of its files with --data-root.")
 
     def majority_score(self, data: Data) -> float | None:
-        """The primary metric, in percent, of always giving train's most frequent answer on test."""
+        """Primary metric on test, in percent, of always predicting train's most frequent answer; None if unknown."""
         return None
 
     @abstractmethod
@@ -147,7 +147,7 @@ class Task(ABC, Generic[OptionsT]):
 
     @abstractmethod
     def predict(self, logits: Tensor, examples: Sequence[Example]) -> list[Prediction]:
-        """What is kept of each example: its prediction and, where known, its score."""
+        """The record of each example: its prediction and, if its target is known, its score."""
 
     def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:
         """Metrics in percent from per-example predictions; a pure function. Has `primary_metric`."""
@@ -155,10 +155,10 @@ class Task(ABC, Generic[OptionsT]):
 
     @abstractmethod
     def write_submission(self, predictions: Sequence[Prediction], path: Path) -> None:
-        """The file the official evaluation server or script takes."""
+        """Write the file that the official evaluation server or script reads."""
 
     def training_batches(self, loader: Any, seed: int) -> Any:
-        """What is trained on, from the loader of the training split (retrieval adds negatives)."""
+        """Training batches from the loader of the training split (retrieval adds negatives)."""
         return loader
 
     def evaluate(
@@ -168,9 +168,9 @@ class Task(ABC, Generic[OptionsT]):
         on_batch: Callable[[int], None],
         partial: PartialScores | None = None,
     ) -> list[Prediction]:
-        """Predictions of a whole split, where an example alone has none; called if `evaluates_splits`.
+        """Predictions of a whole split, for tasks that cannot predict one example alone; see `evaluates_splits`.
 
-        partial: where to save what is done, so that an interrupted evaluation can go on; None: nowhere.
+        partial: where finished scores are saved, so that an interrupted evaluation resumes; None: not saved.
         """
         raise TypeError(f"{self.name} is evaluated example by example")
 

@@ -24,6 +24,6 @@ def build_classifier(features: int, hidden: int, classes: int, generator: torch.
 
 
 def blank_linear(features: int, outputs: int) -> nn.Linear:
-    """A linear map whose values are yet to be set, drawn from no generator."""
+    """A linear map with uninitialised values, which draws from no generator."""
     # From the meta device: the default initialisation would draw from the global generator.
     return nn.Linear(features, outputs, device="meta").to_empty(device="cpu")

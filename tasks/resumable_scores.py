@@ -1,4 +1,4 @@
-"""Scores of an evaluation that takes long, saved while it goes on, so that an interrupted one continues."""
+"""Scores of a long evaluation, saved while it runs, so that an interrupted evaluation resumes."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ SAVE_EVERY = 30.0  # seconds
 class PartialScores:
     """A file with the finished rows of a score matrix.
 
-    path: the file; need not exist. It is replaced as a whole, so it is never half written.
-    key: digest of the model that scores. Rows of another model, or of other pairs, are not used.
-    save_every: seconds between two savings, at least.
+    path: the file; it need not exist. It is replaced as a whole, so it is never half written.
+    key: digest of the model. Rows of another model or of other pairs are ignored.
+    save_every: least number of seconds between two saves.
     """
 
     path: Path
@@ -31,7 +31,7 @@ class PartialScores:
     _saved: float = field(default_factory=time.monotonic)
 
     def load(self, pairs: str, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        """Scores `shape` float32 and which rows are done `(rows,)` bool; pairs: digest of what is scored."""
+        """Scores `shape` float32, and which rows are done `(rows,)` bool. pairs: digest of the pairs to score."""
         nothing = np.empty(shape, dtype=np.float32), np.zeros(shape[0], dtype=bool)
         try:
             with self.path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
@@ -43,7 +43,7 @@ class PartialScores:
         return (scores, done) if scores.shape == shape and done.shape == shape[:1] else nothing
 
     def save(self, pairs: str, scores: np.ndarray, done: np.ndarray) -> None:
-        """Save what is done, unless that was just done.
+        """Save the finished rows, unless the last save was less than `save_every` seconds ago.
 
         Raises:
             UserError: the folder cannot be written or the disk is full.
@@ -61,7 +61,7 @@ class PartialScores:
         self._saved = time.monotonic()
 
     def remove(self) -> None:
-        """Everything is done."""
+        """Delete the file: all rows are done."""
         self.path.unlink(missing_ok=True)
 
     def _key(self, pairs: str) -> str:

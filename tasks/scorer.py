@@ -1,4 +1,4 @@
-"""How a task's predictions are scored, without a model: nothing here needs torch."""
+"""How a task's predictions are scored. Needs no model and does not import torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 Prediction = Mapping[str, Any]
-"""One example's prediction: always has "id" and "group"; the rest is the task's."""
+"""One example's prediction: always has "id" and "group"; each task adds its own keys."""
 
 
 Answers = dict[str, Any]
@@ -20,7 +20,7 @@ def _score(prediction: Prediction) -> float:
 
 
 def own_id(prediction: Prediction) -> str:
-    """The example is a unit of its own."""
+    """Each example is one unit."""
     return str(prediction["id"])
 
 
@@ -29,9 +29,11 @@ class Share:
     """What a metric counts: the mean value of units, in percent, times `weight`.
 
     A unit is one example or several (NLVR2's consistency: the examples of a sentence; text retrieval: the
-    captions of an image) and counts with the lowest of their values. A metric is the sum of its shares.
+    captions of an image). Its value is the lowest of its examples' values. A metric is the sum of its shares.
 
-    value: of one example, in [0, 1]. unit: name of the unit that an example belongs to. of: whether it counts.
+    value: of one example, in [0, 1].
+    unit: name of the unit that an example belongs to.
+    of: True for the examples that count.
     """
 
     value: Callable[[Prediction], float] = _score
@@ -42,12 +44,12 @@ class Share:
 
 @dataclass(frozen=True)
 class OfficialFiles:
-    """How a task's official files are read, for scores without a model (`harness score`).
+    """How a task's official files are read by `harness score`, which scores without a model.
 
     read_truths: the annotation file, as truths by example id.
     read_submission: the submission file, as answers by example id.
-    read_answer: the answer in one line of our own predictions, whose place is given for messages.
-    judge: id, answer and truth → a prediction as `Scorer.score` takes it.
+    read_answer: the answer in one line of the harness's own predictions; also gets the line's place for messages.
+    judge: id, answer and truth → a prediction as `Scorer.score` expects it.
     The readers raise `UserError` naming the file and place at fault.
     """
 
@@ -62,9 +64,9 @@ class Scorer:
     """How a task's predictions are scored.
 
     score: metrics in percent from per-example predictions; a pure function. Has the task's primary metric.
-    shares: the shares that add up to a metric, from which its interval and tests are made; () for a metric of
-        which they are not known. The primary metric needs none where it is the mean of the predictions' "score".
-    files: None for a task that `harness score` cannot score from files.
+    shares: the shares that add up to a metric, used for its interval and its significance tests; () if unknown.
+        The primary metric needs none if it is the mean of the predictions' "score".
+    files: None if `harness score` cannot score this task from files.
     """
 
     score: Callable[[Sequence[Prediction]], dict[str, float]]

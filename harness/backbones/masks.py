@@ -1,4 +1,4 @@
-"""Attention masks, the same for all backbones."""
+"""Attention masks, shared by all backbones."""
 
 from __future__ import annotations
 

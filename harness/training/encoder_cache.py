@@ -28,7 +28,7 @@ from harness.training.encoding_store import MIB, Budgets, EncodingStore
 from methods.base import Inserted
 
 MAX_BATCH = 32
-"""Largest number of texts or images that an encoder processes together, which bounds its memory."""
+"""Largest number of texts or images encoded together; bounds memory."""
 
 
 HALVES = {"text": "encode_text", "image": "encode_image"}

@@ -1,6 +1,6 @@
 """Accuracy, accuracy by class and consistency of classified examples, in percent; pure functions.
 
-A prediction has "id", "prediction" and, where the example is labelled, "label" and "score" (1 right, 0 wrong).
+A prediction has "id", "prediction" and, if the example is labelled, "label" and "score" (1 right, 0 wrong).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Predictions = Sequence[Mapping[str, Any]]
 
 
 def check_labelled(predictions: Predictions) -> None:
-    """Raises `UserError` where there is nothing to score, or an example whose label is not known."""
+    """Raises `UserError` if there are no predictions, or if an example has no label."""
     if not predictions:
         raise UserError("no predictions to score")
     for prediction in predictions:
@@ -24,12 +24,12 @@ def check_labelled(predictions: Predictions) -> None:
 
 
 def accuracy(predictions: Predictions) -> float:
-    """Share of the examples that are right."""
+    """Share of correct examples."""
     return 100 * sum(prediction["score"] for prediction in predictions) / len(predictions)
 
 
 def class_accuracies(predictions: Predictions) -> dict[str, float]:
-    """Share of each class's examples that are right, by label, in alphabetical order."""
+    """Share of correct examples of each class, by label, in alphabetical order."""
     by_label: defaultdict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for prediction in predictions:
         by_label[prediction["label"]].append(prediction)
@@ -37,7 +37,7 @@ def class_accuracies(predictions: Predictions) -> dict[str, float]:
 
 
 def consistency(predictions: Predictions, group_of: Callable[[str], str]) -> float:
-    """Share of the groups whose examples are all right. group_of: an example's group by its id."""
+    """Share of groups with only correct examples. group_of: maps an example's id to its group."""
     all_right: dict[str, bool] = {}
     for prediction in predictions:
         group = group_of(prediction["id"])
@@ -46,10 +46,10 @@ def consistency(predictions: Predictions, group_of: Callable[[str], str]) -> flo
 
 
 def all_right(prediction: Mapping[str, Any]) -> float:
-    """1 where the example is right, 0 elsewhere: a unit counts if all of it is right."""
+    """1 for a correct example, else 0: a unit counts if all its examples are correct."""
     return float(prediction["score"] == 1)
 
 
 def judge_label(identifier: str, answer: str, truth: str) -> dict[str, Any]:
-    """A label and whether it is the true one."""
+    """A prediction and whether it is correct."""
     return {"id": identifier, "prediction": answer, "label": truth, "score": float(answer == truth)}

@@ -1,4 +1,4 @@
-"""What tasks over a fixed list of labels share: head, forward pass over one or more images, loss, predictions."""
+"""Base of tasks over a fixed list of labels: head, forward pass over one or more images, loss, predictions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OptionsT = TypeVar("OptionsT", bound=Limits)
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """An example's class index; subsets: the official subsets of its split that it belongs to."""
+    """An example's class index, and the official subsets of its split that it belongs to."""
 
     index: int
     subsets: tuple[str, ...] = ()
@@ -33,10 +33,12 @@ class Label:
 
 @dataclass(frozen=True)
 class Part:
-    """Examples that become a split: of which official one, which part of it, in words, from which files.
+    """Examples that become a split.
 
+    official: name of the official split they come from.
+    part: which part of it, in words.
     files: SHA-256 (hex) by file name.
-    notes: what else is to be said about it in the record.
+    notes: further facts for the record.
     """
 
     official: str
@@ -71,7 +73,7 @@ class Classification(Task[OptionsT]):
                 part.examples, options.limit_of(name), options.limit_seed, lambda example: example.id
             )
             if not examples:
-                raise UserError(f"{root}: no {name} examples are left of {part.official}: {part.part}")
+                raise UserError(f"{root}: {part.official} ({part.part}) has no examples for the {name} split")
             files |= part.files
             splits[name] = blanked(examples, options.blank)
             origins[name] = {
@@ -93,7 +95,7 @@ class Classification(Task[OptionsT]):
     def build_head(self, backbone: Backbone, generator: torch.Generator) -> nn.Module:
         """Two layers over the concatenated features; hidden size twice the width (ViLT and METER: 1536).
 
-        Gives the backbone its token types: they are trained along, so they have to be there before training.
+        Also adds the backbone's token types for further images, which are trained with the head.
         """
         backbone.widen_token_types(1 + self.images_per_example)
         features = self.images_per_example * backbone.feature_dim
@@ -101,7 +103,7 @@ class Classification(Task[OptionsT]):
 
     def forward(self, backbone: Backbone, head: nn.Module, batch: Batch) -> Tensor:
         """Logits `(B, classes)` of one pass per image, image k with token type k + 1 (from 0)."""
-        # Nothing to do but where the head was built for another copy of the backbone.
+        # Changes nothing unless the head was built for another copy of the backbone.
         backbone.widen_token_types(1 + self.images_per_example)
         features = [
             backbone(replace(inputs, image_token_type=index))
@@ -119,7 +121,7 @@ class Classification(Task[OptionsT]):
         return functional.cross_entropy(logits, targets)
 
     def predict(self, logits: Tensor, examples: Sequence[Example]) -> list[Prediction]:
-        """The likeliest label, the true one, and whether they agree (1 or 0)."""
+        """The most probable label, the true one, and whether they agree (1 or 0)."""
         predictions = []
         for example, choice in zip(examples, logits.argmax(dim=-1).tolist(), strict=True):
             target = cast(Label, example.target)

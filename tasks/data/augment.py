@@ -6,8 +6,8 @@ EfficientNet code without colour inversion, "because texts often contain color i
 cutout, which may hide small objects (Kim et al., 2021, section 3). Some of the remaining operations change colours
 too (`posterize` leaves one bit per channel); the published runs use them on VQA all the same.
 
-It is off by default, and stays off on the embedded benchmark: half of its questions are about colours, and a
-translation by 30 pixels moves half of a 64-pixel picture out of view.
+It is off by default, and should stay off on the embedded benchmark: half of its questions are about colours, and a
+translation by 30 pixels moves half of a 64-pixel image out of view.
 """
 
 from __future__ import annotations

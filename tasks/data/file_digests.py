@@ -1,7 +1,7 @@
-"""Digests of many files' bytes, which are read again only if a file has changed.
+"""Digests of many files; a file is read again only if it has changed.
 
-What has been read is remembered in the cache folder, as git's index does it: under a file's path, with its size, time
-of change and inode. The memory saves time and nothing else: where it cannot be read or written, files are read again.
+Digests are kept in a database in the cache folder under a file's path, size, modification time and inode, as in git's
+index. It only saves time: if it cannot be read or written, the files are read again.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from pathlib import Path
 from harness.files import cache_folder
 
 MEMORY = "file-digests-1.sqlite"
-"""The file in the cache folder; the number is that of its layout."""
+"""The database in the cache folder; the number is the version of its layout."""
 
 RACY_NS = 2_000_000_000
-"""A file whose last change is no older than this when it is read may change again without a new time of change.
+"""A file modified less than this before it was read may change again and keep its modification time.
 
-File systems keep times to 2 s at worst (FAT); git calls such an entry racily clean and does not trust it either.
+The coarsest file systems (FAT) keep times to 2 s. Git calls such an entry racily clean and does not trust it either.
 """
 
 AT_ONCE = 2048
-"""Files that are read before what is known of them is remembered."""
+"""Files that are read before their digests are saved."""
 
 SHARE = 32
-"""Files that a thread takes at a time: handing over small ones one by one takes longer than reading them."""
+"""Files that a thread takes at a time: handing over small files one by one takes longer than reading them."""
 
 CHUNK = 2**20
-"""Bytes that are read at a time."""
+"""Bytes read at a time."""
 
 _PATIENCE = 10.0  # seconds to wait for another process that is writing
 
@@ -46,7 +46,7 @@ _TABLE = """CREATE TABLE IF NOT EXISTS files (
 
 @dataclass(frozen=True)
 class _Entry:
-    """A file as it was when it was read: bytes, time of change (ns), inode, when that was (ns), SHA-256."""
+    """A file when it was read: size in bytes, modification time (ns), inode, time of reading (ns), SHA-256."""
 
     size: int
     modified: int
@@ -60,7 +60,7 @@ class _Entry:
 
 
 def digest_files(paths: Iterable[Path]) -> dict[Path, str | None]:
-    """SHA-256 (hex) of each file's bytes; None where it is not there or cannot be read."""
+    """SHA-256 (hex) of each file's bytes; None if it is missing or cannot be read."""
     by_folder: dict[Path, list[Path]] = defaultdict(list)
     for path in dict.fromkeys(paths):
         by_folder[path.parent].append(path)
@@ -95,7 +95,7 @@ def _read(path: Path) -> _Entry | None:
     now = time.time_ns()
     try:
         with path.open("rb", buffering=0) as file:
-            # Before its bytes: what is changed while it is read has a later time of change, and is read again.
+            # Taken before reading: a file that changes meanwhile has a later modification time and is read again.
             status = os.fstat(file.fileno())
             hasher = hashlib.sha256()
             while chunk := file.read(CHUNK):
@@ -106,7 +106,7 @@ def _read(path: Path) -> _Entry | None:
 
 
 def _statuses(folder: Path, names: set[str]) -> dict[str, os.stat_result]:
-    """Of the files that are there, in one pass over the folder instead of one look-up each: network file systems."""
+    """Status of each existing file, by one scan of the folder: single look-ups are slow on network file systems."""
     try:
         with os.scandir(folder) as entries:
             there = [entry for entry in entries if entry.name in names]
@@ -116,7 +116,7 @@ def _statuses(folder: Path, names: set[str]) -> dict[str, os.stat_result]:
     for entry in there:
         try:
             found[entry.name] = entry.stat()
-        except OSError:  # a link to nothing, or gone since
+        except OSError:  # a dangling link, or deleted meanwhile
             continue
     return found
 
@@ -132,7 +132,7 @@ def _memory() -> Iterator[sqlite3.Connection | None]:
 
 
 def _connect(path: Path, again: bool = True) -> sqlite3.Connection | None:
-    """None: it cannot be read or written. What is no database any more is begun anew."""
+    """None if it cannot be read or written. A damaged database is replaced by an empty one."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         connection = sqlite3.connect(path, timeout=_PATIENCE)
@@ -156,7 +156,7 @@ def _begin_anew(path: Path) -> sqlite3.Connection | None:
 
 
 def _is_broken(error: sqlite3.Error) -> bool:
-    """Whether the file's content is at fault, and not that it is locked or must not be written."""
+    """True if the content is damaged; False if the file is locked or read-only."""
     return isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError)
 
 
@@ -178,5 +178,5 @@ def _remember(memory: sqlite3.Connection | None, folder: str, entries: Mapping[s
     try:
         with memory:
             memory.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
-    except (sqlite3.Error, UnicodeError):  # of a name that is no text
+    except (sqlite3.Error, UnicodeError):  # a name that is not valid text
         return

@@ -34,7 +34,7 @@ def find_file(root: Path, *names: str) -> Path | None:
 
 
 def require_file(root: Path, *names: str) -> Path:
-    """As `find_file`, but raises `UserError` with the names if there is none."""
+    """As `find_file`, but raises `UserError` listing the names if there is none."""
     path = find_file(root, *names)
     if path is None:
         missing = "" if root.is_dir() else " (no such folder)"
@@ -115,7 +115,7 @@ def shortened(value: Any) -> str:
 
 
 def follow_link(folder: Path) -> Path:
-    """`folder`, or its target if it is a symbolic link that was copied as a text file (git without symlinks)."""
+    """`folder`, or its target if it is a symbolic link that git checked out as a text file."""
     if folder.is_file() and folder.stat().st_size < _LONGEST_LINK:
         target = folder.parent / read_text(folder)[0].strip()
         if target.is_dir():
@@ -124,7 +124,7 @@ def follow_link(folder: Path) -> Path:
 
 
 def describe_images(paths: Iterable[Path]) -> dict[str, Any]:
-    """Number of images, how many are not there or unreadable, and SHA-256 (hex) of all names and bytes."""
+    """Number of images, how many are missing or unreadable, and SHA-256 (hex) of all names and bytes."""
     digests = digest_files(paths)
     listing = sorted(
         ((path.name, digest) for path, digest in digests.items()), key=lambda e: (e[0], e[1] or "")

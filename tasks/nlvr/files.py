@@ -1,6 +1,6 @@
 """The first NLVR corpus (github.com/lil-lab/nlvr, folder `nlvr`): statements, image names, prediction files.
 
-An example is a sentence and three boxes; six images of it show the boxes in their six orders.
+A statement is a sentence about three boxes; its six images show the boxes in their six orders.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from tasks.nlvr2.files import parse_label
 from tasks.nlvr2.files import read_predictions as read_csv
 
 ORDERS = 6
-"""Images of an example."""
+"""Images of a statement."""
 
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """One example. id: `{sentence}-{boxes}`; label: of all its six images."""
+    """One statement. id: `{sentence}-{boxes}`. label: that of all its six images."""
 
     id: str
     sentence: str
@@ -45,7 +45,7 @@ def read_split(root: Path, name: str) -> OfficialSplit:
 
 
 def read_statements(path: Path) -> tuple[dict[str, Statement], str]:
-    """The examples of one file by identifier, and its SHA-256 (hex)."""
+    """The statements of one file by identifier, and the file's SHA-256 (hex)."""
     lines, digest = read_json_lines(path)
     statements: dict[str, Statement] = {}
     for place, entry in lines:
@@ -64,7 +64,7 @@ def read_statements(path: Path) -> tuple[dict[str, Statement], str]:
 
 
 def image_ids(split: str, statement_id: str) -> list[str]:
-    """Names of an example's images without their ending: `{split}-{identifier}-{order}`."""
+    """Names of a statement's images without extension: `{split}-{identifier}-{order}`."""
     return [f"{split}-{statement_id}-{order}" for order in range(ORDERS)]
 
 
@@ -74,12 +74,12 @@ def image_path(root: Path, split: str, statement: Statement, image_id: str) -> P
 
 
 def sentence_of(image_id: str) -> str:
-    """What images of the same sentence share: split and the identifier's first field."""
+    """The group of images with the same sentence: split and first field of the identifier."""
     return "-".join(image_id.split("-")[:2])
 
 
 def boxes_of(image_id: str) -> str:
-    """What the six orders of the same boxes share: all but the order."""
+    """The group of the six orders of the same boxes: the id without the order."""
     return image_id.rpartition("-")[0]
 
 

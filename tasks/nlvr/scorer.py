@@ -12,18 +12,18 @@ from tasks.nlvr2.files import parse_label
 from tasks.scorer import OfficialFiles, Scorer, Share
 
 UNITS = {"consistency": sentence_of, "consistency (orders)": boxes_of}
-"""What must be all right for a unit to count, by metric."""
+"""The unit of each consistency: it counts if all its images are correct."""
 
 
 def read_truths(path: Path) -> dict[str, str]:
-    """Labels by image id, which begins with the name of the split: that of the file."""
+    """Labels by image id. An image id begins with the name of the split, which is that of the file."""
     split = path.name.partition(".")[0]
     statements = read_statements(path)[0].values()
     return {image: statement.label for statement in statements for image in image_ids(split, statement.id)}
 
 
 def shares(metric: str) -> tuple[Share, ...]:
-    """Accuracy counts images, the two consistencies sentences and examples."""
+    """Accuracy counts images; the two consistencies count sentences and statements."""
     if metric == "accuracy":
         return (Share(),)
     if metric not in UNITS:

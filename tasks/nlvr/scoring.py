@@ -10,10 +10,10 @@ from tasks.nlvr.files import boxes_of, sentence_of
 
 
 def score(predictions: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """In percent: `accuracy` over images, `consistency` over sentences, `consistency (orders)` over examples.
+    """In percent: `accuracy` over images, `consistency` over sentences, `consistency (orders)` over statements.
 
-    The official script counts a sentence where all images of all its examples are right; the third figure
-    asks for the six orders of one example's boxes only.
+    As in the official script, a sentence counts if all images of all its statements are correct. For the third
+    figure, a statement counts if the six orders of its boxes are correct.
     """
     check_labelled(predictions)
     return {

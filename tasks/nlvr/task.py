@@ -1,4 +1,4 @@
-"""NLVR, the first corpus: is a sentence that a person wrote true of a drawing of three boxes?"""
+"""NLVR, the first corpus: is a sentence written by a person true of a drawing of three boxes?"""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from tasks.scorer import Scorer
 
 @dataclass(frozen=True)
 class NLVROptions(Limits):
-    """Options of NLVR beside the limits, which count images: an example has six.
+    """Options of NLVR. The limits count images, of which a statement has six.
 
-    train: official split to train on. "auto": train where it is there, else dev. With dev, validation is cut
-        off it by sentence; with train, validation is dev.
-    val_fraction: share of dev's sentences that is cut off.
+    train: official split to train on. "auto": train if its file exists, else dev. With train, validation is dev;
+        with dev, some of its sentences are held out for validation.
+    val_fraction: share of dev's sentences that is held out.
     """
 
     train: Literal["auto", "train", "dev"] = "auto"
@@ -36,7 +36,7 @@ class NLVROptions(Limits):
 
 
 class NLVR(Classification[NLVROptions]):
-    """NLVR with its images (not the structured representation), each of them one example."""
+    """NLVR with its images (not the structured representation); each image is one example."""
 
     name: ClassVar[str] = "nlvr"
     title: ClassVar[str] = "NLVR"
@@ -44,11 +44,11 @@ class NLVR(Classification[NLVROptions]):
     scorer: ClassVar[Scorer] = SCORER
     Options: ClassVar[type[Any]] = NLVROptions
     recipe: ClassVar[Recipe] = Recipe(epochs=10, batch_size=128)
-    """NLVR2's: ViLT, METER and DAS do not report NLVR."""
+    """That of NLVR2, as ViLT, METER and DAS do not report NLVR."""
     classes: ClassVar[tuple[str, ...]] = LABELS
 
     def read_parts(self, root: Path) -> dict[SplitName, Part]:
-        """train, dev and test, or dev cut in two where train is not there."""
+        """train, dev and test; without train, dev is divided in two."""
         dev, test = read_split(root, "dev"), read_split(root, "test")
         train = self.options.train
         if train == "auto":

@@ -1,6 +1,6 @@
 """NLVR2's official files: examples, image names, the balanced and unbalanced subsets, prediction files.
 
-Layout of github.com/lil-lab/nlvr (`nlvr2/data`) for the labels and of its image archive for the photographs.
+Labels are laid out as in github.com/lil-lab/nlvr (`nlvr2/data`), photographs as in its image archive.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Statement:
 
     @property
     def image_set(self) -> str:
-        """The eight images that the pair was made of; other pairs and sentences share them."""
+        """The set of eight images from which the pair was taken; other pairs and sentences share it."""
         return "-".join(self.id.split("-")[:2])
 
 
@@ -51,7 +51,7 @@ class Statement:
 class OfficialSplit:
     """One split in the file's order.
 
-    subsets: identifiers of each official subset whose file is there.
+    subsets: identifiers of each official subset whose file exists.
     files: SHA-256 (hex) by file name.
     """
 
@@ -80,7 +80,7 @@ def read_split(root: Path, name: str) -> OfficialSplit:
 
 
 def read_statements(path: Path) -> tuple[dict[str, Statement], str]:
-    """The examples of one file by identifier, and its SHA-256 (hex)."""
+    """The statements of one file by identifier, and the file's SHA-256 (hex)."""
     lines, digest = read_json_lines(path)
     statements: dict[str, Statement] = {}
     for place, entry in lines:
@@ -98,7 +98,7 @@ def read_statements(path: Path) -> tuple[dict[str, Statement], str]:
 
 
 def parse_label(text: str, place: str) -> str:
-    """`True` or `False` in whatever case, as the official script compares them."""
+    """`True` or `False`; case and spaces are ignored, as in the official script."""
     label = _LABEL_OF.get(text.strip().lower())
     if label is None:
         raise UserError(f"{place}: a label is True or False, not '{text}'")
@@ -106,7 +106,7 @@ def parse_label(text: str, place: str) -> str:
 
 
 def image_folder(root: Path, split: str) -> Path:
-    """`images/train`, and `images/dev` or `dev` (where the archive unpacks to), whichever is there."""
+    """`images/{split}`, or `{split}` if only that exists (the archive unpacks to `images/train`, `dev`, `test1`)."""
     nested = root / "images" / split
     return nested if nested.is_dir() or not (root / split).is_dir() else root / split
 
@@ -119,7 +119,7 @@ def image_paths(folder: Path, statement: Statement) -> tuple[Path, Path]:
 
 
 def consistency_group(identifier: str) -> str:
-    """Examples of the same sentence with other pairs of the set: all fields but the third agree."""
+    """The group of examples with the same sentence and image set: their ids differ in the third field only."""
     fields = identifier.split("-")
     return "-".join((*fields[:2], "", *fields[3:]))
 

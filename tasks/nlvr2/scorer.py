@@ -17,7 +17,7 @@ def read_truths(path: Path) -> dict[str, str]:
 
 
 def shares(metric: str) -> tuple[Share, ...]:
-    """Accuracy counts examples, consistency sentences; each of all examples or of a subset, `… (balanced)`."""
+    """Accuracy counts examples and consistency sentences, of all examples or of a subset: `… (balanced)`."""
     what, _, subset = metric.removesuffix(")").partition(" (")
 
     def counts(prediction: Prediction) -> bool:

@@ -18,9 +18,9 @@ from tasks.scorer import Scorer
 
 @dataclass(frozen=True)
 class NLVR2Options(Limits):
-    """Options of NLVR2 beside the limits.
+    """Options of NLVR2.
 
-    test: official split to report on; test1 is the public one (Test-P).
+    test: official split to report on; test1 is the public test split (Test-P).
     """
 
     test: Literal["test1", "test2"] = "test1"

@@ -1,4 +1,4 @@
-"""Batches of image-text pairs: negatives to train on, and every image with every caption to evaluate."""
+"""Batches of image-text pairs: with negatives for training, every image with every caption for evaluation."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from tasks.data.loader import Loader
 from tasks.resumable_scores import PartialScores
 
 CAPTIONS_AT_ONCE = 64
-"""Captions in a batch of evaluation, if it is large enough to have several images with as many."""
+"""Captions in an evaluation batch, if the batch is large enough for several images with as many."""
 
 
 class NegativeSampler:
     """Draws captions that do not belong to an example's image.
 
-    A draw is a function of (seed, epoch, example id) alone. By default the captions are distinct and of other
-    images; `exclude_own=False` is the published draw: independent, over all captions, the right one included.
+    A draw depends on (seed, epoch, example id) alone. With `exclude_own` the captions are distinct and of other
+    images. Without it they are drawn independently from all captions, the right one included, as published.
     """
 
     def __init__(self, examples: Sequence[Example], count: int, exclude_own: bool, seed: int) -> None:
         self._count = count
         self._exclude_own = exclude_own
         self._seed = seed
-        # Captions of an image side by side, so that leaving them out is leaving out a range.
+        # Captions of an image stand side by side, so that excluding them is excluding a range.
         self.order = sorted(range(len(examples)), key=lambda index: (examples[index].group, index))
         self._range: dict[str, tuple[int, int]] = {}
         for place, index in enumerate(self.order):
@@ -43,8 +43,8 @@ class NegativeSampler:
         most = max((stop - start for start, stop in self._range.values()), default=0)
         if exclude_own and len(examples) - most < count:
             raise UserError(
-                f"expected {count} captions of other images as negatives, but there are {len(examples)} "
-                f"captions in all and up to {most} of one image; lower the number of negatives"
+                f"{count} captions of other images are needed as negatives, but there are only {len(examples)} "
+                f"captions, up to {most} of them of one image; lower the number of negatives"
             )
 
     def draw(self, example: Example, epoch: int) -> list[int]:
@@ -127,11 +127,11 @@ def score_matrix(
     """Scores of every image of `examples` with every caption.
 
     score: a batch of B images and B · T texts → `(B, T)` float32 on the CPU.
-    on_pairs: called with the number of pairs that are done.
-    partial: where the rows of an interrupted evaluation are, and where those of this one go.
+    on_pairs: called with the number of pairs scored since the last call.
+    partial: finished rows of an interrupted evaluation; new ones are saved there.
     Returns `(M, N)` scores, `(N,)` the row of each caption's image, and the first example of each row.
-    Captions are sorted by length and images by shape, so that little is padded; each image is decoded once. A
-    batch has few images and many captions: of the two sides it is the images' that costs most to prepare.
+    Captions are sorted by length and images by shape, so that little is padded. Each image is decoded once. A batch
+    has few images and many captions, because images cost most to prepare.
     """
     firsts = list({example.group: example for example in reversed(examples)}.values())[::-1]
     rows = {example.group: row for row, example in enumerate(firsts)}
@@ -172,7 +172,7 @@ def score_matrix(
 
 
 def _digest_of(examples: Sequence[Example], pairs_per_batch: int) -> str:
-    """Of the pairs and how they come in batches, which shows in a score's last digits."""
+    """Digest of the pairs and of the batch size, which changes the last digits of scores."""
     hasher = hashlib.sha256(f"{pairs_per_batch}".encode())
     for example in examples:
         hasher.update(f"\n{example.id} {example.group} {example.text}".encode())

@@ -11,7 +11,7 @@ from harness.errors import UserError
 from tasks.data.files import field, follow_link, read_json, require_file
 
 FOLDERS = ("", "karpathy/")
-"""Where under the data folder the file may be."""
+"""Folders below the data folder in which the file may be."""
 
 
 SPLITS = ("train", "val", "test", "restval")
@@ -27,7 +27,7 @@ class Caption:
 
 @dataclass(frozen=True, slots=True)
 class Photograph:
-    """One image with its captions; filepath: its folder (COCO only)."""
+    """One image with its captions. filepath: its folder (COCO only)."""
 
     id: int
     filename: str
@@ -38,7 +38,7 @@ class Photograph:
 
 @dataclass(frozen=True)
 class Captions:
-    """One of Karpathy's files, images in its order; digest: SHA-256 (hex) of its bytes."""
+    """One of Karpathy's files, images in its order. digest: SHA-256 (hex) of the file."""
 
     path: Path
     photographs: tuple[Photograph, ...]
@@ -55,21 +55,21 @@ class Captions:
 
 
 def find_dataset(root: Path, name: str) -> Path:
-    """`dataset_{name}.json`; with "auto" the only such file. Raises `UserError` saying what was looked for."""
+    """`dataset_{name}.json`; with "auto" the only such file. Raises `UserError` if it is missing or ambiguous."""
     if name != "auto":
         return require_file(root, *(f"{folder}dataset_{name}.json" for folder in FOLDERS))
     found = [path for folder in FOLDERS for path in sorted((root / folder).glob("dataset_*.json*"))]
     if len(found) > 1:
         names = ", ".join(path.name for path in found)
-        raise UserError(f"{root}: has {names}; choose one with the option dataset")
+        raise UserError(f"{root}: contains {names}; choose one with retrieval[dataset=NAME]")
     if not found:
         missing = "" if root.is_dir() else " (no such folder)"
-        raise UserError(f"{root}{missing}: looked for dataset_*.json, also in karpathy, found none")
+        raise UserError(f"{root}{missing}: contains no dataset_*.json, nor does its folder karpathy")
     return found[0]
 
 
 def read_captions(path: Path) -> Captions:
-    """One file. Raises `UserError` naming the file and place at fault."""
+    """Read one file. Raises `UserError` naming the file and place at fault."""
     content, digest = read_json(path)
     photographs: dict[int, Photograph] = {}
     caption_ids: set[int] = set()
@@ -89,7 +89,7 @@ def read_captions(path: Path) -> Captions:
 
 
 def image_paths(root: Path, captions: Captions) -> Mapping[int, Path]:
-    """Where each image is, by its id: COCO's in the folder it names, others' in `{dataset}-images` or so."""
+    """Path of each image by its id: in the folder that COCO's entries name, else in `{dataset}-images` or `images`."""
     names = (f"{captions.dataset}-images", f"{captions.dataset}_images", "images")
     folders = [follow_link(root / name) for name in names]
     folder = next((folder for folder in folders if folder.is_dir()), folders[0])

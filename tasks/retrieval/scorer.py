@@ -22,7 +22,7 @@ class CaptionTruth:
 
 
 def read_truths(path: Path) -> dict[str, CaptionTruth]:
-    """Of the test split, by caption."""
+    """What is right for each caption of the test split, by caption id."""
     truths: dict[str, CaptionTruth] = {}
     for photograph in read_captions(path).of("test"):
         ids = [str(caption.id) for caption in photograph.captions]
@@ -37,17 +37,17 @@ def refuse_submission(path: Path) -> Answers:
 
 
 def read_candidates(line: Any, place: str) -> dict[str, list[str]]:
-    """The best images and captions that a line of predictions names."""
+    """The best images and captions in one line of predictions."""
     candidates: dict[str, list[str]] = {}
     for key in ("top_images", "top_captions"):
         candidates[key] = [str(each) for each in field(line, key, list, place)]
         if len(set(candidates[key])) < len(candidates[key]):
-            raise UserError(f"{place}: '{key}' has a candidate twice")
+            raise UserError(f"{place}: '{key}' contains a candidate twice")
     return candidates
 
 
 def judge(identifier: str, answer: dict[str, list[str]], truth: CaptionTruth) -> dict[str, Any]:
-    """The ranks of the right image and of the first right caption; None: not among the candidates."""
+    """Ranks of the right image and of the first right caption; None if not among the candidates."""
 
     def first(candidates: list[str], right: frozenset[str]) -> int | None:
         return next((place for place, each in enumerate(candidates, start=1) if each in right), None)
@@ -61,7 +61,7 @@ def judge(identifier: str, answer: dict[str, list[str]], truth: CaptionTruth) ->
 
 
 def shares(metric: str) -> tuple[Share, ...]:
-    """Image retrieval counts captions, text retrieval images; `R@1` is the mean of two, `rsum` the sum of six."""
+    """Image retrieval counts captions, text retrieval images. `R@1` is the mean of both, `rsum` the sum of six."""
     if metric == "rsum":
         return tuple(_recall(direction, k) for direction in ("TR", "IR") for k in RECALL_AT)
     if metric == "R@1":

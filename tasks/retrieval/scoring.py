@@ -1,8 +1,7 @@
 """Recall at K of image-text retrieval, from a score matrix or from kept ranks; pure functions, no torch.
 
-Ties count against the model: of candidates with equal scores, the wrong ones come first. A model that gives
-every pair the same score then finds nothing, whatever the order of the files (the published scripts leave the
-order of ties to `topk`).
+Ties count against the model: of candidates with equal scores, wrong ones come first. A model that gives every pair
+the same score therefore finds nothing, whatever the order of the files. (In the published scripts `topk` breaks ties.)
 """
 
 from __future__ import annotations
@@ -19,15 +18,15 @@ RECALL_AT = (1, 5, 10)
 
 
 KEPT = max(RECALL_AT)
-"""Candidates of each query that predictions keep."""
+"""Number of candidates that predictions keep for each query."""
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Where the right candidates stand, from 1, and the best candidates of each query.
+    """Ranks of the right candidates, counted from 1, and the best candidates of each query.
 
-    text_rank: `(M,)` for each image its best own caption's; top_captions: `(M, ≤ 10)` indices.
-    image_rank: `(N,)` for each caption its image's; top_images: `(N, ≤ 10)` indices.
+    text_rank: `(M,)` rank of each image's best own caption. top_captions: `(M, ≤ 10)` indices.
+    image_rank: `(N,)` rank of each caption's image. top_images: `(N, ≤ 10)` indices.
     """
 
     text_rank: np.ndarray
@@ -39,15 +38,15 @@ class Ranking:
 def rank(scores: np.ndarray, image_of: np.ndarray) -> Ranking:
     """Ranks from `(M, N)` scores of M images against N captions.
 
-    image_of: `(N,)` the row of each caption's image; every image needs a caption.
-    Raises `ValueError` where shapes do not fit or a score is not a number.
+    image_of: `(N,)` the row of each caption's image; every image must have a caption.
+    Raises `ValueError` if shapes do not fit or a score is not a number.
     """
     if scores.ndim != 2 or image_of.shape != scores.shape[1:]:
         raise ValueError(f"{scores.shape} scores for {image_of.shape} captions")
     if np.isnan(scores).any():
         raise ValueError(f"{int(np.isnan(scores).sum())} scores are not a number")
     if set(image_of.tolist()) != set(range(len(scores))):
-        raise ValueError("every image needs a caption, and every caption an image")
+        raise ValueError("every image must have a caption, and every caption an image")
     own = np.equal(image_of[None, :], np.arange(len(scores))[:, None])
     text_rank, top_captions = _rank_rows(scores, own)
     image_rank, top_images = _rank_rows(scores.T, own.T)
@@ -68,8 +67,8 @@ def _rank_rows(scores: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.nd
 def score(predictions: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """In percent: text and image retrieval `TR@K`, `IR@K`, their sum `rsum`, and `R@1`, the mean of the two R@1.
 
-    predictions: one a caption, with "group" (its image's id), "image_rank" (of its image for it) and
-    "text_rank" (of the best own caption for its image); None is a rank beyond those kept.
+    predictions: one per caption, with "group" (its image's id), "image_rank" (rank of its image for the caption) and
+    "text_rank" (rank of the best own caption for the image); None is a rank beyond those kept.
     """
     if not predictions:
         raise UserError("no predictions to score")
@@ -81,12 +80,12 @@ def score(predictions: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def hit_at_1(prediction: Mapping[str, Any]) -> float:
-    """Mean of a caption's two hits at 1; over captions it comes to `R@1` where images have equally many."""
+    """Mean of a caption's two hits at 1. Its mean over captions is `R@1` if all images have equally many captions."""
     return ((prediction["text_rank"] == 1) + (prediction["image_rank"] == 1)) / 2
 
 
 def chance_at_1(images: int) -> float:
-    """`R@1` in percent of a random order, in expectation: own captions' shares of all add up to 1 both ways."""
+    """Expected `R@1` in percent of a random order: in both directions 1 of `images` queries hits on average."""
     return 100 / images
 
 

@@ -36,14 +36,14 @@ RANKING = "rank_output"
 
 @dataclass(frozen=True)
 class RetrievalOptions(Limits):
-    """Options of retrieval beside the limits, which count images: all captions of an image are kept.
+    """Options of retrieval. The limits count images; all captions of an image are kept.
 
-    dataset: flickr30k, coco, flickr8k or another `dataset_{name}.json`; "auto" takes the only one there.
-    negatives: captions beside the right one that a training example is ranked against.
-    exclude_own: negatives are distinct and of other images; false is the published draw, which may give the
-        image's own captions, the right one among them.
-    rank_head: "pretrained" starts from the matching head; "random" is for backbones that have none.
-    pairs: image-caption pairs in an evaluation batch; bounds its memory.
+    dataset: flickr30k, coco, flickr8k or another `dataset_{name}.json`; "auto": the only one there is.
+    negatives: wrong captions that the right one is ranked against in training.
+    exclude_own: negatives are distinct and of other images. False is the published draw, which may include the
+        image's own captions.
+    rank_head: "pretrained" starts from the matching head; "random" is for backbones without one.
+    pairs: image-caption pairs per evaluation batch; bounds its memory.
     """
 
     dataset: str = "auto"
@@ -71,16 +71,16 @@ class Retrieval(Task[RetrievalOptions]):
     scorer: ClassVar[Scorer] = SCORER
     Options: ClassVar[type[Any]] = RetrievalOptions
     recipe: ClassVar[Recipe] = Recipe(epochs=10, batch_size=256)
-    # An example is 16 passes, so that 4 of them fill a batch and 800 an epoch.
+    # An example is 16 passes through the backbone, so 4 of them fill a batch.
     embedded_recipe: ClassVar[Recipe] = Recipe(epochs=2, batch_size=4)
 
     def load(self, root: Path) -> Data:
-        """Read Karpathy's file. Images are opened later.
+        """Read Karpathy's file. Images are opened later, by the loader.
 
         Raises `UserError` naming the file and place at fault.
         """
         captions = read_captions(find_dataset(root, self.options.dataset))
-        # COCO's restval is training data in every published result; Flickr8k's is in no split.
+        # COCO's restval is training data in every published result; other data sets do not use it.
         train = ("train", "restval") if captions.dataset == "coco" else ("train",)
         official: dict[SplitName, tuple[str, ...]] = {"train": train, "val": ("val",), "test": ("test",)}
         paths = image_paths(root, captions)
@@ -104,7 +104,7 @@ class Retrieval(Task[RetrievalOptions]):
         return 1 + self.options.negatives
 
     def without_data(self) -> None:
-        """Draw the rank head: random weights bring none to start it from."""
+        """Draw the rank head at random, as random weights have no matching head."""
         self.options = replace(self.options, rank_head="random")
 
     def embedded_data(self, cache: Path) -> Path:
@@ -116,7 +116,7 @@ class Retrieval(Task[RetrievalOptions]):
         return chance_at_1(len({example.group for example in data.splits["test"]}))
 
     def build_head(self, backbone: Backbone, generator: torch.Generator) -> nn.Module:
-        """One rank score a pair, from the matching row of the pretrained matching head (ViLT, METER)."""
+        """One rank score per pair, initialised with the matching row of the pretrained matching head (ViLT, METER)."""
         head = blank_linear(backbone.feature_dim, 1)
         if self.options.rank_head == "random":
             nn.init.normal_(head.weight, std=HEAD_INITIAL_STD, generator=generator)
@@ -132,13 +132,13 @@ class Retrieval(Task[RetrievalOptions]):
                 head.bias.copy_(heads[f"{RANKING}.bias"])
             else:
                 raise UserError(
-                    f"{backbone.name}: its weights bring no matching head ({MATCHING}, {RANKING}) to start the "
-                    "rank head from; retrieval[rank_head=random] draws one"
+                    f"{backbone.name}: its weights contain no matching head ({MATCHING}, {RANKING}) to initialise "
+                    "the rank head with; retrieval[rank_head=random] draws one"
                 )
         return head
 
     def training_batches(self, loader: Loader, seed: int) -> RankingBatches:
-        """A loader's batches with negatives; without them there is nothing to rank."""
+        """A loader's batches with negatives added."""
         options = self.options
         sampler = NegativeSampler(loader.examples, options.negatives, options.exclude_own, seed)
         return RankingBatches(loader, sampler)
@@ -150,13 +150,13 @@ class Retrieval(Task[RetrievalOptions]):
         return scores.view(inputs.pixels.shape[0], -1)
 
     def collate_targets(self, examples: Sequence[Example]) -> Tensor | None:
-        """The right caption is the first: zeros `(B,)` int64."""
+        """Position of the right caption, which is the first: zeros `(B,)` int64."""
         return torch.zeros(len(examples), dtype=torch.int64)
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy over the right caption and its negatives."""
         if logits.shape[1] < 2:
-            raise ValueError("a training batch of retrieval needs negatives: see `training_batches`")
+            raise ValueError("a training batch of retrieval needs negatives; see `training_batches`")
         return functional.cross_entropy(logits, targets)
 
     def evaluate(
@@ -169,9 +169,9 @@ class Retrieval(Task[RetrievalOptions]):
         """Predictions of a whole split from all its pairs, ordered by example id.
 
         scores_of: the model on a batch `(B, T)`, float32 on the CPU.
-        loader: its examples and images are read, not its batches.
-        on_batch: called with the number of captions that the pairs done since the last call amount to.
-        partial: resumes after the images that an interrupted evaluation has done, and saves those of this one.
+        loader: gives the examples and the image cache; its batches are not used.
+        on_batch: called with the progress since the last call, as a number of captions.
+        partial: finished rows of an interrupted evaluation; new ones are saved there.
         """
         examples = loader.examples
         images = len({example.group for example in examples})
@@ -202,11 +202,11 @@ class Retrieval(Task[RetrievalOptions]):
         return sorted(predictions, key=lambda prediction: str(prediction["id"]))
 
     def predict(self, logits: Tensor, examples: Sequence[Example]) -> list[Prediction]:
-        """Not there: ranks are known once all pairs are scored. Raises `TypeError`."""
-        raise TypeError("retrieval is evaluated on whole splits: see `evaluate`")
+        """Raises `TypeError`: ranks are known only when all pairs are scored."""
+        raise TypeError("retrieval is evaluated on whole splits; see `evaluate`")
 
     def write_submission(self, predictions: Sequence[Prediction], path: Path) -> None:
-        """JSON lines of each caption's best images and its image's best captions: there is no server."""
+        """JSON lines with each caption's best images and its image's best captions. There is no server."""
         kept = ("id", "top_images", "top_captions")
         lines = [json.dumps({key: each[key] for key in kept}) for each in predictions]
         path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

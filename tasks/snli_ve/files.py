@@ -11,11 +11,11 @@ from harness.errors import UserError
 from tasks.data.files import field, follow_link, read_json_lines, require_file
 
 LABELS = ("contradiction", "neutral", "entailment")
-"""By class index, as METER has them."""
+"""By class index, as in METER."""
 
 
 NO_CONSENSUS = "-"
-"""SNLI's gold label where the annotators did not agree; such pairs are in no published figure."""
+"""SNLI's gold label if the annotators did not agree; published figures leave such pairs out."""
 
 
 IMAGE_FOLDERS = ("flickr30k_images", "flickr30k-images")
@@ -33,7 +33,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class PairFile:
-    """The pairs of one file in its order; undecided: pairs left out for want of a gold label."""
+    """The pairs of one file in its order. undecided: number of pairs left out because they have no gold label."""
 
     path: Path
     pairs: tuple[Pair, ...]
@@ -47,7 +47,7 @@ def read_split(root: Path, name: str) -> PairFile:
 
 
 def read_pairs(path: Path) -> PairFile:
-    """The pairs of one file. The premise's sentence is not read: the image stands for it."""
+    """The pairs of one file. The premise's sentence is not read, as the image replaces it."""
     lines, digest = read_json_lines(path)
     pairs: dict[str, Pair] = {}
     undecided = 0
@@ -69,19 +69,19 @@ def read_pairs(path: Path) -> PairFile:
 
 
 def check_label(label: str, place: str) -> str:
-    """`label`, if it is one of the three."""
+    """`label`. Raises `UserError` unless it is one of the three."""
     if label not in LABELS:
         raise UserError(f"{place}: a label is one of {', '.join(LABELS)}; not '{label}'")
     return label
 
 
 def image_folder(root: Path) -> Path:
-    """Flickr30k's images; the first of the two usual names where neither is there."""
+    """The folder of Flickr30k's images; the first of the two usual names if neither exists."""
     folders = [follow_link(root / name) for name in IMAGE_FOLDERS]
     return next((folder for folder in folders if folder.is_dir()), folders[0])
 
 
 def write_predictions(answers: Iterable[tuple[str, str]], path: Path) -> None:
-    """JSON lines `{"pairID": …, "prediction": …}`, sorted: SNLI-VE has no server and no format of its own."""
+    """JSON lines `{"pairID": …, "prediction": …}`, sorted. SNLI-VE has neither a server nor a format for this."""
     lines = [json.dumps({"pairID": pair, "prediction": label}) for pair, label in sorted(answers)]
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

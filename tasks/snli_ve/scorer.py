@@ -29,7 +29,7 @@ def read_submission(path: Path) -> Answers:
 
 
 def shares(metric: str) -> tuple[Share, ...]:
-    """`accuracy` counts every pair, any other metric those with that label."""
+    """`accuracy` counts every pair, any other metric the pairs with that label."""
     return (Share(),) if metric == "accuracy" else (Share(of=lambda each: each["label"] == metric),)
 
 

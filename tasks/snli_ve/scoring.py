@@ -9,6 +9,6 @@ from tasks.classification.scoring import accuracy, check_labelled, class_accurac
 
 
 def score(predictions: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """In percent: `accuracy`, and `contradiction`, `entailment`, `neutral`: of the examples with that label."""
+    """In percent: `accuracy`, and that of the pairs with each label: `contradiction`, `entailment`, `neutral`."""
     check_labelled(predictions)
     return {"accuracy": accuracy(predictions), **class_accuracies(predictions)}

@@ -28,7 +28,7 @@ _TARGET_SCORES = (0.0, 0.3, 0.6, 0.9)
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
-    """What is known of a question's answer: all ten annotators', its type, and the majority's."""
+    """The ten annotators' answers to a question, their type, and the majority answer."""
 
     answers: tuple[AnnotatorAnswer, ...]
     answer_type: str
@@ -37,7 +37,7 @@ class Annotation:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One question in the official files; `annotation` is None in a split without annotations."""
+    """One question of the official files. annotation: None in a split without annotations."""
 
     id: int
     image_id: int
@@ -47,7 +47,7 @@ class Question:
 
 @dataclass(frozen=True)
 class OfficialSplit:
-    """One split as published, questions in the file's order; `files` maps file names to SHA-256 (hex)."""
+    """One official split, questions in the file's order. files: SHA-256 (hex) by file name."""
 
     name: str
     questions: tuple[Question, ...]
@@ -56,7 +56,7 @@ class OfficialSplit:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The answers a model chooses from, by class index, and where they come from."""
+    """The answers that a model chooses from, by class index, and where they come from."""
 
     answers: tuple[str, ...]
     provenance: Mapping[str, Any]
@@ -69,13 +69,13 @@ def read_annotations(path: Path) -> dict[int, Annotation]:
 
 
 def image_path(root: Path, split: str, image_id: int) -> Path:
-    """`{root}/val2014/COCO_val2014_000000000042.jpg`; test-dev2015 is a part of test2015's images."""
+    """`{root}/val2014/COCO_val2014_000000000042.jpg`; test-dev2015's images are among test2015's."""
     folder = "test2015" if split == "test-dev2015" else split
     return root / folder / f"COCO_{folder}_{image_id:012d}.jpg"
 
 
 def has_annotated_split(root: Path, split: str) -> bool:
-    """Whether both of the split's files are under `root`, plain or gzipped."""
+    """Whether questions and annotations of the split are under `root`, plain or gzipped."""
     return find_file(root, _questions_name(split)) is not None and (
         find_file(root, _annotations_name(split)) is not None
     )
@@ -92,7 +92,7 @@ def read_split(root: Path, split: str, annotated: bool = True) -> OfficialSplit:
         annotation_path = require_file(root, _annotations_name(split))
         annotation_entries, digest[annotation_path.name] = _read_entries(annotation_path, "annotations")
         annotations, image_ids = _parse_annotations(annotation_path, annotation_entries)
-        del annotation_entries  # VQA v2's take some gigabytes
+        del annotation_entries  # those of VQA v2 take some gigabytes
 
     questions: dict[int, Question] = {}
     for index, entry in enumerate(entries):
@@ -106,8 +106,8 @@ def read_split(root: Path, split: str, annotated: bool = True) -> OfficialSplit:
             raise UserError(f"{place}: question_id {identifier} has no annotation in {annotation_path}")
         if image_ids.get(identifier, image_id) != image_id:
             raise UserError(
-                f"{place}: question_id {identifier} is about image {image_id}, "
-                f"but about image {image_ids[identifier]} in {annotation_path}"
+                f"{place}: question_id {identifier} belongs to image {image_id}, "
+                f"but to image {image_ids[identifier]} in {annotation_path}"
             )
         questions[identifier] = Question(identifier, image_id, text, annotations.get(identifier))
 
@@ -118,7 +118,7 @@ def read_split(root: Path, split: str, annotated: bool = True) -> OfficialSplit:
 
 
 def count_vocabulary(splits: Sequence[OfficialSplit]) -> Vocabulary:
-    """The official rule: normalised majority answers that occur at least nine times over `splits`."""
+    """By the official rule: normalised majority answers that occur at least nine times in `splits`."""
     counts: Counter[str] = Counter()
     for split in splits:
         for question in split.questions:
@@ -131,8 +131,8 @@ def count_vocabulary(splits: Sequence[OfficialSplit]) -> Vocabulary:
     names = ", ".join(split.name for split in splits)
     if not kept:
         raise UserError(
-            f"no answer occurs {MIN_OCCURRENCES} times in {names}, so there is no answer vocabulary: "
-            f"put a {ANSWER_FILES[0]} beside the questions"
+            f"no answer occurs {MIN_OCCURRENCES} times in {names}, so the answer vocabulary is empty; "
+            f"put {ANSWER_FILES[0]} beside the questions"
         )
     source = f"majority answers with at least {MIN_OCCURRENCES} occurrences in {names}"
     return Vocabulary(tuple(kept), {"source": source, "count": len(kept)})
@@ -149,7 +149,9 @@ def read_vocabulary(path: Path) -> Vocabulary:
     if isinstance(content, dict):
         by_index = {index: answer for answer, index in content.items() if type(index) is int}
         if sorted(by_index) != list(range(len(content))):
-            raise UserError(f"{path}: class indices must run from 0 to {len(content) - 1}, each of them once")
+            raise UserError(
+                f"{path}: class indices must run from 0 to {len(content) - 1}, each occurring once"
+            )
         content = [by_index[index] for index in range(len(content))]
     if not isinstance(content, list) or not content:
         raise UserError(f"{path}: expected a list of answers, or an object from answer to class index")
@@ -166,7 +168,7 @@ def read_vocabulary(path: Path) -> Vocabulary:
 def target_scores(answers: Iterable[AnnotatorAnswer], answer_index: Mapping[str, int]) -> dict[int, float]:
     """Soft targets by class index: 0/.3/.6/.9/1 for 0/1/2/3/4 or more annotators.
 
-    Answers are counted in normalised form, which is the vocabulary's; those outside it are left out.
+    Answers are counted in normalised form, as in the vocabulary; answers outside it are left out.
     """
     counts = Counter(normalize_answer(text) for _, text in answers)
     return {
@@ -196,7 +198,9 @@ def _parse_annotations(path: Path, entries: list[Any]) -> tuple[dict[int, Annota
     """Annotations and image ids by question id."""
     annotations: dict[int, Annotation] = {}
     image_ids: dict[int, int] = {}
-    shared: dict[AnnotatorAnswer, AnnotatorAnswer] = {}  # one object for each of millions of equal pairs
+    shared: dict[
+        AnnotatorAnswer, AnnotatorAnswer
+    ] = {}  # millions of pairs are equal: keep one object of each
     for index, entry in enumerate(entries):
         place = f"{path}: annotations[{index}]"
         identifier = field(entry, "question_id", int, place)

@@ -13,7 +13,7 @@ from tasks.vqa.scoring import score, soft_accuracy
 
 
 def read_truths(path: Path) -> dict[str, Annotation]:
-    """What the annotators said, by question id."""
+    """Annotations by question id."""
     return {str(identifier): annotation for identifier, annotation in read_annotations(path).items()}
 
 
@@ -43,7 +43,7 @@ def judge(identifier: str, answer: str, truth: Annotation) -> dict[str, Any]:
 
 
 def shares(metric: str) -> tuple[Share, ...]:
-    """`accuracy` counts every question, any other metric those of an answer type."""
+    """`accuracy` counts every question, any other metric the questions of that answer type."""
     if metric == "accuracy":
         return (Share(),)
     return (Share(of=lambda each: each["answer_type"] == metric),)

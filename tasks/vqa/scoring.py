@@ -1,7 +1,7 @@
 """VQA's official answer normalisation and soft accuracy.
 
-Facts from the data set's evaluation script (`vqaEval.py` in github.com/GT-Vision-Lab/VQA), quirks included:
-published figures were made with them.
+As in the data set's evaluation script (`vqaEval.py` in github.com/GT-Vision-Lab/VQA), quirks included, because
+published figures were made with it.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _DIGIT_COMMA_DIGIT = re.compile(r"\d,\d")
 
 
-# The script's pattern begins with `(?!<=\d)`, a look-behind gone wrong that never holds anything back: a
-# period goes unless a digit follows it, whatever stands before it.
+# The script's pattern begins with `(?!<=\d)`, a mistyped look-behind that always succeeds: a period is removed unless
+# a digit follows it, whatever precedes it.
 _PERIOD = re.compile(r"\.(?!\d)")
 
 
-# The script passes `re.UNICODE` where `sub` takes its count, so only the first 32 periods go.
+# The script passes `re.UNICODE` as the count of `sub`, so only the first 32 periods are removed.
 _PERIODS_REMOVED = int(re.UNICODE)
 
 
@@ -43,8 +43,8 @@ _NUMBER_WORDS = {
 _ARTICLES = frozenset({"a", "an", "the"})
 
 
-# As in the script. Words are looked up in lower case, so the entries with a capital never apply ("im" stays
-# "im"); "somebody'd" loses its apostrophe; "shes", "ill" and "well" are not in the table.
+# As in the script. Words are looked up in lower case, so entries with a capital never apply ("im" stays "im").
+# "somebody'd" loses its apostrophe. "shes", "ill" and "well" are not in the table.
 _CONTRACTION_TABLE = """
     aint=ain't arent=aren't cant=can't couldve=could've couldnt=couldn't couldn'tve=couldn't've
     couldnt've=couldn't've didnt=didn't doesnt=doesn't dont=don't hadnt=hadn't hadnt've=hadn't've
@@ -73,16 +73,16 @@ _CONTRACTION_TABLE = """
 _CONTRACTIONS = dict(pair.split("=") for pair in _CONTRACTION_TABLE.split())
 
 
-@lru_cache(maxsize=1 << 20)  # VQA v2 has 6.6 million annotator answers, most of them the same few
+@lru_cache(maxsize=1 << 20)  # VQA v2 has 6.6 million answers, few of them different
 def normalize_answer(answer: str) -> str:
-    """The answer as the official script compares it where the annotators disagree."""
+    """The answer as the official script compares it if the annotators disagree."""
     return _digits_and_articles(_punctuation(_clean(answer)))
 
 
 def soft_accuracy(answer: str, annotator_answers: Sequence[AnnotatorAnswer]) -> float:
     """Mean over the leave-one-annotator-out subsets of min(matches / 3, 1), in [0, 1].
 
-    Both sides are normalised only where the annotators' answers are not all the same string.
+    Both sides are normalised unless all annotators gave the same string.
     """
     given = _clean(answer)
     truths = [(annotator, _clean(text)) for annotator, text in annotator_answers]
@@ -90,7 +90,7 @@ def soft_accuracy(answer: str, annotator_answers: Sequence[AnnotatorAnswer]) -> 
         given = normalize_answer(given)
         truths = [(annotator, normalize_answer(text)) for annotator, text in truths]
     matching = [annotator for annotator, text in truths if text == given]
-    # Thirds are summed as integers, so that the order of the annotators cannot show in the last bit.
+    # Thirds are summed as integers, so that the order of the annotators cannot change the last bit.
     thirds = sum(min(sum(other != left_out for other in matching), 3) for left_out, _ in truths)
     return thirds / (3 * len(truths))
 
@@ -99,14 +99,14 @@ def score(predictions: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Mean soft accuracy in percent: `accuracy` over all, and one figure per answer type that occurs.
 
     predictions: each with "id", "score" in [0, 1] and "answer_type".
-    Raises `UserError` where there is nothing to score.
+    Raises `UserError` if there are no predictions, or if a question has no annotations.
     """
     by_type: defaultdict[str, list[float]] = defaultdict(list)
     for prediction in predictions:
         if prediction["score"] is None:
             raise UserError(
-                f"question {prediction['id']} has no annotated answers, so accuracy is unknown here: "
-                "hand the submission file to the evaluation server"
+                f"question {prediction['id']} has no annotations, so its accuracy is unknown here; "
+                "upload the submission file to the evaluation server"
             )
         by_type[prediction["answer_type"]].append(prediction["score"])
     if not by_type:
@@ -125,9 +125,9 @@ def _clean(text: str) -> str:
 
 
 def _punctuation(text: str) -> str:
-    """Each mark goes where it stands next to a space anywhere in `text`, and becomes a space otherwise.
+    """Remove each mark that stands next to a space anywhere in `text`; replace other marks by a space.
 
-    The test reads the text as it came, not what is left of it; a comma between digits makes every mark go.
+    The test always reads the original text. If it has a comma between digits, every mark is removed.
     """
     result = text
     has_number_with_comma = _DIGIT_COMMA_DIGIT.search(text) is not None

@@ -37,14 +37,14 @@ from tasks.vqa.scorer import SCORER
 from tasks.vqa.scoring import AnnotatorAnswer, normalize_answer, soft_accuracy
 
 PUBLISHED_ANSWERS = 3129
-"""Classes of VQA2.0 with the published vocabulary, which is otherwise counted in its files."""
+"""Classes of the published vocabulary of VQA2.0."""
 
 
 @dataclass(frozen=True)
 class VQATarget:
-    """What is known of a question's answer.
+    """What is known about the answers to a question.
 
-    scores: soft target by class index; classes that are not in it have 0.
+    scores: soft target by class index; other classes have 0.
     answers: all annotators' answers, for the official accuracy.
     """
 
@@ -77,7 +77,7 @@ class VQAOptions(Limits):
 
 
 Part = tuple[OfficialSplit, str, Sequence[Question]]
-"""An official split, which part of it is taken, in words, and that part's questions."""
+"""An official split, which part of it is used (in words), and the questions of that part."""
 
 
 class VQA(Task[VQAOptions]):
@@ -114,7 +114,7 @@ class VQA(Task[VQAOptions]):
             examples = _examples(root, official.name, questions, answer_index)
             origins[name] = {"official split": official.name, "part": part}
             if name == "train":
-                # As ViLT and METER do: nothing can be learnt about an answer outside the vocabulary.
+                # As in ViLT and METER: an answer outside the vocabulary cannot be learnt.
                 answerable = [example for example in examples if example.target.scores]
                 origins[name]["left out, no answer in the vocabulary"] = len(examples) - len(answerable)
                 examples = answerable
@@ -122,7 +122,7 @@ class VQA(Task[VQAOptions]):
                 examples, self.options.limit_of(name), self.options.limit_seed, lambda example: example.id
             )
             if not examples:
-                raise UserError(f"{root}: no {name} questions are left of {official.name}: {part}")
+                raise UserError(f"{root}: {official.name} ({part}) has no questions for the {name} split")
             splits[name] = blanked(examples, self.options.blank)
             origins[name] |= {
                 "questions": len(examples),
@@ -131,7 +131,7 @@ class VQA(Task[VQAOptions]):
         return Data(splits, {"splits": origins, "files": files, "answers": vocabulary.provenance})
 
     def without_data(self) -> None:
-        """As many answers as published."""
+        """Set as many answers as were published."""
         self.answers = tuple(str(index) for index in range(PUBLISHED_ANSWERS))
 
     def embedded_data(self, cache: Path) -> Path:
@@ -139,7 +139,7 @@ class VQA(Task[VQAOptions]):
         return ensure_vqa(cache)
 
     def majority_score(self, data: Data) -> float | None:
-        """Soft accuracy of the most frequent answer of train; None where test has no annotations."""
+        """Soft accuracy of train's most frequent answer; None if test has no annotations."""
         annotated = all(example.target is not None for example in data.splits["test"])
         return majority_answer_accuracy(data) if annotated else None
 
@@ -173,7 +173,7 @@ class VQA(Task[VQAOptions]):
         return functional.binary_cross_entropy_with_logits(logits, targets) * targets.shape[1]
 
     def predict(self, logits: Tensor, examples: Sequence[Example]) -> list[Prediction]:
-        """The likeliest answer, and its official soft accuracy in [0, 1] (None without annotations)."""
+        """The most probable answer, and its official soft accuracy in [0, 1] (None without annotations)."""
         predictions = []
         for example, choice in zip(examples, logits.argmax(dim=-1).tolist(), strict=True):
             answer = self.answers[choice]

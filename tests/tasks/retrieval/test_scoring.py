@@ -81,8 +81,8 @@ def test_nothing_to_score_is_an_error() -> None:
     [
         (np.zeros((2, 3)), np.array([0, 1]), r"\(2, 3\) scores for \(2,\) captions"),
         (np.array([[0.0, np.nan], [0, 0]]), np.array([0, 1]), "1 scores are not a number"),
-        (np.zeros((3, 3)), np.array([0, 1, 1]), "every image needs a caption"),
-        (np.zeros((2, 3)), np.array([0, 1, 2]), "every image needs a caption"),
+        (np.zeros((3, 3)), np.array([0, 1, 1]), "every image must have a caption"),
+        (np.zeros((2, 3)), np.array([0, 1, 2]), "every image must have a caption"),
     ],
 )
 def test_what_does_not_fit_is_refused(scores: np.ndarray, image_of: np.ndarray, message: str) -> None:

@@ -112,12 +112,12 @@ def test_limits_count_images_and_keep_their_captions(root: Path) -> None:
 
 def test_dataset_is_found_or_chosen(root: Path) -> None:
     write(root, *(entry(k, split) for k, split in enumerate(("train", "val", "test"))), name="mini")
-    with pytest.raises(UserError, match=r"has dataset_flickr30k\.json, dataset_mini\.json; choose one"):
+    with pytest.raises(UserError, match=r"contains dataset_flickr30k\.json, dataset_mini\.json; choose one"):
         Retrieval().load(root)
     assert Retrieval(RetrievalOptions(dataset="mini")).load(root).provenance["dataset"] == "mini"
     with pytest.raises(UserError, match=r"looked for dataset_coco\.json"):
         Retrieval(RetrievalOptions(dataset="coco")).load(root)
-    with pytest.raises(UserError, match=r"no such folder\): looked for dataset_"):
+    with pytest.raises(UserError, match=r"no such folder\): contains no dataset_"):
         Retrieval().load(root / "nowhere")
 
 
@@ -184,7 +184,7 @@ def test_negatives_are_a_function_of_seed_epoch_and_example() -> None:
 
 def test_too_few_captions_for_the_negatives_are_told() -> None:
     with pytest.raises(
-        UserError, match="expected 15 captions of other images as negatives, but there are 16"
+        UserError, match="15 captions of other images are needed as negatives, but there are only 16"
     ):
         NegativeSampler(captions(8, 2), 15, True, 0)
 

@@ -124,7 +124,7 @@ Q, A = question, annotation
         ([Q(1)], [A(1), A(1)], r"annotations\[1\]: question_id 1 appears twice"),
         ([Q(1), Q(2)], [A(1)], rf"questions\[1\]: question_id 2 has no annotation in .*{ANNOTATIONS}"),
         ([Q(1)], [A(1), A(3)], rf"{ANNOTATIONS}: question_id 3 has no question in .*{QUESTIONS}"),
-        ([Q(1, 5)], [A(1, image=6)], r"question_id 1 is about image 5, but about image 6 in"),
+        ([Q(1, 5)], [A(1, image=6)], r"question_id 1 belongs to image 5, but to image 6 in"),
         ([], [A(1)], rf"{QUESTIONS}: 'questions' is empty"),
         ([Q(1)], [], rf"{ANNOTATIONS}: 'annotations' is empty"),
         ({"a": 1}, [A(1)], rf"{QUESTIONS}: 'questions' must be a list"),

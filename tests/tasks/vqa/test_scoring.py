@@ -145,7 +145,7 @@ def test_score_is_in_percent_overall_and_per_answer_type() -> None:
 
 
 def test_unannotated_predictions_are_not_scored() -> None:
-    with pytest.raises(UserError, match="question 7 has no annotated answers"):
+    with pytest.raises(UserError, match="question 7 has no annotations"):
         score([{"id": "7", "score": None, "answer_type": None}])
     with pytest.raises(UserError, match="no predictions"):
         score([])

@@ -110,7 +110,7 @@ def test_test2015_without_annotations_is_not_taken_unless_asked_for(root: Path) 
     assert task.collate_targets(data.splits["test"]) is None
     (first, *_) = task.predict(torch.zeros(6, len(task.answers)), data.splits["test"])
     assert first["score"] is None
-    with pytest.raises(UserError, match="no annotated answers"):
+    with pytest.raises(UserError, match="no annotations"):
         task.score([first])
 
 
