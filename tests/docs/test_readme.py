@@ -1,4 +1,4 @@
-"""The README's figures on the embedded benchmark are those of the committed tables."""
+"""Figures on the embedded benchmark in README.md and docs/mini.md agree with the committed tables."""
 
 import json
 import re
@@ -44,20 +44,30 @@ def with_spread(experiment: str, method: str, column: str = "vqa_accuracy") -> s
     return f"{cell(experiment, method, column)} ± {cell(experiment, method, f'{column}_sd')}"
 
 
-def test_the_leaderboard_is_the_committed_table() -> None:
-    said = {
+def change(method: str, column: str) -> str:
+    figure = rounded(table("leaderboard").loc[method, column])
+    return "0 %" if figure == "0.0" else f"{'−' if figure[0] == '-' else '+'}{figure.lstrip('-')} %"
+
+
+def test_leaderboard_in_readme_agrees_with_the_committed_table() -> None:
+    rows = {
         METHODS[name]: tuple(cells.split(" | "))
         for name, cells in re.findall(
             r"^\| ([\w ]+?) \| (.* ± .*) \|$", (ROOT / "README.md").read_text(), re.M
         )
     }
-    assert said == {
-        method: tuple(with_spread("leaderboard", method, column) for column in SCORES)
+    assert rows == {
+        method: (
+            *(with_spread("leaderboard", method, column) for column in SCORES),
+            rounded(table("leaderboard").loc[method, "updated_parameters"] / 1000),
+            change(method, "macs_change_percent"),
+            change(method, "latency_change_percent"),
+        )
         for method in table("leaderboard").index
     }
 
 
-def test_the_row_of_chance_is_that_of_the_committed_notes() -> None:
+def test_chance_in_readme_agrees_with_the_committed_notes() -> None:
     notes = (ROOT / "results/leaderboard/tables/latest.md").read_text()
     scores = re.findall(r"the most frequent answer, or chance, scores ([\d.]+)\.", notes)
     assert len(scores) == len(SCORES)
@@ -65,7 +75,7 @@ def test_the_row_of_chance_is_that_of_the_committed_notes() -> None:
     assert f"| most frequent answer, or chance | {row} |" in README
 
 
-def test_the_costs_of_das_are_those_of_the_first_table() -> None:
+def test_costs_of_das_agree_with_the_table() -> None:
     less = rounded(-table("mini-vqa").loc["das", "macs_change_percent"])
     assert f"DAS skips 2 of 12 blocks: {less} % fewer multiply-accumulates on VQA." in README
     more, parallel = (
@@ -74,19 +84,19 @@ def test_the_costs_of_das_are_those_of_the_first_table() -> None:
     )
     assert (
         f"{more} % more time than the untouched backbone, where parallel adapters in all blocks cost {parallel} %"
-        in README
+        in MINI
     )
 
 
-def test_six_seeds_are_those_of_their_table() -> None:
+def test_six_seeds_agree_with_their_table() -> None:
     scores = table("mini-vqa-six-seeds")
     assert set(scores["seeds"]) == {6}
     das, fresh, adapter = (
         cell("mini-vqa-six-seeds", method) for method in ("das", "das[warm_start=false]", "adapter")
     )
-    assert f"with six seeds DAS is level with the sequential adapter on VQA ({das} and {adapter})" in README
+    assert f"With six seeds it is level with the sequential adapter on VQA ({das} and {adapter})" in MINI
     lower = scores.loc["das", "vqa_accuracy"] - scores.loc["das[warm_start=false]", "vqa_accuracy"]
-    assert f"it is {rounded(lower, '1')} points below ({fresh}, `results/mini-vqa-six-seeds.toml`)" in README
+    assert f"it is {rounded(lower, '1')} points below ({fresh}, `results/mini-vqa-six-seeds.toml`)" in MINI
     one, other = (with_spread("mini-vqa-six-seeds", method) for method in ("das", "adapter"))
     assert f"DAS has {one} and the sequential adapter {other}" in MINI
     assert (
@@ -94,14 +104,14 @@ def test_six_seeds_are_those_of_their_table() -> None:
     )
 
 
-def test_found_and_random_blocks_are_those_of_their_tables() -> None:
+def test_found_and_random_blocks_agree_with_their_tables() -> None:
     found, drawn = (table(f"mini-vqa-{name}-blocks")["vqa_accuracy"] for name in ("found", "random"))
     assert len(drawn) == 30
     keeps_first = drawn[~drawn.index.str.contains("blocks=0+", regex=False)]
     assert (
         f"the pairs it found score {rounded(found.mean())} on VQA, thirty random pairs {rounded(drawn.mean())}, "
-        f"those of them that keep the first block {rounded(keeps_first.mean())} as well"
-    ) in README
+        f"and those of the random pairs that keep the first block {rounded(keeps_first.mean())} as well"
+    ) in MINI
     assert (
         f"score {rounded(found.min())} to {rounded(found.max())}, {rounded(found.mean())} on average" in MINI
     )
@@ -110,11 +120,8 @@ def test_found_and_random_blocks_are_those_of_their_tables() -> None:
     assert f"{rounded(four.min())} to {rounded(four.max())}, {rounded(four.mean())} on average" in MINI
 
 
-def test_random_weights_are_those_of_their_tables() -> None:
+def test_random_weights_agree_with_their_tables() -> None:
     vilt, meter = (with_spread(f"mini-vqa{name}-random-init", "full") for name in ("", "-meter"))
-    assert (
-        f"From random weights full tuning has {vilt} on VQA (`results/mini-vqa-random-init.toml`)" in README
-    )
     trained = [cell(experiment, "full") for experiment in ("leaderboard", "mini-vqa-meter")]
     assert (
         f"From random weights full tuning reaches {vilt} and {meter} on VQA, from the pre-trained weights "
@@ -122,18 +129,18 @@ def test_random_weights_are_those_of_their_tables() -> None:
     ) in MINI
 
 
-def test_meter_minis_figures_are_those_of_their_table() -> None:
+def test_figures_of_meter_mini_agree_with_their_table() -> None:
     name = "mini-vqa-meter"
     less, faster = (-table(name).loc["das", f"{cost}_change_percent"] for cost in ("macs", "latency"))
     assert (
-        f"full tuning has {with_spread(name, 'full')} on VQA, parallel adapters {with_spread(name, 'parallel')}, "
+        f"on VQA full tuning has {with_spread(name, 'full')}, parallel adapters {with_spread(name, 'parallel')}, "
         f"LoRA {with_spread(name, 'lora')}, DAS with 4 of 12 blocks skipped {with_spread(name, 'das')} at "
         f"{rounded(less)} % fewer multiply-accumulates and {rounded(faster)} % less latency, the sequential adapter "
         f"{with_spread(name, 'adapter')}, the frozen classifier {with_spread(name, 'classifier')}."
-    ) in README
+    ) in MINI
 
 
-def test_on_the_other_tasks_meter_mini_stays_at_chance() -> None:
+def test_meter_mini_stays_at_chance_on_the_other_tasks() -> None:
     notes = (ROOT / "results/leaderboard-meter/tables/latest.md").read_text()
     chance = re.findall(r"the most frequent answer, or chance, scores ([\d.]+)\.", notes)
     assert len(chance) == len(SCORES)
@@ -141,20 +148,47 @@ def test_on_the_other_tasks_meter_mini_stays_at_chance() -> None:
         assert (table("leaderboard-meter")[column] - float(score)).abs().max() <= 2
 
 
-def test_the_number_of_cells_is_that_of_the_tables() -> None:
-    cells = {
-        name: int((table(name)["seeds"] * sum(column in table(name) for column in SCORES)).sum())
-        for name in ("mini-vqa", "leaderboard", "leaderboard-meter")
-    }
-    assert f"the command behind the table above ({cells['mini-vqa']} cells" in README
-    assert f"Both leaderboards together, {cells['leaderboard'] + cells['leaderboard-meter']} cells" in README
+def test_number_of_cells_agrees_with_the_tables() -> None:
+    cells = sum(
+        int((table(name)["seeds"] * sum(column in table(name) for column in SCORES)).sum())
+        for name in ("leaderboard", "leaderboard-meter")
+    )
+    assert f"both leaderboards together ({cells} cells)" in MINI
 
 
-def test_the_hours_of_the_leaderboards_are_those_of_their_records() -> None:
+def test_hours_of_the_leaderboards_agree_with_their_records() -> None:
     seconds = 0.0
     for path in (ROOT / "results").glob("leaderboard*/cells/*/record.json"):
         times = json.loads(path.read_text())["timestamps"]
         started, finished = (datetime.fromisoformat(times[name]) for name in ("started", "finished"))
         seconds += (finished - started).total_seconds()
     one, two = (rounded(seconds / 3600 / cores) for cores in (1, 2))
-    assert f"by their records {one} hours of one core's work, {two} hours on the two cores" in README
+    assert f"take {one} hours of one core, or {two} hours on the two cores" in MINI
+
+
+def test_first_table_agrees_with_the_committed_records() -> None:
+    row = r"^    (lora|das) +([\d.]+) +([\d.]+) +[\d.]+ to [\d.]+ +– +([\d.]+) "
+    rows = re.findall(row, (ROOT / "README.md").read_text(), re.M)
+    records = [
+        json.loads(path.read_text()) for path in (ROOT / "results/leaderboard/cells").glob("*/record.json")
+    ]
+    found = {
+        record["cell"]["method"]["name"]: record
+        for record in records
+        if record["cell"]["seed"] == 0 and record["cell"]["task"]["name"] == "vqa"
+    }
+    assert [name for name, *_ in rows] == ["lora", "das"]
+    for name, updated, accuracy, macs in rows:
+        record = found[name]
+        assert accuracy == f"{record['metrics']['test']['accuracy']:.2f}"
+        assert updated == f"{record['parameters']['updated'] / 1000:.2f}"
+        assert macs == f"{record['compute']['macs_total'] / 1e6:.2f}"
+
+
+def test_method_example_is_the_one_that_the_page_on_python_runs() -> None:
+    (example,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.M | re.S)
+    page = (ROOT / "docs/python.md").read_text()
+    classes = re.findall(r"^class .*?(?=^\S|\Z)", example, re.M | re.S)
+    assert len(classes) == 2
+    for definition in classes:
+        assert definition.strip() in page
