@@ -1,7 +1,7 @@
-"""Methods of the `adapters` library (Poth et al., EMNLP 2023) by its configuration names.
+"""Methods of the `adapters` library (Poth et al., EMNLP 2023), named as its configurations.
 
-Bottleneck adapters in series and in parallel, Compacter, LoRA, DoRA, VeRA and (IA)³ work on the backbones
-through the library's plug-in interface. What acts on a model's embeddings or its own forward pass does not.
+Sequential and parallel bottleneck adapters, Compacter, LoRA, DoRA, VeRA and (IA)³ work on the backbones through the
+library's plug-in interface. Methods that change a model's embeddings or its own forward pass do not.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from methods.base import Method, NoOptions, freeze
 Override = str | int | float | bool
 
 ADAPTER = "petl"
-"""Name of the added adapter, by which its modules are found in the module tree."""
+"""Name of the added adapter. Its modules are found in the module tree by this name."""
 
 INTERFACES: dict[str, dict[str, str | None]] = {
     "ViltModel": {
@@ -44,7 +44,7 @@ INTERFACES: dict[str, dict[str, str | None]] = {
         "layer_output_proj": "output.dense",
         "layer_pre_self_attn": "layernorm_before",
         "layer_pre_ffn": "layernorm_after",
-        # Left out on purpose: given these, the library hands every layer the last layer's norm (1.3.0).
+        # Left out on purpose: with these, the library (1.3.0) gives every layer the norm of the last one.
         "layer_ln_1": None,
         "layer_ln_2": None,
     },
@@ -59,7 +59,7 @@ INTERFACES: dict[str, dict[str, str | None]] = {
         "attn_o_proj": "output.dense",
         "layer_intermediate_proj": "intermediate.dense",
         "layer_output_proj": "output.dense",
-        # A post-norm sublayer's residual stream is what its first projection reads.
+        # In a post-norm sublayer the first projection reads the residual stream.
         "layer_pre_self_attn": "attention.self.query",
         "layer_pre_ffn": "intermediate.dense",
         "layer_ln_1": None,
@@ -69,14 +69,14 @@ INTERFACES: dict[str, dict[str, str | None]] = {
 """The library's plug-in interface by the class of `backbone.model`."""
 
 WORKING = ("bottleneck", "lora")
-"""Kinds of configuration that work outside a model's own forward pass."""
+"""Kinds of configuration that work without the model's own forward pass."""
 
 
 class AdaptersMethod(Method[NoOptions]):
-    """Any of the library's configurations that works on the backbone, with overrides of its settings.
+    """One of the library's configurations, with overrides of its settings.
 
     Raises:
-        UserError: no such configuration, or one that cannot work here; no such setting.
+        UserError: no such configuration or setting, or a configuration that does not work on these backbones.
     """
 
     summary: ClassVar[str] = "a configuration of the adapters library"
@@ -94,7 +94,7 @@ class AdaptersMethod(Method[NoOptions]):
         return dict(self.settings.to_dict())
 
     def adapt(self, backbone: Backbone, generator: torch.Generator) -> None:
-        """Let the library insert its modules, its random draws seeded from `generator`.
+        """Insert the library's modules; their weights are drawn with a seed from `generator`.
 
         Raises:
             UserError: the backbone has no plug-in interface, or the library refuses the configuration.
@@ -111,7 +111,7 @@ class AdaptersMethod(Method[NoOptions]):
         seed = int(torch.randint(2**62, (), generator=generator))
         kinds = adapters.AdapterMethod.get_from_config(self.settings)
         if "bottleneck" in kinds:
-            # Given it, the library puts cross-attention's adapter where self-attention's was (1.3.0).
+            # With it, the library (1.3.0) puts the cross-attention's adapter in place of the self-attention's.
             interface = {**interface, "layer_cross_attn": None}
         plug_in = adapters.AdapterModelInterface(adapter_methods=kinds, **interface)
         with quietly(), torch.random.fork_rng(devices=[]):
@@ -124,16 +124,16 @@ class AdaptersMethod(Method[NoOptions]):
                     f"{self.name}: the adapters library refuses these settings ({error})."
                 ) from error
             model.set_active_adapters(ADAPTER)
-        # As a partial, not a closure, a copy of the backbone runs its own blocks.
+        # A partial, not a closure: a copy of the backbone must run its own blocks.
         backbone.fuse = partial(_fuse_in_context, backbone)  # type: ignore[method-assign]
 
     def finalize(self, backbone: Backbone) -> None:
-        """Put one plain linear map in the place of each projection with an update, and fold the blocks.
+        """Replace each updated projection by one plain linear map, and fold the blocks.
 
-        Bottlenecks stay, and their blocks as they are: the library calls them by hooks, which folding leaves alone.
+        Blocks with bottlenecks are not folded, because the library calls the bottlenecks by hooks.
 
-        The library's own merging leaves the bias as it was, which changes the result of (IA)³ and DoRA
-        (1.3.0), so the merged map is read off the adapted one: it is affine, f(x) = W x + b.
+        The library's own merging (1.3.0) does not change the bias, which gives wrong results for (IA)³ and DoRA. So
+        weight and bias are computed from the outputs of the adapted map, which is affine: f(x) = W x + b.
         """
         if self.settings.architecture != "lora" or self.settings.use_gating:
             super().finalize(backbone)
@@ -151,14 +151,14 @@ class AdaptersMethod(Method[NoOptions]):
         super().finalize(backbone)
 
     def method_modules(self, backbone: Backbone) -> list[nn.Module]:
-        """The library files its modules under the adapter's name."""
+        """The modules whose name is the adapter's; the library names them so."""
         return [module for path, module in backbone.named_modules() if path.rsplit(".", 1)[-1] == ADAPTER]
 
 
 def _fuse_in_context(backbone: Backbone, streams: Streams) -> Tensor:
-    """`fuse` inside the context that the library opens in a model's own forward pass.
+    """`fuse` in the context that the library opens in a model's own forward pass.
 
-    Through it parallel adapters get the residual stream, Compacter and VeRA the weights they share.
+    From this context parallel adapters get the residual stream, and Compacter and VeRA their shared weights.
     """
     context = importlib.import_module("adapters.context").ForwardContext
     with context(backbone.model):
@@ -166,7 +166,7 @@ def _fuse_in_context(backbone: Backbone, streams: Streams) -> Tensor:
 
 
 def merged_linear(module: Any) -> nn.Linear:
-    """A plain map that equals the library's linear layer in evaluation, sharing what is unchanged."""
+    """A plain linear map equal to the library's layer in evaluation mode. It shares unchanged parameters."""
     plain: nn.Linear = skip_init(  # type: ignore[no-untyped-call]
         nn.Linear, module.in_features, module.out_features, bias=module.bias is not None
     )
@@ -181,10 +181,10 @@ def merged_linear(module: Any) -> nn.Linear:
 
 
 def load_configuration(name: str, overrides: Mapping[str, Override]) -> Any:
-    """The library's configuration `name` with `overrides`, text converted to what the settings hold.
+    """The library's configuration `name` with `overrides`, whose text is converted to the settings' types.
 
     Raises:
-        UserError: no such configuration, or one that cannot work here; no such setting.
+        UserError: no such configuration or setting, or a configuration that does not work on these backbones.
     """
     adapters = load_library()
     known = importlib.import_module("adapters.configuration").ADAPTER_CONFIG_MAP
@@ -207,7 +207,7 @@ def load_configuration(name: str, overrides: Mapping[str, Override]) -> Any:
 
 
 def _convert(value: Override, default: object) -> object:
-    """`value` as the library wants it: lists from `q+v`, numbers from text, floats where it asks for them."""
+    """`value` converted to the type of `default`: lists from `q+v`, numbers and booleans from text."""
     converted: object = value
     if isinstance(value, str):
         if isinstance(default, list):
@@ -232,7 +232,7 @@ def load_library() -> Any:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Deprecations inside the library, and what it logs between two of its steps, are not the user's."""
+    """Hide the library's deprecation warnings and log messages, which users can do nothing about."""
     log = logging.getLogger("adapters")
     level = log.level
     log.setLevel(logging.ERROR)

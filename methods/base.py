@@ -1,4 +1,4 @@
-"""What a method is: how a pretrained backbone is changed, which parameters train, what is deployed."""
+"""The base class of methods: how a backbone is adapted, which parameters train, and what is deployed."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ OptionsT = TypeVar("OptionsT")
 
 @dataclass(frozen=True)
 class Trace:
-    """How a search came to its choice; `harness plot` draws it.
+    """The course of a search, which `harness plot` draws.
 
-    arms: names of what the search chooses among. values: `(U + 1, N)`, a row before any of the U updates and
-    one after each, a value an arm; a high value means that the arm is chosen. chosen: names of the arms chosen
-    in the end. epoch_starts: the update with which an epoch begins (from 0), and the epoch's number (from 1).
+    arms: names of the N options that the search chooses among. values: `(U + 1, N)`, one value per arm, before the
+    first of U updates and after each of them; arms with high values are chosen. chosen: names of the arms chosen
+    in the end. epoch_starts: for each epoch, its first update (from 0) and its number (from 1).
     outcome: what happens to a chosen arm, for the figure's text.
     """
 
@@ -43,23 +43,23 @@ class Trace:
 
 @dataclass(frozen=True)
 class Diagram:
-    """The model's blocks in order, and those that are skipped, by name; the report draws them."""
+    """Names of the model's blocks in order, and of the skipped ones; the report draws them."""
 
     blocks: tuple[str, ...]
     skipped: tuple[str, ...]
 
 
 class Decision(ABC):
-    """What a search has decided. A frozen dataclass that says itself how it is stored, printed and compared."""
+    """The result of a search: a frozen dataclass that defines how it is stored, printed and compared."""
 
     @abstractmethod
     def to_json(self) -> dict[str, Any]:
-        """What `from_json` takes, JSON-able and short: it stands in the record. No history."""
+        """The decision as a short JSON value for the record, without the history; `from_json` reads it."""
 
     @classmethod
     @abstractmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """The decision again, without its history; enough for `Method.decide`."""
+        """The decision from what `to_json` returned. Its history is missing; `Method.decide` does not need it."""
 
     @property
     @abstractmethod
@@ -67,49 +67,49 @@ class Decision(ABC):
         """One line for progress and tables: `skipped joint.3, joint.7`."""
 
     def figures(self) -> dict[str, str]:
-        """Name → exact text: what must come out the same when a cell is reproduced."""
+        """Name → text of everything that must be equal when a cell is reproduced."""
         return {"decision of the search": digest_json(self.to_json())}
 
     def history(self) -> Any:
-        """How the search got there, JSON-able, of any length; kept in a compressed file beside the record."""
+        """The course of the search as a JSON value of any length, saved in a compressed file beside the record."""
         return None
 
     def trace(self) -> Trace | None:
-        """What `harness plot` draws of the search; None: nothing."""
+        """The trace that `harness plot` draws; None: no figure."""
         return None
 
     def diagram(self) -> Diagram | None:
-        """Which blocks are skipped, if the decision is about that."""
+        """The blocks with the skipped ones; None if the decision skips no blocks."""
         return None
 
 
 AnyDecision: TypeAlias = Decision
-"""`Decision` where `Method`'s attribute of the same name would be meant."""
+"""`Decision`, for use inside `Method`, where that name is a class attribute."""
 
 
 class Memory(Protocol):
     """Search state besides the model, saved each epoch so that the search can resume."""
 
     def state(self) -> dict[str, Any]:
-        """Everything the search has found so far, in tensors and plain values."""
+        """All state of the search, as tensors and plain values."""
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take back what `state` returned."""
+        """Restore what `state` returned."""
 
 
 class SearchTrainer(Protocol):
-    """What a method gets to search with: a model to train on a search split, and held-out batches.
+    """Given to `Method.search`: trains a model on one part of the training split, and provides batches of another.
 
-    The trainer's data are cut from the training split only; its two parts are disjoint.
+    The two parts are disjoint. No validation or test data are used.
     """
 
     backbone: Backbone
     generator: torch.Generator
-    """The only source of randomness a search may draw from (CPU)."""
+    """The only source of random numbers that a search may use (CPU)."""
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimiser steps in an epoch of the search."""
+        """Optimiser steps per epoch of the search."""
 
     def train(
         self,
@@ -118,28 +118,31 @@ class SearchTrainer(Protocol):
         after_step: Callable[[int, int], None],
         memory: Memory | None = None,
     ) -> None:
-        """Train what requires gradient for `epochs`; the callbacks get (epoch, step), both from 0.
+        """Train all parameters that require gradient for `epochs`; callbacks get (epoch, step), both from 0.
 
         With a `memory`, an interrupted search resumes at its last epoch: the trainer saves the memory's state
         together with the model, the optimiser and all random states, and restores it before the first step.
         """
 
     def held_out_batch(self, fresh: bool = True) -> Any:
-        """The next batch of the part kept for rewards (`fresh=False`: always the first one)."""
+        """The next batch of the held-out part (`fresh=False`: always the first one)."""
 
     def training_batch(self) -> Any:
-        """The first batch of the part that is trained on (what the published search rewards on)."""
+        """The first batch of the part that is trained on; the published DAS computes its rewards on it."""
 
     def loss(self, batch: Any, training_mode: bool = False) -> float:
-        """The task's mean loss per example on `batch`, as published, without gradient."""
+        """The task's mean loss per example on `batch`, without gradient.
+
+        training_mode: compute it with dropout.
+        """
 
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """Parameters that train with a learning rate or weight decay of their own.
+    """Parameters with their own learning rate or weight decay.
 
     learning_rate_scale: their learning rate as a multiple of the cell's.
-    weight_decay: whether their matrices decay, as elsewhere; False: none of them does.
+    weight_decay: True: their matrices decay, like those of other parameters; False: none of them decays.
     """
 
     name: str
@@ -150,10 +153,10 @@ class ParameterGroup:
 
 @dataclass(frozen=True)
 class CostCase:
-    """A form of a method that `harness profile` counts.
+    """One form of a method that `harness profile` counts.
 
-    name: what tells it from the method's other forms, "" where there is one form only.
-    decision: what `Method.decide` is given first; None: nothing.
+    name: distinguishes it from the method's other forms; "" if there is only one.
+    decision: passed to `Method.decide` before `adapt`; None: `decide` is not called.
     """
 
     name: str = ""
@@ -169,15 +172,16 @@ class Method(ABC, Generic[OptionsT]):
     source: ClassVar[str]
     """The paper."""
     Options: ClassVar[type[Any]] = NoOptions
-    """A frozen dataclass whose fields have defaults; written inline as `name[field=value]`."""
+    """A frozen dataclass whose fields have defaults; users write `name[field=value]`."""
     learning_rate_scale: ClassVar[float] = 1.0
-    """Default learning rate as a multiple of the backbone's own."""
+    """Default learning rate as a multiple of the backbone's."""
     per_token: ClassVar[bool] = False
-    """True if every inserted module processes tokens independently, or heeds `BlockInput.queries`. Training is
-    then faster: the last blocks compute the pooled token alone. False for a convolution over patches, say."""
+    """True if every inserted module processes tokens independently, or respects `BlockInput.queries`. Training is
+    then faster, because the last blocks compute only the pooled token. False, for example, for a convolution over
+    patches."""
     dynamic: ClassVar[bool] = False
-    """True if the cost of an example depends on the example (early exit, routing). MACs and latency are then
-    measured over real test examples."""
+    """True if the cost depends on the example (early exit, routing). MACs and latency are then measured on real
+    test examples."""
     exports: ClassVar[tuple[str, ...]] = ()
     """Formats of `harness export` that `export` can write: `adapters`, `peft`."""
 
@@ -186,74 +190,77 @@ class Method(ABC, Generic[OptionsT]):
     Decision: ClassVar[type[Any]]
     """The `Decision` that `search` returns and `decide` takes; needed if `searches`."""
     search_epochs: ClassVar[int] = 0
-    """Epochs that `search` trains for, for progress and time estimates."""
+    """Epochs that `search` trains, for progress and time estimates."""
     search_holdout: ClassVar[float] = 0.2
-    """Share of the training split's groups that the search keeps apart for its rewards."""
+    """Share of the training split (in groups of examples) that the search holds out for its rewards."""
 
     def __init__(self, options: OptionsT | None = None) -> None:
         self.options: OptionsT = options if options is not None else self.Options()
 
     @abstractmethod
     def adapt(self, backbone: Backbone, generator: torch.Generator) -> None:
-        """Freeze the backbone, insert modules, and mark what trains by `requires_grad`.
+        """Freeze the backbone, insert modules, and set `requires_grad` on the parameters that train.
 
-        New weights are drawn from `generator` (CPU) only. The task's head and
-        `backbone.common_parameters()` are made trainable by the caller, alike for every method.
+        generator: the only source of random numbers for new weights (CPU).
+
+        The caller makes the task's head and `backbone.common_parameters()` trainable, for every method.
         """
 
     def search(self, trainer: SearchTrainer) -> AnyDecision:
         """Decide something before training (DAS: which blocks to skip).
 
-        `trainer.backbone` is freshly loaded and not adapted. Called only if `searches`.
+        Called only if `searches`. `trainer.backbone` has just been loaded and is not adapted.
         """
         raise TypeError(f"{self.name} has no search")
 
     def decide(self, decision: Any) -> None:
-        """Take the decision of a search, also one from a record, before `adapt`. Called only if `searches`.
+        """Apply the decision of a search, or one from a record. Called before `adapt`, only if `searches`.
 
-        decision: an instance of the class's own `Decision`.
+        decision: an instance of `self.Decision`.
         """
         raise TypeError(f"{self.name} has no search")
 
     def warm_start(self, backbone: Backbone, searched: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What training begins with instead of fresh weights: everything that trains, by name, or {}.
+        """Weights that training starts with instead of new ones: all trained parameters by name, or {}.
 
-        backbone: adapted, as it will be trained. searched: all that the search trained, after its last step.
-        Names are those of the parameters in the model with its head, `backbone.…` and `head.…`.
-        Called only if `searches`; tables say which methods begin with something.
+        Called only if `searches`. Notes below tables name the methods that start with searched weights.
+
+        backbone: adapted, as it will be trained. searched: the parameters that the search trained, after its last
+        step. Names are those in the model with its head, `backbone.…` and `head.…`.
         """
         return {}
 
     def regularizer(self, backbone: Backbone) -> Tensor | None:
-        """A scalar with gradient that is added to the task's loss at every training step; None: nothing is."""
+        """A scalar tensor that is added to the task's loss at every training step; None: nothing is added."""
         return None
 
     def before_step(self, step: int, total: int) -> None:
-        """Called before every optimiser step of training. step: from 0 over the whole training, of `total`.
+        """Called before every optimiser step of training.
 
-        A resumed training continues the count. Only parameters that train are saved at the end of an epoch, so
-        whatever else changes with the steps must follow from `step` alone.
+        step: number of the step in the whole training, from 0 to `total` − 1. It continues in a resumed training.
+
+        Checkpoints hold only the parameters that train, so any other state must be a function of `step`.
         """
 
     def parameter_groups(self, backbone: Backbone) -> Sequence[ParameterGroup]:
-        """Parameters of the adapted backbone that train with rates of their own; the rest train as usual.
+        """Groups of the adapted backbone's parameters with their own learning rates; all others use the cell's.
 
-        A parameter may be in one group only, and must require gradient.
+        A parameter may be in only one group, and must require gradient.
         """
         return ()
 
     def cost_cases(self, backbone: Backbone) -> Sequence[CostCase]:
-        """The forms of the method that `harness profile` shows: by default the method as it is.
+        """The forms of the method that `harness profile` shows; by default one.
 
         backbone: as loaded, possibly on the `meta` device.
         """
         return (CostCase(),)
 
     def finalize(self, backbone: Backbone) -> None:
-        """Turn the trained backbone into what is deployed, with the same outputs.
+        """Turn the trained backbone into its deployed form, with the same outputs.
 
-        By default blocks are folded (`harness.backbones.folding`); a method that has more to do, such as merging
-        updates into the projections, does so first.
+        This default folds the blocks (`harness.backbones.folding`). A method that does more, such as merging updates
+        into the projections, does so first.
         """
         fold(backbone)
 
@@ -262,24 +269,26 @@ class Method(ABC, Generic[OptionsT]):
     ) -> str:
         """Write the tuned weights into the folder `output` in one of the formats `exports`.
 
-        target: the library's model with the pretrained weights; it may be changed.
-        blocks: what was tuned, by the block's index and the name within the block.
-        Returns the lines of Python that load the files from the folder `FOLDER` onto `model`.
+        target: Hugging Face's model with the pretrained weights; it may be changed.
+        blocks: the tuned tensors by block index and by name within the block.
+
+        Returns:
+            Lines of Python that load the files in the folder `FOLDER` into `model`.
 
         Raises:
-            UserError: the format cannot express these options.
+            UserError: the format cannot represent these options.
         """
         raise TypeError(f"{self.name} has no {form} form")
 
     def method_parameters(self, backbone: Backbone) -> Iterator[nn.Parameter]:
-        """The parameters this method added (not those of the pretrained backbone)."""
+        """The parameters that this method added (not those of the pretrained backbone)."""
         for module in self.method_modules(backbone):
             yield from module.parameters()
 
     def method_modules(self, backbone: Backbone) -> list[nn.Module]:
-        """The modules this method added, outermost only, wherever they sit (also after `finalize`).
+        """The outermost modules that this method added, also after `finalize`.
 
-        Every added module is an instance of `Inserted`; bare parameters live inside one.
+        Every added module is an `Inserted`; every added parameter is inside one.
         """
         found: list[nn.Module] = []
 
@@ -299,10 +308,10 @@ class Method(ABC, Generic[OptionsT]):
 
 
 class Inserted(nn.Module):
-    """Base class of modules that a method adds; all of their own parameters count as the method's."""
+    """Base class of the modules that a method adds. All of their parameters count as the method's."""
 
 
 def freeze(backbone: Backbone) -> None:
-    """Stop every parameter of the backbone from training."""
+    """Set `requires_grad` to False on every parameter of the backbone."""
     for parameter in backbone.parameters():
         parameter.requires_grad_(False)

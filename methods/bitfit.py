@@ -11,16 +11,16 @@ from methods.base import Method, NoOptions, freeze
 
 
 class BitFit(Method[NoOptions]):
-    """Every bias of the blocks, those of layer norms included, trains; nothing is inserted."""
+    """All biases of the blocks train, including those of LayerNorms. Nothing is inserted."""
 
     name: ClassVar[str] = "bitfit"
-    summary: ClassVar[str] = "the blocks' bias terms train, layer norms' included"
+    summary: ClassVar[str] = "the bias terms of the blocks train, including those of LayerNorms"
     source: ClassVar[str] = "Ben Zaken et al., ACL 2022"
     learning_rate_scale: ClassVar[float] = 10.0
     per_token: ClassVar[bool] = True
 
     def adapt(self, backbone: Backbone, generator: torch.Generator) -> None:
-        """Freeze all but the blocks' biases."""
+        """Freeze everything except the biases of the blocks."""
         freeze(backbone)
         for name, parameter in backbone.blocks.named_parameters():
             if name.rsplit(".", 1)[-1] == "bias":

@@ -1,4 +1,4 @@
-"""Distillation: what a student's logits lose against a teacher's."""
+"""Distillation loss between the logits of a teacher and a student."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import Tensor
 def logit_divergence(teacher: Tensor, student: Tensor) -> Tensor:
     """KL(teacher ‖ student) of the softmax over the last dimension, summed over it and averaged over the rows.
 
-    Logits are `(N, C)`; gradient flows to the student only. As in PuMer's training (Cao et al., ACL 2023), where it
-    is added to the task's loss with weight 1, at temperature 1, also for VQA. With one logit per row it is 0.
+    Logits are `(N, C)`; only the student gets a gradient. With one logit per row the loss is 0. PuMer's training
+    (Cao et al., ACL 2023) adds it to the task's loss with weight 1 and temperature 1, for VQA too.
     """
     return F.kl_div(
         student.log_softmax(dim=-1),

@@ -11,7 +11,7 @@ from methods.base import Method, NoOptions
 
 
 class Full(Method[NoOptions]):
-    """What every other method is compared with; nothing is inserted."""
+    """Full tuning, with which all other methods are compared. Nothing is inserted."""
 
     name: ClassVar[str] = "full"
     summary: ClassVar[str] = "all parameters of the backbone train"
@@ -20,5 +20,5 @@ class Full(Method[NoOptions]):
     per_token: ClassVar[bool] = True
 
     def adapt(self, backbone: Backbone, generator: torch.Generator) -> None:
-        """Let everything train."""
+        """Make all parameters trainable."""
         backbone.requires_grad_(True)

@@ -1,4 +1,4 @@
-"""Visual-language prompts (after VPT, Jia et al., ECCV 2022): trained tokens among the hidden states."""
+"""Prompts (VPT, Jia et al., ECCV 2022): trained tokens that are inserted into the hidden states."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from methods.base import Inserted, Method, freeze
 from methods.option_checks import at_least
 
 INITIAL_STD = 0.02
-"""Of the tokens, normal. VPT draws them uniformly with a deviation of 0.0228 (patch 32, width 768)."""
+"""Standard deviation of new tokens, drawn from a normal distribution. VPT draws them from a uniform one with a standard
+deviation of 0.0228 (patch 32, width 768)."""
 
 
 @dataclass(frozen=True)
 class PromptOptions:
-    """What can be chosen about prompts.
+    """Options of prompts.
 
-    tokens: number of prompt tokens in each stream (deep: in each block); by default 200, as in DAS's
-        comparison, and 16 where the hidden size is below 512.
+    tokens: number of prompt tokens in each stream (deep: in each block); by default 200, as in the DAS paper's
+        comparison, or 16 if the hidden size is below 512.
     """
 
     tokens: int | None = None
@@ -35,7 +36,7 @@ class PromptOptions:
 
 
 class Prompt(Inserted):
-    """Trained tokens `(N, D)` that go right behind a sequence's first token, the classification token."""
+    """Trained tokens `(N, D)`, inserted after the first token of a sequence, the classification token."""
 
     def __init__(self, tokens: int, width: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -48,15 +49,15 @@ class Prompt(Inserted):
         return torch.cat([hidden[:, :1], tokens, hidden[:, 1:]], dim=1)
 
     def widen(self, mask: Tensor) -> Tensor:
-        """A mask `(…, T)` → `(…, T + N)` under which the prompt can be attended to.
+        """A mask `(…, T)` → `(…, T + N)` that lets tokens attend to the prompt.
 
-        Boolean masks are True where there is a token, others are added to the attention's scores.
+        mask: boolean (True for tokens, False for padding), or a number that is added to attention scores.
         """
         attend = mask.new_full((*mask.shape[:-1], len(self.tokens)), mask.dtype == torch.bool)
         return torch.cat([mask[..., :1], attend, mask[..., 1:]], dim=-1)
 
     def widen_sizes(self, sizes: Tensor) -> Tensor:
-        """Token sizes `(B, T)` → `(B, T + N)`: a prompt token stands for itself."""
+        """Token sizes `(B, T)` → `(B, T + N)`; the size of a prompt token is 1."""
         ones = sizes.new_ones(len(sizes), len(self.tokens))
         return torch.cat([sizes[:, :1], ones, sizes[:, 1:]], dim=1)
 
@@ -69,7 +70,7 @@ class StreamPrompts(nn.Module):
         self.prompts = nn.ModuleDict(prompts)
 
     def forward(self, streams: Streams) -> Streams:
-        """Every stream with its prompt in it."""
+        """Insert each stream's prompt into it."""
         prompted: Streams = {}
         for name, stream in streams.items():
             prompt = self.prompts[name]
@@ -85,7 +86,7 @@ class StreamPrompts(nn.Module):
 
 
 class PromptedBlock(Block):
-    """A block that sees its own prompt; outside of it the hidden states are as many as before."""
+    """A block with its own prompt, which is inserted before it and removed after it."""
 
     def __init__(self, block: Block, prompt: Prompt) -> None:
         super().__init__()
@@ -95,9 +96,9 @@ class PromptedBlock(Block):
         self.prompt = prompt
 
     def forward(self, inputs: BlockInput) -> BlockOutput:
-        """`(B, T, D)` → `(B, queries, D)`; the other stream comes in without a prompt.
+        """`(B, T, D)` → `(B, queries, D)`; the other stream has no prompt.
 
-        Where only the first token is wanted the prompt's own states need not be computed: it stands behind it.
+        If only the first token is wanted, the outputs of the prompt, which follows it, need not be computed.
         """
         tokens, count = inputs.tokens, len(self.prompt.tokens)
         prompted = replace(
@@ -115,35 +116,35 @@ class PromptedBlock(Block):
 
     @property
     def sublayers(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Those of the block inside."""
+        """The same as the wrapped block's."""
         return self.block.sublayers
 
     @property
     def sequential(self) -> nn.ModuleDict:  # type: ignore[override]
-        """Those of the block inside."""
+        """The same as the wrapped block's."""
         return self.block.sequential
 
     @property
     def parallel(self) -> nn.ModuleDict:  # type: ignore[override]
-        """Those of the block inside."""
+        """The same as the wrapped block's."""
         return self.block.parallel
 
     def projections(self) -> dict[str, nn.Linear]:
-        """Those of the block inside."""
+        """The same as the wrapped block's."""
         return self.block.projections()
 
     def set_projection(self, role: str, module: nn.Module) -> None:
-        """Replace one in the block inside."""
+        """Replace a projection of the wrapped block."""
         self.block.set_projection(role, module)
 
     def folded(self) -> nn.Module:
-        """Itself with the block inside in its deployed form."""
+        """Replace the wrapped block by its deployed form."""
         self.add_module("block", fold_block(self.block))
         return self
 
 
 class ShallowPrompt(Method[PromptOptions]):
-    """Prompt tokens join each stream before the first block and stay for all of them."""
+    """Prompt tokens are inserted into each stream before the first block and stay in it."""
 
     name: ClassVar[str] = "shallow_prompt"
     summary: ClassVar[str] = "trained tokens in each stream, from the first block on"
@@ -153,7 +154,7 @@ class ShallowPrompt(Method[PromptOptions]):
     per_token: ClassVar[bool] = True
 
     def adapt(self, backbone: Backbone, generator: torch.Generator) -> None:
-        """Hang the prompts between `encode` and the first block."""
+        """Insert the prompts between `encode` and the first block."""
         freeze(backbone)
         tokens = prompt_length(backbone.width, self.options.tokens)
         backbone.prompt = StreamPrompts(
@@ -162,17 +163,17 @@ class ShallowPrompt(Method[PromptOptions]):
 
 
 class DeepPrompt(Method[PromptOptions]):
-    """Each block gets prompt tokens of its own, and their states are dropped behind it."""
+    """Each block has its own prompt tokens, which are removed after it."""
 
     name: ClassVar[str] = "deep_prompt"
-    summary: ClassVar[str] = "trained tokens in every block, dropped behind it"
+    summary: ClassVar[str] = "trained tokens in every block, removed after it"
     source: ClassVar[str] = "Jia et al., ECCV 2022"
     Options: ClassVar[type[Any]] = PromptOptions
     learning_rate_scale: ClassVar[float] = 1.5
     per_token: ClassVar[bool] = True
 
     def adapt(self, backbone: Backbone, generator: torch.Generator) -> None:
-        """Wrap every block."""
+        """Wrap every block with a prompt."""
         freeze(backbone)
         tokens = prompt_length(backbone.width, self.options.tokens)
         for index, block in enumerate(cast(Iterable[Block], backbone.blocks)):
@@ -181,7 +182,7 @@ class DeepPrompt(Method[PromptOptions]):
 
 
 def prompt_length(width: int, tokens: int | None) -> int:
-    """What was chosen, or the default at this hidden size."""
+    """The chosen number of tokens, or the default for this hidden size."""
     if tokens is not None:
         return tokens
     return 200 if width >= 512 else 16

@@ -1,7 +1,7 @@
 """PuMer (Cao, Paranjape and Hajishirzi, ACL 2023): prune image tokens that the text attends to least, merge similar
 ones among the rest, and merge similar text tokens, in a few blocks.
 
-Written from the paper and its public code, csarron/PuMer. Nothing is added to the model. The authors train it with a
+Written from the paper and its public code, csarron/PuMer. No parameters are added. The authors train with a
 distillation loss from the unreduced model, which is not part of this method (`methods.distillation` has the loss).
 """
 
@@ -38,7 +38,7 @@ Score = Literal["mean_head", "first_head"]
 
 @dataclass(frozen=True)
 class Setting:
-    """Shares of tokens to prune and merge, and the blocks (METER: depths) in which that is done."""
+    """Shares of tokens to prune and merge, and the blocks (METER: depths) that do it."""
 
     prune: float
     merge: float
@@ -54,26 +54,30 @@ PUBLISHED: Mapping[tuple[str, str], Setting] = {
     ("meter", "snli_ve"): Setting(0.3, 0.5, 0.2, (0, 1, 2, 3)),
     ("meter", "nlvr2"): Setting(0.3, 0.5, 0.2, (1, 2, 3)),
 }
-"""By backbone and task, those of the authors' checkpoints and operation counts. Their code numbers METER's layers
-0, 2, 4, …, two for every depth. ViLT's training script for SNLI-VE says 2, 5, 8 instead."""
+"""Settings of the authors' checkpoints and operation counts, by backbone and task. Their code counts two layers per
+depth of METER (0, 2, 4, …). Their training script for ViLT on SNLI-VE has layers 2, 5, 8 instead."""
 
 
 @dataclass(frozen=True)
 class PumerOptions:
-    """What can be chosen about PuMer.
+    """Options of PuMer.
 
-    prune: share of the image tokens that a layer drops. merge: share of them (counted before any is dropped) that
-        it merges into others. text: share of the text tokens that it merges. By default as published.
-    layers: numbers from 0 of the blocks (METER: of the depths, whose text layers do it) that reduce tokens
-        (`2+5+8`); by default as published, as far as the backbone has so many.
-    settings: the task whose published settings are the defaults: `vqa` (also for retrieval, which has none of its
-        own), `snli_ve` or `nlvr2`.
-    variant: `sound` treats padding as absent and keeps the class tokens, in their place; `published` is the
-        authors' code with its oddities. docs/token-reduction.md lists the differences.
-    score: attention weights by which image tokens are judged: `mean_head` (mean over heads) or `first_head`, which
-        was in force when the authors trained ViLT on VQA. By default mean_head; published: what was in force.
-    sizes: weigh tokens by how many they stand for when they are merged again; by default true, published: false.
-    tune: `full` trains the whole model, as published; `classifier` freezes it.
+    prune: share of the image tokens that a layer drops; by default as published.
+    merge: share of the image tokens, counted before any is dropped, that a layer merges into others; by default as
+        published.
+    text: share of the text tokens that a layer merges; by default as published.
+    layers: blocks that reduce tokens, numbered from 0 (`2+5+8`); on METER they are depths, whose text layers reduce
+        tokens. By default the published ones that the backbone has.
+    settings: the task whose published settings are the defaults: `vqa`, `snli_ve` or `nlvr2`. There are none for
+        retrieval.
+    variant: `sound` ignores padding and keeps the class tokens in their place; `published` does what the authors'
+        code does. docs/token-reduction.md lists the differences.
+    score: attention weights that decide which image tokens are dropped: `mean_head` (mean over heads) or
+        `first_head`. By default mean_head; with variant=published what the authors used, which is first_head for
+        ViLT on VQA.
+    sizes: when merged tokens are merged again, weight them by the number of tokens they stand for. By default true;
+        false with variant=published.
+    tune: `full` trains all parameters, as published; `classifier` freezes the backbone.
     """
 
     prune: float | None = None
@@ -106,11 +110,11 @@ class Pumer(Method[PumerOptions]):
 
     @property
     def learning_rate_scale(self) -> float:  # type: ignore[override]
-        """That of `full` or of `classifier`."""
+        """The scale of `full` or of `classifier`."""
         return 1.0 if self.options.tune == "full" else 5.0
 
     def adapt(self, backbone: Backbone, generator: torch.Generator) -> None:
-        """Let everything train or freeze it, and let the layers reduce tokens."""
+        """Make all parameters trainable or freeze them, and make the chosen layers reduce tokens."""
         if self.options.tune == "full":
             backbone.requires_grad_(True)
         else:
@@ -118,10 +122,10 @@ class Pumer(Method[PumerOptions]):
         self.reduce_tokens(backbone)
 
     def reduce_tokens(self, backbone: Backbone) -> None:
-        """Replace blocks by blocks that reduce tokens, with the same parameters; what trains stays as it is.
+        """Replace blocks by ones that reduce tokens, with the same parameters. `requires_grad` is not changed.
 
         Raises:
-            UserError: the blocks are not the backbone's own, or there are no such layers.
+            UserError: another method has replaced a block, or the backbone has no such layers.
         """
         if len(backbone.stream_names) == 1:
             self._reduce_vilt(backbone)
@@ -129,7 +133,7 @@ class Pumer(Method[PumerOptions]):
             self._reduce_meter(backbone)
 
     def setting(self, backbone: Backbone) -> Setting:
-        """What was chosen, the rest as published.
+        """The chosen options, completed by the published ones.
 
         Raises:
             UserError: the backbone has no such layers.
@@ -184,7 +188,7 @@ class Pumer(Method[PumerOptions]):
         published = self.options.variant == "published"
         reduction, layers = self._reduction(backbone), self.setting(backbone).layers
         cast(MeterBackbone, backbone).sequential = published
-        # Text layers come first, so only they have the number of a depth.
+        # Text layers come first, so an index below the number of depths is a text layer.
         for index, block in enumerate(backbone.blocks):
             if index in layers or published:
                 style = AttentionStyle(weights=index in layers, published=published)
@@ -199,9 +203,9 @@ def _kind(backbone: Backbone) -> str:
 
 @dataclass(frozen=True)
 class SoundReduction:
-    """Prune and merge as if padding were not there; class tokens stay at position 0, other tokens in order.
+    """Prune and merge as if there were no padding. Class tokens stay at position 0, other tokens in their order.
 
-    Each of the three steps happens if its own count is above 0.
+    Each of the three steps is done if its own count is above 0.
     """
 
     prune: float
@@ -242,9 +246,9 @@ class SoundReduction:
 
 @dataclass(frozen=True)
 class PublishedReduction:
-    """What the authors' code does, padding included.
+    """Prune and merge as the authors' code does, padding included.
 
-    meter: as in its METER, where pruning takes effect only together with merging.
+    meter: as for METER, where tokens are pruned only if tokens are merged too.
     """
 
     prune: float
@@ -285,7 +289,7 @@ class PublishedReduction:
 
 @dataclass(frozen=True)
 class WithinJoint:
-    """A reduction of two modalities' tokens, as a `JointReduction` of the stream that joins them."""
+    """Applies a reduction of text and image tokens to a joint stream, as a `JointReduction`."""
 
     reduction: SoundReduction | PublishedReduction
 
@@ -300,7 +304,7 @@ class WithinJoint:
 def text_attention(weights: Tensor, score: Score, lengths: Tensor | None = None) -> Tensor:
     """Attention that each image token gets from the text: weights `(B, H, L, S)` → `(B, S)`, float32.
 
-    lengths: `(B,)`, text tokens that are not padding; None: all rows count.
+    lengths: `(B,)`, number of text tokens that are not padding; None: all L count.
     """
     of_rows = (weights[:, 0] if score == "first_head" else weights.mean(dim=1)).float()
     if lengths is not None:
@@ -309,7 +313,7 @@ def text_attention(weights: Tensor, score: Score, lengths: Tensor | None = None)
 
 
 def _mean_merged(values: Tensor, keys: Tensor, merged: int) -> Tensor:
-    """`(B, T, C)` with `merged` tokens merged into the mean with the most similar ones, by `keys`."""
+    """`(B, T, C)` with `merged` tokens averaged with the most similar ones; similarity is that of `keys`."""
     if merged == 0:
         return values
     matching = bipartite_matching(keys, Merges(merged, values.shape[1] - merged))

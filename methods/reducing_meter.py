@@ -1,4 +1,4 @@
-"""METER's fusion layer with room for token reduction between cross-attention and feed-forward."""
+"""METER's fusion layer with token reduction between cross-attention and feed-forward."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from methods.token_reduction import PairReduction
 
 
 class ReducingMeterBlock(MeterBlock):
-    """A layer of METER whose feed-forward runs on the tokens that are left. It has no parameters of its own.
+    """A layer of METER whose feed-forward runs on the remaining tokens. It adds no parameters.
 
-    attention: of both attentions; their weights are computed for the cross-attention only.
+    attention: style of both attentions; attention weights are computed for the cross-attention only.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class ReducingMeterBlock(MeterBlock):
     def forward(self, inputs: BlockInput) -> BlockOutput:
         """`(B, T, D)` → `(B, K, D)`, K ≤ T; the context, `(B, S, D)`, may be reduced too.
 
-        The first token is never merged nor moved, so where it alone is wanted its stream is not reduced. A layer
+        The first token is never merged or moved. So if only this token is wanted, its stream is not reduced. A layer
         that reduces the context by its attention weights computes all tokens.
 
         Raises:

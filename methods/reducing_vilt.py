@@ -1,4 +1,4 @@
-"""ViLT's block with room for token reduction between attention and feed-forward."""
+"""ViLT's block with token reduction between attention and feed-forward."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from methods.token_reduction import JointReduction
 
 
 class ReducingViltBlock(ViltBlock):
-    """A block of ViLT whose feed-forward runs on the tokens that are left. It has no parameters of its own."""
+    """A block of ViLT whose feed-forward runs on the remaining tokens. It adds no parameters."""
 
     def __init__(
         self, block: ViltBlock, attention: AttentionStyle, reduce: JointReduction | None = None
@@ -25,7 +25,7 @@ class ReducingViltBlock(ViltBlock):
     def forward(self, inputs: BlockInput) -> BlockOutput:
         """`(B, T, D)` → `(B, K, D)`, K ≤ T.
 
-        The first token is never merged nor moved, so where it alone is wanted nothing is reduced.
+        The first token is never merged or moved. So if only this token is wanted, nothing is reduced.
         """
         if inputs.queries not in (None, 1):
             inputs = replace(inputs, queries=None)

@@ -4,9 +4,9 @@ Bipartite soft matching, its weighted mean and its schedules are those of ToMe (
 facebookresearch/ToMe). Counts that are shares of a length are rounded as PuMer does (Cao et al., ACL 2023;
 csarron/PuMer).
 
-The number of tokens that come out depends on lengths alone, never on values, so shapes are known without data.
-Rows may be padded at their end. A padded row is treated exactly as it would be without its padding: `lengths`
-gives the tokens of each row that are not padding, and how many of them are merged depends on that length alone.
+The number of tokens that are left depends only on lengths, never on values, so shapes are known without data. Rows may
+be padded at the end. A padded row gives the result that it would give without padding: `lengths` is the number of
+tokens of each row that are not padding, and only this decides how many of them are merged.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from torch import Tensor
 def merge_schedule(r: int | Sequence[int], blocks: int, inflection: float = 0.0) -> tuple[int, ...]:
     """Tokens to merge in each of `blocks` blocks.
 
-    r: a number for all blocks, or one number per block, filled up with 0.
-    inflection: how a single `r` runs over the blocks: 0 constant, −1 linearly from 2 r down to 0, 1 upwards.
+    r: one number for all blocks, or one number per block; missing ones are 0.
+    inflection: how a single `r` changes over the blocks: 0 constant, −1 linearly from 2 r down to 0, 1 from 0 up to
+        2 r.
 
     Raises:
         ValueError: more numbers than blocks.
@@ -40,12 +41,12 @@ def merge_schedule(r: int | Sequence[int], blocks: int, inflection: float = 0.0)
 
 
 def share(part: float, length: int) -> int:
-    """A share of a length in whole tokens, rounded half to even: .1 of 145 is 14, .3 of 145 is 44."""
+    """A share of a length in whole tokens, halves rounded to even: .1 of 145 is 14, .3 of 145 is 44."""
     return round(part * length)
 
 
 def cap_merges(wanted: int, length: int, protected: int = 1) -> int:
-    """At most every second unprotected token can be merged into another."""
+    """`wanted`, but at most half of the unprotected tokens, because each needs another one to merge into."""
     return max(min(wanted, (length - protected) // 2), 0)
 
 
@@ -53,7 +54,7 @@ def cap_merges(wanted: int, length: int, protected: int = 1) -> int:
 class Merges:
     """How many tokens each row merges.
 
-    most: the largest number in any row. left: number of tokens in the result, the longest row's.
+    most: the largest number in any row. left: number of tokens in the longest row of the result.
     rows: `(B,)` int64, the number in each row; None: `most` in every row.
     """
 
@@ -65,8 +66,8 @@ class Merges:
     def by_length(cls, before: Sequence[int], merged: Sequence[int], lengths: Tensor | None) -> Self:
         """Counts for rows of `lengths` `(B,)` tokens; None: all rows have the greatest length.
 
-        before, merged: of a row of n tokens `before[n]` enter the matching and `merged[n]` are merged. The last
-        entry is that of the greatest length.
+        before, merged: of a row with n tokens, `before[n]` enter the matching and `merged[n]` are merged. The last
+        entries are those of the greatest length.
         """
         if lengths is None:
             return cls(merged[-1], before[-1] - merged[-1])
@@ -79,9 +80,9 @@ class Merges:
 class Matching:
     """Which tokens stay, and which are merged into which.
 
-    kept: `(B, K)` positions of the tokens that stay, in the order of the result; behind a row's own tokens there
-        may be others, which its padding mask hides.
-    sources: `(B, R)` positions of the tokens merged. targets: `(B, R)` the entry of `kept` that each joins.
+    kept: `(B, K)` positions of the tokens that stay, in the order of the result. In shorter rows other tokens follow,
+        which the padding mask must hide.
+    sources: `(B, R)` positions of the merged tokens. targets: `(B, R)` index into `kept` that each is merged into.
     merging: `(B, R)` bool, False for sources that the row does not merge; None: all are merged.
     """
 
@@ -91,7 +92,7 @@ class Matching:
     merging: Tensor | None = None
 
     def sum(self, values: Tensor) -> Tensor:
-        """`(B, T, C)` → `(B, K, C)`: every token that stays plus those merged into it."""
+        """`(B, T, C)` → `(B, K, C)`: the sum of each token that stays and those merged into it."""
         added = take(values, self.sources)
         if self.merging is not None:
             added = added.masked_fill(~self.merging[..., None], 0)
@@ -104,14 +105,14 @@ def bipartite_matching(
 ) -> Matching:
     """ToMe's bipartite soft matching of tokens by the cosine similarity of `metric` `(B, T, C)`.
 
-    Tokens at even positions are candidates, those at odd positions are what they may join. Every candidate picks
-    the most similar one at an odd position (of equals the first), and the candidates with the most similar
-    picks are merged (of equals the first). Result: unmerged candidates, then the tokens at odd positions.
+    Tokens at even positions can be merged into tokens at odd positions. Each even token is paired with the most
+    similar odd one, and the pairs with the highest similarity are merged; of equal ones the first. The result holds
+    the remaining even tokens, then the odd ones.
 
-    merges: at least one; each row's is at most `cap_merges` of its length.
-    lengths: `(B,)` int64, tokens of each row that are not padding; None: all.
-    protect_first: never merge the token at position 0, and sort the unmerged candidates by position, so that it
-        stays first. False: unmerged candidates are in descending order of similarity.
+    merges: at least one; each row's number is at most `cap_merges` of its length.
+    lengths: `(B,)` int64, number of tokens of each row that are not padding; None: all.
+    protect_first: never merge the token at position 0, and sort the remaining even tokens by position, so that it
+        stays first. False: they are sorted by descending similarity.
     """
     tokens, most = metric.shape[1], merges.most
     evens = (tokens + 1) // 2
@@ -127,7 +128,7 @@ def bipartite_matching(
     sources = ranking[:, :most]
     merging = None if merges.rows is None else is_own(merges.rows, most)
 
-    # Sort keys of the result: even positions, then odd ones; whatever does not stay goes to the end.
+    # Sort keys of the result: even positions, then odd ones; tokens that do not stay go to the end.
     gone = torch.zeros_like(best, dtype=torch.bool)
     gone = gone.scatter(
         1, sources, torch.ones_like(sources, dtype=torch.bool) if merging is None else merging
@@ -149,9 +150,9 @@ def bipartite_matching(
 
 
 def merge(matching: Matching, hidden: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Merged states `(B, K, D)`, the mean of each group weighted by `sizes` `(B, T)`, and the groups' sizes `(B, K)`.
+    """The mean of each merged group, weighted by `sizes` `(B, T)`, `(B, K, D)`, and the sizes of the groups `(B, K)`.
 
-    sizes: None: 1 each, so that the result is the plain mean.
+    sizes: None: all 1, which gives the plain mean.
     """
     if sizes is None:
         sizes = torch.ones(hidden.shape[:2], device=hidden.device)
@@ -162,15 +163,15 @@ def merge(matching: Matching, hidden: Tensor, sizes: Tensor | None = None) -> tu
 
 @torch.no_grad()
 def best_first(scores: Tensor, keep: int) -> Tensor:
-    """Positions `(B, keep)` of the highest `scores` `(B, T)` in descending order; of equals the first."""
+    """Positions `(B, keep)` of the highest `scores` `(B, T)` in descending order; of equal ones the first."""
     return scores.argsort(dim=1, descending=True, stable=True)[:, :keep]
 
 
 @torch.no_grad()
 def best_in_place(scores: Tensor, keep: int, rows: Tensor | None = None) -> Tensor:
-    """As `best_first`, in order of position.
+    """The same positions as `best_first`, sorted by position.
 
-    rows: `(B,)` int64, how many each row keeps, at most `keep`; others follow that its mask must hide.
+    rows: `(B,)` int64, how many each row keeps, at most `keep`; other positions follow, which its mask must hide.
     """
     rank = inverse(scores.argsort(dim=1, descending=True, stable=True))
     dropped = rank >= (keep if rows is None else rows[:, None])

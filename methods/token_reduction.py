@@ -1,4 +1,4 @@
-"""Token reduction on `Tokens`: padding, the parts of a joint stream, and the interface of the reducing blocks."""
+"""Token reduction on `Tokens`: padding, the two parts of a joint stream, and the interfaces of reductions."""
 
 from __future__ import annotations
 
@@ -15,22 +15,24 @@ from harness.errors import UserError
 from methods.token_merging import Merges, bipartite_matching, cap_merges, is_own, merge, take
 
 JointReduction: TypeAlias = Callable[[Tokens, Tensor, Tensor | None], Tokens]
-"""Called by a block of a joint stream between attention and feed-forward: the tokens after attention, the mean over
-heads of their keys `(B, T, C)`, and the text rows' attention weights `(B, H, L, T)` if the block computes them."""
+"""Called by a block of a joint stream between attention and feed-forward. Arguments: the tokens after attention; their
+keys, averaged over heads, `(B, T, C)`; the attention weights of the text rows `(B, H, L, T)` if the block computes
+them."""
 
 PairReduction: TypeAlias = Callable[
     [Tokens, Tokens, Tensor, Tensor, Tensor | None], tuple[Tokens, Tokens | None]
 ]
-"""Called by a block with cross-attention before its feed-forward: its tokens, the other stream's, the mean over heads
-of its self-attention's keys `(B, T, C)` and of its cross-attention's keys `(B, S, C)`, and the latter's attention
-weights `(B, H, T, S)` if the block computes them. Returns both streams' tokens; None: the other's are unchanged."""
+"""Called by a block with cross-attention before its feed-forward. Arguments: its tokens; the tokens of the other
+stream; the keys of its self-attention, averaged over heads, `(B, T, C)`; those of its cross-attention `(B, S, C)`; the
+weights of its cross-attention `(B, H, T, S)` if the block computes them. Returns the tokens of both streams; None
+instead of the second means that the other stream is unchanged."""
 
 
 def split(tokens: Tokens) -> tuple[Tokens, Tokens]:
     """The text and the image tokens of a joint stream.
 
     Raises:
-        ValueError: it is not known where the text ends.
+        ValueError: the tokens do not say where the text ends.
     """
     length = tokens.text_length
     if length is None:
@@ -56,12 +58,12 @@ def join(text: Tokens, image: Tokens) -> Tokens:
 
 
 def own_lengths(tokens: Tokens) -> Tensor | None:
-    """`(B,)` int64, each row's tokens that are not padding, which is at the end; None: nothing is padded."""
+    """`(B,)` int64, number of tokens in each row before its padding; None: nothing is padded."""
     return None if tokens.mask is None else (tokens.mask[:, 0, 0] == 0).sum(dim=-1)
 
 
 def padded(mask: Tensor | None, lengths: Tensor | None, tokens: int) -> Tensor | None:
-    """The additive mask of `tokens` tokens of which `lengths` `(B,)` are not padding, in the dtype of `mask`."""
+    """The additive mask of rows of `tokens` tokens, the first `lengths` `(B,)` of them not padding; dtype as `mask`."""
     if mask is None or lengths is None:
         return None
     empty = mask.new_zeros(len(lengths), tokens)
@@ -69,7 +71,7 @@ def padded(mask: Tensor | None, lengths: Tensor | None, tokens: int) -> Tensor |
 
 
 def pick(tokens: Tokens, positions: Tensor, lengths: Tensor | None) -> Tokens:
-    """The tokens at `positions` `(B, K)`, of which the leading `lengths` `(B,)` are a row's own."""
+    """The tokens at `positions` `(B, K)`; the first `lengths` `(B,)` of each row are not padding."""
     sizes = tokens.sizes
     return Tokens(
         take(tokens.hidden, positions),
@@ -86,10 +88,10 @@ def merge_similar(
     protect_first: bool = True,
     track_sizes: bool = True,
 ) -> Tokens:
-    """Merge similar tokens of one modality; padding is merged with nothing.
+    """Merge similar tokens of one modality; padding is never merged.
 
-    keys: `(B, T, C)`, by which similarity is judged. merges: how many tokens each row merges.
-    track_sizes: weigh tokens by their sizes and keep count of them; False: plain means, no sizes.
+    keys: `(B, T, C)`, whose cosine is the similarity. merges: how many tokens each row merges.
+    track_sizes: weight tokens by their sizes and return the new sizes; False: plain means, no sizes.
     """
     if merges.most == 0:
         return tokens
@@ -108,10 +110,10 @@ def merges_of_constant(r: int, tokens: Tokens, protected: int = 1) -> Merges:
 
 
 def require_own_blocks(method: str, backbone: Backbone, kind: type[torch.nn.Module]) -> None:
-    """Every block is the backbone's own, which a reducing block can replace.
+    """Check that every block is an original one of the class `kind`, which a reducing block can replace.
 
     Raises:
-        UserError: one was replaced or wrapped by another method, or is of a backbone that is not supported.
+        UserError: another method has replaced or wrapped a block, or the backbone is not supported.
     """
     for block in backbone.blocks:
         if type(block) is not kind:

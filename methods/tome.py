@@ -1,6 +1,6 @@
 """ToMe, token merging (Bolya et al., ICLR 2023): every block merges its most similar image tokens.
 
-Written from the paper and its public code, facebookresearch/ToMe. Nothing is trained or added.
+Written from the paper and its public code, facebookresearch/ToMe. No parameters are trained or added.
 """
 
 from __future__ import annotations
@@ -31,17 +31,18 @@ from methods.token_reduction import (
 
 @dataclass(frozen=True)
 class TomeOptions:
-    """What can be chosen about ToMe.
+    """Options of ToMe.
 
-    r: image tokens that a block merges: a number, or one per block (`16+8+4`; 0 after the last). By default 8,
-        and 1 where the hidden size is below 512 (the embedded backbones have 17 image tokens). At most half of
-        the unprotected tokens are merged.
-    inflection: how a single `r` runs over the blocks: 0 constant, −1 linearly from 2 r down to 0, 1 upwards.
-    proportional: a token that stands for n is attended to as n equal tokens would be. By default true, as
-        published for models that are not trained with merging.
-    class_token: never merge the image's class token. False is for ViLT only, where it is not pooled.
-    joint: the baseline of PuMer's code (ViLT only): merge `r` of all tokens, text, padding and image alike,
-        with plain means, no sizes, and its masked softmax.
+    r: number of image tokens that a block merges: one number, or one per block (`16+8+4`; missing ones are 0). By
+        default 8, or 1 if the hidden size is below 512 (the embedded backbones have 17 image tokens). At most half
+        of the unprotected tokens are merged.
+    inflection: how a single `r` changes over the blocks: 0 constant, −1 linearly from 2 r down to 0, 1 from 0 up to
+        2 r.
+    proportional: a merged token of size n gets as much attention as n equal tokens. By default true, as published for
+        models that are not trained with merging.
+    class_token: never merge the image's class token. False is allowed on ViLT only, where it is not pooled.
+    joint: the baseline of PuMer's code (ViLT only): merge `r` of all tokens, whether text, padding or image, with
+        plain means, no sizes, and PuMer's masked softmax.
     """
 
     r: int | tuple[int, ...] | None = None
@@ -65,11 +66,11 @@ class TomeOptions:
 
 
 class Tome(Method[TomeOptions]):
-    """Merging between attention and feed-forward, similarity judged by the mean over heads of the keys.
+    """Merges tokens between attention and feed-forward. Similarity is that of the keys, averaged over heads.
 
-    ViLT's joint stream: only image tokens are merged, with each other, so that no token mixes two modalities and
-    words, few as they are, stay apart. METER: each image layer merges its tokens behind its cross-attention.
-    The pooled tokens stay first and are merged with nothing. Padding is merged with nothing.
+    In ViLT's joint stream only image tokens are merged with each other. No token then mixes two modalities, and the
+    few words all stay. In METER each image layer merges its own tokens after its cross-attention. Pooled tokens stay
+    first and are never merged; neither is padding.
     """
 
     name: ClassVar[str] = "tome"
@@ -80,15 +81,15 @@ class Tome(Method[TomeOptions]):
     per_token: ClassVar[bool] = True
 
     def adapt(self, backbone: Backbone, generator: torch.Generator) -> None:
-        """Freeze, and let the blocks merge."""
+        """Freeze the backbone and make its blocks merge tokens."""
         freeze(backbone)
         self.reduce_tokens(backbone)
 
     def reduce_tokens(self, backbone: Backbone) -> None:
-        """Replace the blocks by blocks that merge, with the same parameters; what trains stays as it is.
+        """Replace the blocks by ones that merge tokens, with the same parameters. `requires_grad` is not changed.
 
         Raises:
-            UserError: the blocks are not the backbone's own, or an option does not fit it.
+            UserError: another method has replaced a block, or an option does not fit the backbone.
         """
         if len(backbone.stream_names) == 1:
             self._reduce_vilt(backbone)
@@ -138,7 +139,7 @@ class Tome(Method[TomeOptions]):
         for index, block in enumerate(backbone.blocks):
             reduce: PairReduction | None = MergeOwn(per_depth[index - depths]) if index >= depths else None
             if reduce is None and not self._attention.proportional:
-                continue  # a text layer does not notice anything
+                continue  # the text layer does not change
             backbone.blocks[index] = ReducingMeterBlock(cast(MeterBlock, block), self._attention, reduce)
 
 
@@ -161,9 +162,9 @@ class MergeImage:
 
 @dataclass(frozen=True)
 class MergeJoint:
-    """Merges `r` of all tokens of a joint stream as PuMer's code does: means of states and of masks.
+    """Merges `r` of all tokens of a joint stream as PuMer's code does: states and masks are averaged.
 
-    The first token, the text's class token, is protected.
+    The first token, the text's class token, is never merged.
     """
 
     r: int
@@ -183,7 +184,7 @@ class MergeJoint:
 
 @dataclass(frozen=True)
 class MergeOwn:
-    """Merges `r` tokens of an image layer of METER; the text, its context, stays as it is."""
+    """Merges `r` tokens of an image layer of METER. The text, its context, is not changed."""
 
     r: int
 

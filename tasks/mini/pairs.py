@@ -86,7 +86,7 @@ class Quantified(PairStatement):
         return self.quantifier
 
     def parts(self, left: Scene, right: Scene) -> tuple[bool, bool] | None:
-        """Whether the clause is true of the left and of the right picture; `None` if one is disputable."""
+        """Truth of the clause for the left and for the right picture; `None` if one is disputable."""
         values = []
         for scene in (left, right):
             values.append(self.clause.holds(scene))
