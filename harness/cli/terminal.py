@@ -57,6 +57,11 @@ def run_and_show(settings: RunSettings, dry_run: bool) -> int:
         print("harness: interrupted; the same command resumes where this one stopped", file=sys.stderr)
         return INTERRUPTED
     failed = [cell for cell in plan.cells if not store.finished(cell.id)]
+    if failed and settings.slurm.launcher == "slurm" and not settings.slurm.wait:
+        console.print(
+            "The same command shows how the jobs stand; with --wait it follows them.", soft_wrap=True
+        )
+        return 0
     for cell in failed:
         console.print(f"[not finished] {name_of(cell)}: see {store.folder(cell.id)}", markup=False)
     return 1 if failed else 0

@@ -158,6 +158,40 @@ class DeviceSettings(Group):
         return in_process
 
 
+class SlurmSettings(Group):
+    """Cells as jobs of a Slurm cluster, one job per cell."""
+
+    title: ClassVar[str] = "Slurm"
+
+    launcher: Annotated[Literal["local", "slurm"], About(Decides.NOTHING)] = "local"
+    """Run cells on this machine, or submit each as a job of the Slurm cluster that it belongs to."""
+    wait: Annotated[bool, About(Decides.NOTHING)] = False
+    """Show the jobs' progress until all have ended, instead of returning once they are submitted."""
+    slurm_partition: Annotated[str | None, About(Decides.NOTHING, local=True, unset="the cluster's")] = None
+    """Partition of the jobs."""
+    slurm_minutes: Annotated[Count, About(Decides.NOTHING, local=True)] = 240
+    """Time limit of a job in minutes; a cell that is not finished by then is queued again and resumes."""
+    slurm_gpus: Annotated[
+        Annotated[int, Field(ge=0)] | None,
+        About(Decides.NOTHING, local=True, unset="1, or 0 with accelerator cpu"),
+    ] = None
+    """GPUs of a job on each of its nodes."""
+    slurm_cpus: Annotated[Count, About(Decides.NOTHING, local=True)] = 4
+    """CPU cores of a job per process."""
+    slurm_memory_gib: Annotated[Count | None, About(Decides.NOTHING, local=True, unset="the cluster's")] = (
+        None
+    )
+    """GiB of main memory of a job on each of its nodes."""
+    slurm_constraint: Annotated[str | None, About(Decides.NOTHING, local=True, unset="any node")] = None
+    """Features that a node must have, as sbatch takes them."""
+    slurm_account: Annotated[str | None, About(Decides.NOTHING, local=True, unset="the user's")] = None
+    """Account that the jobs are charged to."""
+    slurm_parallel: Annotated[Count, About(Decides.NOTHING, local=True)] = 256
+    """Jobs of a run that may run at the same time."""
+    slurm_setup: Annotated[str | None, About(Decides.NOTHING, local=True, unset="nothing")] = None
+    """Shell command that each job runs first, such as 'module load cuda'."""
+
+
 class CacheSettings(Group):
     """Encodings of frozen encoders (METER's), which are computed once and kept."""
 
@@ -225,6 +259,7 @@ class RunSettings(Group):
     backbone_options: BackboneSettings = BackboneSettings()
     training: TrainingSettings = TrainingSettings()
     device: DeviceSettings = DeviceSettings()
+    slurm: SlurmSettings = SlurmSettings()
     cache: CacheSettings = CacheSettings()
     measure: MeasureSettings = MeasureSettings()
     output: OutputSettings = OutputSettings()

@@ -14,6 +14,7 @@ from harness.experiment.estimate import estimate_seconds
 from harness.experiment.latency import measure_side_by_side
 from harness.experiment.plan import Cell, Testbed, build_cells, open_testbeds
 from harness.experiment.runner import Reporter, run_cells
+from harness.experiment.slurm.launch import run_on_slurm
 from harness.experiment.trackers import TrackingReporter, check_trackers
 from harness.experiment.workers import default_jobs, run_side_by_side, tied_to_this_process
 from harness.process import prepare_process
@@ -57,6 +58,8 @@ class Plan:
     @property
     def summary(self) -> str:
         """One line: number of cells to run, and about how long they take."""
+        if self.settings.slurm.launcher == "slurm":
+            return f"{len(self.to_run)} of {len(self.cells)} cells to run as Slurm jobs"
         at_once = f", {self.jobs} at a time" if self.jobs > 1 else ""
         remaining = max(sum(self.seconds.values()) / self.jobs, max(self.seconds.values()))
         return f"{len(self.to_run)} of {len(self.cells)} cells to run{at_once}, about {duration(remaining)}"
@@ -84,6 +87,11 @@ def make_plan(settings: RunSettings) -> Plan:
             f"timeout: {', '.join(tied)} cannot run in a worker process that could be stopped; "
             "define the method in a module that can be imported."
         )
+    if tied and settings.slurm.launcher == "slurm":
+        raise UserError(
+            f"launcher: {', '.join(tied)} cannot be sent to a Slurm job; define the method in a module that can be "
+            "imported."
+        )
     testbeds = open_testbeds(settings)
     cells = list({cell.id: cell for cell in build_cells(settings, testbeds)}.values())
     kept = frozenset(cell.id for cell in cells if store.finished(cell.id))
@@ -107,6 +115,8 @@ def carry_out(plan: Plan, watcher: Watcher) -> list[Record]:
     if settings.output.logger:
         folder = plan.store.root / "logs"
         reporter = TrackingReporter(watcher, settings.output.logger, folder, watcher.note)
+    if settings.slurm.launcher == "slurm":
+        return run_on_slurm(settings, plan.cells, plan.store, reporter, watcher.note)
     if plan.in_process:
         records = run_cells(plan.cells, plan.store, reporter)
     else:

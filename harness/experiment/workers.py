@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -31,6 +31,7 @@ import torch
 
 from harness.config import RunSettings
 from harness.errors import UserError
+from harness.experiment.messages import Messenger, relay
 from harness.experiment.plan import Cell, build_cells, open_testbeds
 from harness.experiment.runner import Reporter, run_cells
 from harness.experiment.to_record import failed_record
@@ -44,7 +45,7 @@ SMALL = 20_000_000
 _MOST_BY_DEFAULT = 8
 
 
-_REPORT_EVERY = 0.2  # seconds
+_TRY_EVERY = 0.2  # seconds
 
 
 _GRACE = 10.0
@@ -235,12 +236,6 @@ def _listen(
     match kind:
         case "begin":
             worker.deadline = time.monotonic() + timeout
-        case "stage":
-            reporter.stage(cell, *content)
-        case "advance":
-            reporter.advance(cell, *content)
-        case "epoch":
-            reporter.epoch(cell, *content)
         case "end":
             note = content[0]
             record_there = store.record(cell.id) if note in ("kept", "finished", "failed") else None
@@ -251,6 +246,8 @@ def _listen(
             return note != "failed"
         case "mend":
             raise UserError(content[0])
+        case _:
+            relay(kind, content, cell, reporter)
     return True
 
 
@@ -270,7 +267,7 @@ def _fail(worker: _Worker, reason: str, store: Store, reporter: Reporter, record
                     store.commit(record)
         except CellBusyError as error:
             if time.monotonic() < until:
-                time.sleep(_REPORT_EVERY)
+                time.sleep(_TRY_EVERY)
                 continue
             reporter.end(cell, None, f"left out: {error}")  # another run has taken it over
             return
@@ -297,7 +294,7 @@ def _work(settings: RunSettings, folder: Path, threads: int, pipe: Connection) -
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     prepare_process()
     torch.set_num_threads(threads)
-    store, reporter = Store(folder), _Messenger(pipe)
+    store, reporter = Store(folder), Messenger(_sender(pipe))
     try:
         cells = {cell.id: cell for cell in build_cells(settings, open_testbeds(settings))}
         while True:
@@ -325,40 +322,11 @@ def _die_with_parent() -> None:
     threading.Thread(target=watch, name="parent watch", daemon=True).start()
 
 
-class _Messenger:
-    """A reporter that sends everything to the parent process."""
-
-    def __init__(self, pipe: Connection) -> None:
-        self._pipe = pipe
-        self._done = 0
-        self._told = time.monotonic()
-
-    def begin(self, cell: Cell) -> None:
-        """The cell's time begins."""
-        self._send("begin")
-
-    def stage(self, cell: Cell, name: str, total: int) -> None:
-        """A stage begins."""
-        self._done = 0
-        self._send("stage", name, total)
-
-    def advance(self, cell: Cell, count: int) -> None:
-        """Examples are done; sent at most a few times a second."""
-        self._done += count
-        if time.monotonic() - self._told >= _REPORT_EVERY:
-            self._send("advance", self._done)
-            self._done, self._told = 0, time.monotonic()
-
-    def epoch(self, cell: Cell, figures: Mapping[str, float]) -> None:
-        """An epoch is over."""
-        self._send("epoch", dict(figures))
-
-    def end(self, cell: Cell, record: Record | None, note: str) -> None:
-        """The cell has ended; its record is in the store."""
-        self._send("end", note)
-
-    def _send(self, *message: Any) -> None:
+def _sender(pipe: Connection) -> Callable[[tuple[Any, ...]], None]:
+    def send(message: tuple[Any, ...]) -> None:
         try:
-            self._pipe.send(message)
+            pipe.send(message)
         except OSError:  # the parent has ended: not a failure of the cell
             os._exit(1)
+
+    return send

@@ -1,0 +1,115 @@
+"""What a run on Slurm keeps beside its records: which job has which cell, and what the jobs report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from harness.errors import UserError
+from harness.files import disk_errors, write_atomically
+
+_SUBMITTING = 60.0
+"""Seconds to wait for another process that submits jobs for the same results."""
+
+
+class JobFiles:
+    """The folder `slurm/` of a results folder.
+
+    jobs.json: cell id → job id. progress/: one file per cell, a JSON list per line. logs/: submitit's files,
+    among them each job's output.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.folder = root.absolute() / "slurm"
+        self.logs = self.folder / "logs"
+        self._jobs = self.folder / "jobs.json"
+
+    @contextmanager
+    def submitting(self) -> Iterator[None]:
+        """Only one process at a time looks which jobs exist and submits the missing ones.
+
+        Raises:
+            UserError: another process holds the lock for too long, or the folder cannot be written.
+        """
+        with disk_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.folder / "lock", timeout=_SUBMITTING)
+            try:
+                lock.acquire()
+            except Timeout:
+                raise UserError(
+                    f"{self.folder}: another process is submitting jobs; try again later."
+                ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def jobs(self) -> dict[str, str]:
+        """Job id by cell id, of every job that was ever submitted and not replaced.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        try:
+            content = json.loads(self._jobs.read_text())
+        except FileNotFoundError:
+            return {}
+        except ValueError as error:
+            raise UserError(f"{self._jobs}: not JSON ({error}); remove it to submit anew.") from None
+        if not isinstance(content, dict) or not all(isinstance(job, str) for job in content.values()):
+            raise UserError(f"{self._jobs}: expected cell ids and job ids; remove it to submit anew.")
+        return content
+
+    def write_jobs(self, jobs: Mapping[str, str]) -> None:
+        """Replace what `jobs` returns."""
+        write_atomically(self._jobs, json.dumps(dict(jobs), indent=1).encode())
+
+    def progress(self, cell_id: str) -> Path:
+        """Where a cell's job appends what it reports."""
+        return self.folder / "progress" / f"{cell_id}.jsonl"
+
+    def output(self, job: str) -> Path:
+        """What a job's first process printed as errors."""
+        return self.logs / f"{job}_0_log.err"
+
+
+class ProgressWriter:
+    """Appends messages to a cell's progress file; an earlier attempt's messages are removed."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+        self._path = path
+
+    def __call__(self, message: tuple[Any, ...]) -> None:
+        """Append one message, of values that JSON has."""
+        with self._path.open("a") as file:  # closed each time, which is when a network file system shares it
+            file.write(json.dumps(message) + "\n")
+
+
+class ProgressReader:
+    """Reads what was appended to a progress file since the last call."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._position = 0
+
+    def __call__(self) -> list[list[Any]]:
+        """New messages in order; none if there is no file yet. A file that was begun anew is read from its start."""
+        try:
+            with self._path.open("rb") as file:
+                if self._path.stat().st_size < self._position:
+                    self._position = 0
+                file.seek(self._position)
+                content = file.read()
+        except FileNotFoundError:
+            return []
+        complete = content[: content.rfind(b"\n") + 1]
+        self._position += len(complete)
+        return [json.loads(line) for line in complete.splitlines()]
