@@ -54,7 +54,13 @@ def run_and_show(settings: RunSettings, dry_run: bool) -> int:
     if records:
         show_tables(records, store, console)
     if interrupted:
-        print("harness: interrupted; the same command resumes where this one stopped", file=sys.stderr)
+        jobs = settings.slurm.launcher == "slurm"
+        then = (
+            "the jobs continue; the same command follows them again"
+            if jobs
+            else ("the same command resumes where this one stopped")
+        )
+        print(f"harness: interrupted; {then}", file=sys.stderr)
         return INTERRUPTED
     failed = [cell for cell in plan.cells if not store.finished(cell.id)]
     if failed and settings.slurm.launcher == "slurm" and not settings.slurm.wait:
