@@ -234,7 +234,7 @@ def test_a_method_tied_to_its_process_cannot_have_a_timeout(data: Path, tmp_path
     class Local(Shifting):
         name = "local"
 
-    with pytest.raises(UserError, match=r"^timeout: local cannot run in a process of its own"):
+    with pytest.raises(UserError, match=r"^timeout: local cannot run in a worker process"):
         api.run(methods=Local(), **common(data, tmp_path, timeout=5))
     assert not Store(tmp_path).cells.exists()
 
