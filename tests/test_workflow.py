@@ -11,7 +11,7 @@ from harness.config.sources import build_settings, from_file
 from tests.support.paths import ROOT
 
 
-def test_the_workflow_runs_commands_and_files_that_exist() -> None:
+def test_workflow_uses_existing_commands_and_files() -> None:
     workflow = (ROOT / ".github/workflows/benchmark.yml").read_text()
     commands = re.findall(r"run: harness (.+)", workflow)
     assert [command.split()[0] for command in commands] == ["run", "check", "report"]
@@ -22,7 +22,7 @@ def test_the_workflow_runs_commands_and_files_that_exist() -> None:
         assert context.params
 
 
-def test_the_workflow_checks_the_folder_that_the_experiment_fills() -> None:
+def test_workflow_checks_the_results_folder_of_its_experiment() -> None:
     settings = build_settings(from_file(ROOT / "results/ci.toml"))
     workflow = (ROOT / ".github/workflows/benchmark.yml").read_text()
     assert f"harness check {settings.output.results} " in workflow

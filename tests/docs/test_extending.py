@@ -76,7 +76,7 @@ def bag(**options: Any) -> Any:
 
 
 @pytest.mark.usefixtures("installed")
-def test_the_three_run_together_as_the_page_says(data: Path, tmp_path: Path) -> None:
+def test_the_three_examples_run_together(data: Path, tmp_path: Path) -> None:
     (command,) = re.findall(r"^    harness (run .*) --data-root data/$", PAGE, re.MULTILINE)
     arguments = [*command.split(), "--data-root", str(data), "--results", str(tmp_path)]
     outcome = CliRunner().invoke(app, [*arguments, "--in-process", "--epochs", "2", "--batch-size", "4"])
@@ -155,7 +155,7 @@ def test_built_in_methods_work_on_the_backbones_example(name: str) -> None:
 
 
 @pytest.mark.usefixtures("installed")
-def test_faults_in_the_tasks_example_are_named(data: Path, tmp_path: Path) -> None:
+def test_errors_in_data_of_the_task_example_are_named(data: Path, tmp_path: Path) -> None:
     task = registry.build_task(Spec("statements", {}))
     assert len(task.load(data).splits["train"]) == 8
     for split in ("train", "val", "test"):

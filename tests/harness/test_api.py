@@ -99,7 +99,7 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     assert done.stdout == "[]\n"
 
 
-def test_the_packages_names_are_those_of_the_api() -> None:
+def test_package_exports_the_names_of_the_api() -> None:
     for name in harness.__all__:
         assert name in dir(harness)
         assert getattr(harness, name) is not None
@@ -110,7 +110,9 @@ def test_the_packages_names_are_those_of_the_api() -> None:
     assert inspect.signature(harness.run).parameters.keys() >= SETTINGS.keys()
 
 
-def test_methods_run_by_name_and_as_objects_in_one_process_if_one_is_of_the_notebook(made: Results) -> None:
+def test_methods_run_by_name_and_as_objects_and_in_one_process_if_defined_in_a_notebook(
+    made: Results,
+) -> None:
     assert [record.cell.method.label for record in made.records] == ["classifier", "lora[r=2]", "here"]
     assert not made.failed
     here = made.records[-1]
@@ -138,7 +140,7 @@ def test_results_as_a_frame_a_table_a_test_and_figures(made: Results, tmp_path: 
     assert {path.suffix for path in figures.save(tmp_path)} == {".png", ".svg"}
 
 
-def test_a_frame_has_its_columns_where_every_cell_failed(tmp_path: Path) -> None:
+def test_frame_has_all_columns_if_every_cell_failed(tmp_path: Path) -> None:
     bare = dict.fromkeys(("parameters", "compute", "memory", "training", "tuned_file_bytes"))
     record = make_record(status="failed", error="out of memory", metrics={}, latency=[], **bare)
     results = Results(Store(tmp_path), (record,))
@@ -148,7 +150,7 @@ def test_a_frame_has_its_columns_where_every_cell_failed(tmp_path: Path) -> None
     assert {name: row[name] for name in COSTS} == dict.fromkeys(COSTS)
 
 
-def test_two_methods_are_compared_on_the_records_at_hand(tmp_path: Path) -> None:
+def test_two_methods_are_compared_on_the_given_records(tmp_path: Path) -> None:
     scores = {("lora", 0): [1.0] * 40, ("full", 0): [0.0, 1.0] * 20, ("das", 0): [0.0] * 40}
     store = store_scores(tmp_path, scores)
     results = api.load_results(tmp_path)
@@ -179,22 +181,20 @@ def test_a_run_is_loaded_and_its_cells_are_evaluated_again(made: Results, data: 
         api.evaluate(cell, folder, split="train")
 
 
-def test_the_same_call_keeps_what_is_finished(made: Results, data: Path) -> None:
+def test_same_call_keeps_finished_cells(made: Results, data: Path) -> None:
     again = api.run(methods=["lora[r=2]", Classifier()], **common(data, made.store.root))
     assert {record.cell.id for record in again.records} == {record.cell.id for record in made.records[:2]}
     assert {r.timestamps.finished for r in again.records} <= {r.timestamps.finished for r in made.records}
 
 
-def test_a_run_leaves_the_callers_random_numbers_alone(data: Path, tmp_path: Path) -> None:
+def test_run_does_not_change_the_callers_random_state(data: Path, tmp_path: Path) -> None:
     expected = torch.rand(1, generator=torch.Generator().manual_seed(7))
     torch.manual_seed(7)
     api.run(methods=Here(), **common(data, tmp_path, in_process=True))
     assert torch.equal(torch.rand(1), expected)
 
 
-def test_an_experiment_file_is_run_with_keywords_on_top(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_keywords_override_an_experiment_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "exp.toml"
     file.write_text("[run]\nmethods = 'lora'\ntasks = 'vqa'\nepochs = 3\nseeds = [1, 2]\n")
     seen: list[RunSettings] = []
@@ -230,7 +230,7 @@ def test_a_class_that_can_be_imported_is_sent_to_other_processes(
     assert [(r.cell.method.label, r.status) for r in results.records] == [("own", "finished")]
 
 
-def test_a_method_tied_to_its_process_cannot_have_a_timeout(data: Path, tmp_path: Path) -> None:
+def test_method_defined_in_a_notebook_cannot_have_a_timeout(data: Path, tmp_path: Path) -> None:
     class Local(Shifting):
         name = "local"
 
@@ -247,7 +247,7 @@ def test_an_object_with_another_methods_name_is_refused() -> None:
         make_settings(methods=Impostor(), tasks="vqa")
 
 
-def test_an_adapted_backbone_is_trained_in_a_loop_of_ones_own() -> None:
+def test_adapted_backbone_trains_in_a_users_own_loop() -> None:
     method = api.build_method("lora[r=2]")
     loaded = api.open_backbone("vilt-mini", text_length=12)
     backbone = api.adapt(loaded, method)
@@ -282,7 +282,7 @@ def test_new_weights_are_a_function_of_the_seed() -> None:
     assert all(torch.equal(first[name], same[name]) for name in first)
 
 
-def test_inputs_are_what_the_harness_itself_makes_of_files(tmp_path: Path) -> None:
+def test_prepared_inputs_equal_those_of_the_loader(tmp_path: Path) -> None:
     backbone = api.open_backbone("vilt-mini")
     Image.new("RGB", (96, 64), "blue").save(tmp_path / "a.png")
     inputs = api.prepare(backbone, ["one", "two words"], [tmp_path / "a.png", Image.new("L", (64, 64), 200)])
@@ -298,7 +298,7 @@ def test_inputs_are_what_the_harness_itself_makes_of_files(tmp_path: Path) -> No
         api.prepare(backbone, ["one"], [])
 
 
-def test_what_cannot_be_adapted_is_refused() -> None:
+def test_unsuitable_backbones_and_methods_are_refused() -> None:
     with pytest.raises(UserError, match=r"das\[skip=2\]: searches on a task before it adapts"):
         api.adapt("vilt-mini", "das[skip=2]")
     with pytest.raises(UserError, match=r"^epochs: no such setting"):

@@ -45,7 +45,7 @@ def test_an_interrupt_that_python_loses_is_raised_by_the_next_check() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_elsewhere_it_is_raised_at_once() -> None:
+def test_interrupt_outside_of_del_is_raised_at_once() -> None:
     with Interrupts() as interrupts:
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
@@ -54,7 +54,7 @@ def test_elsewhere_it_is_raised_at_once() -> None:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("told", ["begin", "stage", "advance", "epoch", "note"])
-def test_whatever_a_run_reports_next_ends_it(told: str) -> None:
+def test_next_report_of_a_run_raises_the_interrupt(told: str) -> None:
     cell: Any = object()
     arguments = {
         "begin": (cell,),
@@ -70,7 +70,7 @@ def test_whatever_a_run_reports_next_ends_it(told: str) -> None:
             getattr(reporter, told)(*arguments[told])
 
 
-def test_somebody_elses_handler_stays() -> None:
+def test_handler_of_the_caller_is_kept() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with Interrupts() as interrupts:
         signal.raise_signal(signal.SIGINT)
@@ -78,7 +78,7 @@ def test_somebody_elses_handler_stays() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
-def test_outside_the_main_thread_nothing_is_touched() -> None:
+def test_handler_is_not_installed_outside_the_main_thread() -> None:
     seen: list[object] = []
 
     def enter() -> None:

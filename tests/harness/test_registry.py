@@ -65,7 +65,7 @@ def test_names_and_places_are_known_without_importing_torch() -> None:
     ("kind", "name"),
     [(kind, name) for kind in registry.BUILT_IN for name in registry.BUILT_IN[kind]],
 )
-def test_every_built_in_is_where_the_table_says(kind: registry.Kind, name: str) -> None:
+def test_every_built_in_name_points_to_an_existing_class_or_function(kind: registry.Kind, name: str) -> None:
     module, _, attribute = registry.BUILT_IN[kind][name].partition(":")
     spec = importlib.util.find_spec(module)
     assert spec is not None
@@ -111,7 +111,7 @@ def test_a_third_partys_scorer_is_its_class_attribute(
         registry.resolve_scorer("without")
 
 
-def test_built_in_names_are_in_the_order_of_the_tables_and_hold_the_reference() -> None:
+def test_built_in_names_have_the_order_of_the_tables_and_include_full() -> None:
     assert registry.built_in_names("methods") == list(registry.BUILT_IN["methods"])
     assert registry.resolve_method(registry.REFERENCE_METHOD).name in registry.built_in_names("methods")
 
@@ -150,7 +150,7 @@ def test_configurations_of_the_adapters_library_get_their_overrides(monkeypatch:
         ("backbones", "vlit", "there is no backbone 'vlit'. Did you mean 'vilt'?"),
     ],
 )
-def test_unknown_names_are_told_with_what_is_close(kind: registry.Kind, name: str, message: str) -> None:
+def test_unknown_names_get_suggestions(kind: registry.Kind, name: str, message: str) -> None:
     with pytest.raises(UserError, match=message.replace("?", r"\?")):
         registry.locate(kind, name)
 
@@ -211,7 +211,7 @@ def test_a_third_party_that_is_broken_is_named(
         registry.resolve_task("x")
 
 
-def test_a_third_party_has_to_call_itself_by_its_entry_points_name(
+def test_third_party_name_must_equal_its_entry_point(
     register: Register, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from methods.full import Full

@@ -61,19 +61,19 @@ def test_commas_in_brackets_separate_options_and_others_separate_specs() -> None
 
 
 @given(SPECS)
-def test_the_canonical_form_is_read_back(spec: Spec) -> None:
+def test_canonical_form_is_parsed_back(spec: Spec) -> None:
     assert parse_spec(canonical(spec)) == spec
     assert canonical(parse_spec(canonical(spec))) == canonical(spec)
 
 
 @given(OPTIONS)
-def test_a_label_holds_all_that_tells_options_from_the_defaults(options: Options) -> None:
+def test_label_contains_all_options_that_differ_from_defaults(options: Options) -> None:
     label = options_label("x", vars(options), vars(Options()))
     assert build_options(Options, parse_spec(label).options, "x") == options
 
 
 @given(st.text(st.sampled_from("ab[]=,+ 1"), max_size=14))
-def test_any_text_is_parsed_or_refused_for_people(text: str) -> None:
+def test_arbitrary_text_is_parsed_or_refused_with_a_user_error(text: str) -> None:
     try:
         specs = parse_specs(text)
     except UserError:
@@ -98,16 +98,16 @@ def test_any_text_is_parsed_or_refused_for_people(text: str) -> None:
         ("lora[r=8],full, lora[ r = 8 ]", r"lora\[r=8\] is there twice"),
     ],
 )
-def test_what_is_malformed_is_refused_with_its_place(text: str, message: str) -> None:
+def test_malformed_specs_are_refused_with_the_position(text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         parse_specs(text)
 
 
-def test_the_same_method_with_other_options_is_another_spec() -> None:
+def test_same_method_with_other_options_is_another_spec() -> None:
     assert len(parse_specs("lora,lora[r=8],lora[r=2]")) == 3
 
 
-def test_values_take_their_fields_types() -> None:
+def test_values_are_converted_to_their_fields_types() -> None:
     text = (
         "x[r=8,alpha=1e-3,merge=false,name=none,variant=published,reward=none,blocks=a+b,sizes=3,betas=0.5+1]"
     )
@@ -137,7 +137,7 @@ def test_an_option_that_does_not_fit_says_what_was_expected(options: dict[str, s
     assert str(raised.value) == message
 
 
-def test_an_option_without_default_has_to_be_given() -> None:
+def test_option_without_default_is_required() -> None:
     @dataclass(frozen=True)
     class Needs:
         path: str
@@ -146,7 +146,7 @@ def test_an_option_without_default_has_to_be_given() -> None:
         build_options(Needs, {}, "x")
 
 
-def test_labels_leave_out_what_is_default() -> None:
+def test_labels_omit_defaults() -> None:
     defaults = vars(Options())
     assert options_label("lora", {**defaults, "merge": False}, defaults) == "lora[merge=false]"
     assert options_label("lora", defaults, defaults) == "lora"
@@ -156,7 +156,7 @@ def test_labels_leave_out_what_is_default() -> None:
     ("value", "text"),
     [(None, "none"), (True, "true"), ((3, 7), "3+7"), ([], ""), (0.1, "0.1"), ("auto", "auto")],
 )
-def test_values_are_written_as_they_are_read(value: object, text: str) -> None:
+def test_formatted_values_are_parsed_back(value: object, text: str) -> None:
     assert format_value(value) == text
 
 

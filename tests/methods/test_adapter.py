@@ -10,7 +10,7 @@ from methods.adapter import SequentialAdapter, SequentialAdapterOptions
 
 
 @torch.no_grad()
-def test_it_starts_near_the_pretrained_function() -> None:
+def test_new_adapter_is_close_to_the_identity() -> None:
     backbone = load_vilt_mini(BackboneOptions(weights="random"))
     inputs = backbone.example_inputs(2, 5, (64, 64), torch.Generator().manual_seed(1))
     before = backbone(inputs)

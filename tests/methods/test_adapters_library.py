@@ -76,7 +76,7 @@ def test_configurations_have_their_closed_form_size_train_and_finalize(name: str
 
 
 @pytest.mark.parametrize("name", ["lora", "dora", "ia3", "vera"])
-def test_merged_updates_leave_nothing_but_the_blocks_as_they_are_deployed(name: str) -> None:
+def test_no_module_of_the_library_remains_after_merging(name: str) -> None:
     method, backbone, plain = AdaptersMethod(name), mini(), mini()
     method.adapt(backbone, torch.Generator().manual_seed(0))
     method.finalize(backbone)
@@ -101,7 +101,7 @@ def test_seq_bn_learns() -> None:
     assert losses[-1] < 0.8 * losses[0]
 
 
-def test_draws_come_from_the_generator_and_the_global_one_is_left_alone() -> None:
+def test_weights_are_drawn_from_the_generator_and_not_the_global_one() -> None:
     def weights(seed: int) -> list[torch.Tensor]:
         method, backbone = AdaptersMethod("compacter"), mini()
         method.adapt(backbone, torch.Generator().manual_seed(seed))
@@ -126,7 +126,7 @@ def test_draws_come_from_the_generator_and_the_global_one_is_left_alone() -> Non
         ("mtl_lora", "mtl_lora"),
     ],
 )
-def test_what_cannot_work_is_refused(name: str, kind: str) -> None:
+def test_unsupported_configurations_are_refused(name: str, kind: str) -> None:
     with pytest.raises(UserError, match=f"^{name}: {kind} of the adapters library does not work"):
         AdaptersMethod(name)
 
@@ -138,7 +138,7 @@ def test_unknown_names_and_settings_get_a_suggestion() -> None:
         AdaptersMethod("seq_bn", {"reduction_facter": 4})
 
 
-def test_text_is_converted_to_what_the_setting_holds() -> None:
+def test_text_is_converted_to_the_settings_type() -> None:
     settings = AdaptersMethod("par_bn", {"reduction_factor": "8", "scaling": 2, "ln_before": "true"}).config()
     assert settings["reduction_factor"] == 8
     assert isinstance(settings["scaling"], float)
@@ -155,7 +155,7 @@ def test_each_instance_bears_its_configurations_name() -> None:
     assert AdaptersMethod("dora").name == "dora"
 
 
-def test_settings_the_library_refuses_are_the_users_mistake() -> None:
+def test_settings_refused_by_the_library_are_user_errors() -> None:
     method = AdaptersMethod("compacter", {"phm_dim": 7})
     with pytest.raises(UserError, match="compacter: the adapters library refuses these settings"):
         method.adapt(mini(), torch.Generator())
@@ -169,7 +169,7 @@ def test_a_backbone_without_interface_is_named() -> None:
         AdaptersMethod("seq_bn").adapt(Other(), torch.Generator())  # type: ignore[arg-type]
 
 
-def test_gated_updates_are_left_as_they_are() -> None:
+def test_gated_updates_are_not_merged() -> None:
     method, backbone = AdaptersMethod("lora", {"use_gating": True}), mini().eval()
     method.adapt(backbone, torch.Generator().manual_seed(0))
     for parameter in method.method_parameters(backbone):

@@ -39,7 +39,7 @@ def test_draws_follow_the_gates_and_distinct_sets_are_distinct() -> None:
         fair.draw_distinct(4)
 
 
-def test_rewards_exponential_and_without_scale() -> None:
+def test_exponential_and_standardized_rewards() -> None:
     assert reward_of([0.0, math.log(2)], "exponential") == pytest.approx([1.0, 0.5])
     assert reward_of([2169.0, 2169.0], "exponential") == [0.0, 0.0]  # why the default has no scale
     assert reward_of([2100.0, 2200.0], "standardized") == pytest.approx([1.0, -1.0])

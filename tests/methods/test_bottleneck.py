@@ -10,7 +10,7 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-def test_it_is_the_published_formula() -> None:
+def test_forward_is_the_published_formula() -> None:
     adapter = BottleneckAdapter(6, 3, generator(), layer_norm=True, residual=True)
     for parameter in adapter.parameters():
         torch.nn.init.normal_(parameter)
@@ -21,7 +21,7 @@ def test_it_is_the_published_formula() -> None:
     torch.testing.assert_close(adapter(x), expected)
 
 
-def test_without_norm_and_residual_only_the_branch_is_left() -> None:
+def test_forward_without_norm_and_residual_is_the_branch() -> None:
     adapter = BottleneckAdapter(6, 3, generator(), activation="gelu")
     x = torch.randn(2, 4, 6)
     torch.testing.assert_close(adapter(x), adapter.up(F.gelu(adapter.down(x))))

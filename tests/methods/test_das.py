@@ -26,7 +26,7 @@ def seeded() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-def test_chosen_blocks_leave_the_module_tree(backbone: ViltBackbone) -> None:
+def test_skipped_blocks_are_removed_from_the_module_tree(backbone: ViltBackbone) -> None:
     method = DAS(DASOptions(blocks=("3", "joint.7")))
     assert not method.searches
     method.adapt(backbone, seeded())
@@ -123,7 +123,7 @@ def test_published_variant_rewards_as_the_authors_do(backbone: ViltBackbone) -> 
     assert DAS(DASOptions(variant="published")).search_holdout == 0.0
 
 
-def test_bad_options_are_named(backbone: ViltBackbone) -> None:
+def test_wrong_options_are_named(backbone: ViltBackbone) -> None:
     with pytest.raises(UserError, match="sets must be at least 2"):
         DASOptions(sets=1)
     with pytest.raises(UserError, match="search_epochs must be more"):
@@ -134,12 +134,12 @@ def test_bad_options_are_named(backbone: ViltBackbone) -> None:
         resolve_blocks(("1", "joint.1"), backbone)
 
 
-def test_progress_is_told_how_long_it_searches() -> None:
+def test_search_epochs_are_reported_for_progress() -> None:
     assert DAS(DASOptions(search_epochs=5)).search_epochs == 5
     assert DAS(DASOptions(blocks=("3",))).search_epochs == 0
 
 
-def test_costs_are_told_for_every_number_of_blocks_per_stream(backbone: ViltBackbone) -> None:
+def test_cost_cases_cover_every_split_of_skipped_blocks_over_streams(backbone: ViltBackbone) -> None:
     (case,) = DAS(DASOptions(skip=3)).cost_cases(backbone)
     assert (case.name, case.decision) == ("3 joint skipped", DASDecision(("joint.0", "joint.1", "joint.2")))
     (given,) = DAS(DASOptions(blocks=("3",))).cost_cases(backbone)

@@ -14,7 +14,7 @@ UPDATE = Update(1, 4, [["joint.0"], ["joint.1"]], [1.0, 2.0], [1.0, -1.0], [0.25
 DECISION = DASDecision(("joint.1",), {"joint.0": 0.25, "joint.1": 0.75}, {"warm_start": True}, (UPDATE,))
 
 
-def test_it_comes_back_from_json_without_its_history() -> None:
+def test_decision_from_json_has_no_history() -> None:
     stored = json.loads(json.dumps(DECISION.to_json()))
     assert stored == {
         "skipped": ["joint.1"],
@@ -25,7 +25,7 @@ def test_it_comes_back_from_json_without_its_history() -> None:
     assert DASDecision.from_json({"skipped": ["joint.1"]}).skipped == ("joint.1",)
 
 
-def test_it_tells_which_blocks_are_skipped() -> None:
+def test_summary_and_diagram_name_the_skipped_blocks() -> None:
     assert DECISION.summary == "skipped joint.1"
     assert replace(DECISION, skipped=("joint.1", "joint.9")).summary == "skipped joint.1, joint.9"
     assert DECISION.diagram() == Diagram(("joint.0", "joint.1"), ("joint.1",))
@@ -46,7 +46,7 @@ def test_history_and_trace_hold_each_gate_once() -> None:
     assert trace.values == ((0, 0), (0.25, 0.75))
 
 
-def test_every_update_shows_in_its_figures() -> None:
+def test_figures_depend_on_every_update() -> None:
     figures = DECISION.figures()
     assert figures["blocks skipped"] == '["joint.1"]'
     assert figures["decision of the search"] == digest_json(DECISION.to_json())

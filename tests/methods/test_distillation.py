@@ -16,7 +16,7 @@ def test_divergence_by_hand() -> None:
     assert float(logit_divergence(teacher, student)) == pytest.approx(expected, rel=1e-6)
 
 
-def test_it_is_the_teacher_that_weighs() -> None:
+def test_divergence_is_weighted_by_the_teacher() -> None:
     teacher, student = torch.tensor([[0.0, 3.0]]), torch.tensor([[1.0, -1.0]])
     given = teacher.softmax(-1)
     expected = (given * (given.log() - student.log_softmax(-1))).sum()
@@ -24,12 +24,12 @@ def test_it_is_the_teacher_that_weighs() -> None:
     assert not torch.isclose(logit_divergence(student, teacher), expected)
 
 
-def test_one_logit_per_row_tells_nothing() -> None:
+def test_divergence_of_one_logit_per_row_is_zero() -> None:
     """So that there is no distillation for retrieval."""
     assert float(logit_divergence(torch.randn(4, 1), torch.randn(4, 1))) == 0
 
 
-def test_only_the_student_learns() -> None:
+def test_only_the_student_gets_a_gradient() -> None:
     teacher, student = (torch.randn(3, 4, requires_grad=True) for _ in range(2))
     logit_divergence(teacher, student).backward()
     assert teacher.grad is None

@@ -84,7 +84,7 @@ def test_exactly_the_methods_own_and_chosen_parameters_train(make: Callable[[], 
 
 
 @every_method
-def test_one_backward_pass_reaches_everything_that_trains(make: Callable[[], Method[Any]]) -> None:
+def test_every_trained_parameter_gets_a_gradient(make: Callable[[], Method[Any]]) -> None:
     method = make()
     backbone = adapted(method)
     randomize(method, backbone)
@@ -152,7 +152,7 @@ def test_saved_weights_can_be_loaded_into_a_freshly_adapted_backbone(
 
 @pytest.mark.parametrize("name", ["lora", "lora everywhere", "parallel", "bitfit", "classifier", "dora"])
 @torch.no_grad()
-def test_methods_that_start_at_the_pretrained_function_do(name: str) -> None:
+def test_methods_that_should_start_as_the_identity_do(name: str) -> None:
     backbone = adapted(MAKERS[name]()).eval()
     torch.testing.assert_close(pooled(backbone), pooled(mini()), atol=1e-6, rtol=0)
 

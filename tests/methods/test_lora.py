@@ -38,7 +38,7 @@ def randomize(backbone: ViltBackbone) -> None:
         nn.init.normal_(wrapped.update.B, std=0.1)
 
 
-def test_query_and_value_are_the_default() -> None:
+def test_default_targets_are_query_and_value() -> None:
     roles = {name.split()[1] for name in updates(adapted(LoRAOptions()))}
     assert roles == {"attention.query", "attention.value"}
 
@@ -62,7 +62,7 @@ def test_the_update_is_scaled_by_alpha_over_r() -> None:
     torch.testing.assert_close(wrapped(x[0, 0]), expected[0, 0])
 
 
-def test_the_wrapper_reads_like_the_linear_map_inside() -> None:
+def test_wrapper_has_the_attributes_of_the_wrapped_linear_map() -> None:
     wrapped = next(iter(updates(adapted(LoRAOptions())).values()))
     assert wrapped.weight is wrapped.base.weight
     assert wrapped.bias is wrapped.base.bias
@@ -77,7 +77,7 @@ def test_dropout_acts_in_training_only() -> None:
     assert not torch.equal(backbone.train()(inputs), backbone(inputs))
 
 
-def test_what_is_deployed_has_the_module_tree_of_the_pretrained_backbone_as_deployed() -> None:
+def test_deployed_module_tree_equals_that_of_the_deployed_pretrained_backbone() -> None:
     backbone = adapted(LoRAOptions())
     randomize(backbone)
     LoRA(LoRAOptions()).finalize(backbone)
@@ -87,7 +87,7 @@ def test_what_is_deployed_has_the_module_tree_of_the_pretrained_backbone_as_depl
     assert [type(m) for m in backbone.modules()] == [type(m) for m in pretrained.modules()]
 
 
-def test_it_runs_under_autocast() -> None:
+def test_lora_runs_under_autocast() -> None:
     backbone = adapted(LoRAOptions())
     randomize(backbone)
     inputs = example(backbone)
@@ -98,7 +98,7 @@ def test_it_runs_under_autocast() -> None:
 
 
 @torch.no_grad()
-def test_outputs_equal_the_adapters_librarys() -> None:
+def test_outputs_equal_those_of_the_adapters_library() -> None:
     ours = adapted(LoRAOptions(r=4, alpha=8.0)).eval()
     randomize(ours)
     theirs = load_vilt_mini(BackboneOptions(weights="random"))
@@ -115,7 +115,7 @@ def test_outputs_equal_the_adapters_librarys() -> None:
 
 @torch.no_grad()
 @pytest.mark.filterwarnings("ignore")
-def test_outputs_equal_pefts() -> None:
+def test_outputs_equal_those_of_peft() -> None:
     peft = pytest.importorskip("peft")
     ours = adapted(LoRAOptions(r=4, alpha=8.0)).eval()
     randomize(ours)

@@ -27,7 +27,9 @@ def pooled(backbone: Backbone) -> Tensor:
 
 
 @every_method
-def test_it_trains_its_own_and_keeps_its_outputs(make: Callable[[], Method[Any]], make_meter: Maker) -> None:
+def test_method_trains_its_parameters_and_finalize_keeps_outputs(
+    make: Callable[[], Method[Any]], make_meter: Maker
+) -> None:
     method, backbone = make(), make_meter()
     held = list(backbone.parameters())  # so that a skipped block's memory is not taken by another's
     pretrained = {id(parameter) for parameter in held}
@@ -148,7 +150,7 @@ def test_the_image_layer_beside_a_skipped_text_layer_reads_the_incoming_text(mak
     assert torch.equal(seen[0], incoming[0])
 
 
-def test_sets_that_cost_another_sum_are_listed_once(make_meter: Maker) -> None:
+def test_cost_cases_with_equal_macs_are_listed_once(make_meter: Maker) -> None:
     backbone = make_meter()
     assert skippable_sets(DASOptions(skip=2), backbone) == [
         ("image.0", "image.1"),

@@ -6,7 +6,7 @@ from harness.errors import UserError
 from methods.option_checks import at_least, fraction, positive
 
 
-def test_options_that_are_not_given_pass() -> None:
+def test_missing_options_are_accepted() -> None:
     at_least("m", 1, a=None)
     positive("m", a=None)
 
@@ -24,7 +24,7 @@ def test_a_positive_number_is_finite_and_above_zero(value: float) -> None:
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.0, float("nan")])
-def test_a_fraction_is_short_of_one(value: float) -> None:
+def test_fraction_is_below_one(value: float) -> None:
     fraction("lora", dropout=0.0)
     with pytest.raises(UserError, match="lora: dropout"):
         fraction("lora", dropout=value)

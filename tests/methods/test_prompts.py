@@ -30,7 +30,7 @@ def example(backbone: ViltBackbone) -> Inputs:
     return backbone.example_inputs(2, 5, (64, 64), torch.Generator().manual_seed(1))
 
 
-def test_prompts_go_right_behind_the_first_token() -> None:
+def test_prompts_are_inserted_after_the_first_token() -> None:
     prompt = Prompt(2, 4, torch.Generator())
     hidden = torch.randn(3, 5, 4)
     prompted = prompt(hidden)
@@ -71,7 +71,7 @@ def test_shallow_prompts_stay_and_the_first_token_remains_the_classification_tok
 
 
 @torch.no_grad()
-def test_deep_prompts_are_new_in_every_block_and_gone_behind_it() -> None:
+def test_deep_prompts_are_new_in_every_block_and_removed_after_it() -> None:
     backbone = adapted(DeepPrompt)
     hidden = torch.randn(2, 7, 128)
     expected = hidden
@@ -98,7 +98,7 @@ def test_a_prompted_block_is_still_a_block() -> None:
 
 
 @torch.no_grad()
-def test_a_prompted_block_hands_the_other_stream_through_as_it_is() -> None:
+def test_prompted_block_passes_the_other_stream_unchanged() -> None:
     seen = {}
 
     class Spy(torch.nn.Module):
@@ -131,7 +131,7 @@ def test_parameters_are_tokens_times_width(method: type[ShallowPrompt], copies: 
     assert sum(p.numel() for p in own) == copies * 3 * 128
 
 
-def test_the_default_length_is_the_papers_at_full_size() -> None:
+def test_default_length_at_full_size_is_the_papers() -> None:
     assert [prompt_length(width, None) for width in (768, 512, 128)] == [200, 200, 16]
     assert prompt_length(768, 5) == 5
     with pytest.raises(UserError, match="tokens must be at least 1"):

@@ -117,12 +117,12 @@ def test_published_tokens_and_macs_of_meter(task: str, variant: str, full_size_m
     assert found[0].macs["fusion"] == expected
 
 
-def test_counts_are_those_of_the_reference() -> None:
+def test_token_counts_equal_those_of_the_authors_code() -> None:
     assert left(32, 145, 0.1, 0.3, 0.2) == (26, 87)
     assert left(14, 75, 0.2, 0.2, 0.2) == (11, 45)
 
 
-def test_of_a_short_backbone_the_layers_that_are_there_reduce(make_meter: Maker) -> None:
+def test_missing_layers_of_a_short_backbone_are_ignored(make_meter: Maker) -> None:
     assert Pumer().setting(make_meter()).layers == (0, 1)
     assert Pumer(PumerOptions(settings="snli_ve")).setting(mini()).layers == (2, 4, 6, 8)
 
@@ -155,7 +155,7 @@ def test_sound_pruning_keeps_the_class_token_and_the_order() -> None:
     assert states(published(text, image, text_keys, image_keys, rising)[1]) == [105, 104, 103]
 
 
-def test_what_padded_words_attend_to_does_not_count() -> None:
+def test_attention_of_padded_words_is_ignored() -> None:
     text, image, text_keys, image_keys, weights = one_pair(4, 5, padded=2)
     weights = weights.clone()
     weights[:, :, 2:] = torch.tensor([0.0, 0.0, 0.0, 0.0, 9.0])
@@ -303,7 +303,7 @@ def test_padding_changes_nothing_in_meter(make_meter: Maker) -> None:
 
 
 @torch.no_grad()
-def test_padding_does_change_the_published_model() -> None:
+def test_padding_changes_the_published_variant() -> None:
     backbone = reducing(mini(), variant="published")
     inputs = padded_inputs(backbone, 64)
     assert (backbone(inputs)[2:] - backbone(alone(inputs, 2))).abs().max() > 1e-3
@@ -311,7 +311,7 @@ def test_padding_does_change_the_published_model() -> None:
 
 @pytest.mark.parametrize("variant", ["sound", "published"])
 @torch.no_grad()
-def test_no_pruning_and_merging_is_the_plain_model(variant: str, make_meter: Maker) -> None:
+def test_model_without_pruning_and_merging_equals_the_plain_one(variant: str, make_meter: Maker) -> None:
     nothing = {"prune": 0.0, "merge": 0.0, "text": 0.0, "variant": variant}
     plain, backbone = mini().eval(), reducing(mini(), **nothing)
     inputs = plain.example_inputs(2, 5, (64, 64), torch.Generator().manual_seed(1))
@@ -337,7 +337,7 @@ def test_meters_image_layer_reads_the_text_before_its_depth_or_the_updated_one(m
 
 
 @torch.no_grad()
-def test_the_pooled_tokens_stand_for_themselves(make_meter: Maker) -> None:
+def test_pooled_tokens_are_never_merged(make_meter: Maker) -> None:
     backbone = reducing(make_meter(), prune=0.4, merge=0.5, text=0.4)
     inputs = padded_inputs(backbone, 32)
     after = backbone.run_blocks(backbone.encode(inputs))
@@ -346,7 +346,7 @@ def test_the_pooled_tokens_stand_for_themselves(make_meter: Maker) -> None:
         assert (tokens.sizes[:, 0] == 1).all()
 
 
-def test_everything_trains_or_nothing(make_meter: Maker) -> None:
+def test_tune_option_trains_or_freezes_the_backbone(make_meter: Maker) -> None:
     for backbone in (mini(), make_meter()):
         reducing(backbone)
         assert all(parameter.requires_grad for parameter in backbone.parameters())
@@ -383,12 +383,12 @@ def test_published_scores_on_vqa_were_those_of_one_head(make_meter: Maker) -> No
         ({"sizes": True, "variant": "published"}, "variant=published knows no token sizes"),
     ],
 )
-def test_options_that_cannot_be(options: dict[str, object], message: str) -> None:
+def test_wrong_options_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         PumerOptions(**options)  # type: ignore[arg-type]
 
 
-def test_layers_that_are_not_there(make_meter: Maker) -> None:
+def test_missing_layers_are_refused(make_meter: Maker) -> None:
     with pytest.raises(UserError, match=r"layers must be numbers from 0 to 11 on vilt-mini; got 2\+12"):
         reducing(mini(), layers=(2, 12))
     with pytest.raises(UserError, match="layers must be numbers from 0 to 1 on meter; got none"):

@@ -90,13 +90,17 @@ def adapted(backbone: Backbone, method: Method[Any]) -> Backbone:
 
 
 @every_method
-def test_vilt_trains_the_same(make: Callable[[tuple[str, ...]], Method[Any]]) -> None:
+def test_shortened_training_of_vilt_has_equal_gradients(
+    make: Callable[[tuple[str, ...]], Method[Any]],
+) -> None:
     backbone = adapted(mini(), make(("11",)))
     assert_same_either_way(backbone, inputs_with_padding(backbone, 64))
 
 
 @every_method
-def test_meter_trains_the_same(make: Callable[[tuple[str, ...]], Method[Any]], make_meter: Maker) -> None:
+def test_shortened_training_of_meter_has_equal_gradients(
+    make: Callable[[tuple[str, ...]], Method[Any]], make_meter: Maker
+) -> None:
     backbone = adapted(make_meter(), make(("text.1", "image.1")))
     assert_same_either_way(backbone, inputs_with_padding(backbone, 32))
 
@@ -116,13 +120,15 @@ def assert_ranks_the_same_either_way(backbone: Backbone, inputs: Inputs) -> None
 
 
 @every_method
-def test_vilt_ranks_the_same(make: Callable[[tuple[str, ...]], Method[Any]]) -> None:
+def test_shortened_ranking_with_vilt_has_equal_scores(make: Callable[[tuple[str, ...]], Method[Any]]) -> None:
     backbone = adapted(mini(), make(("11",)))
     assert_ranks_the_same_either_way(backbone, pairs_with_padding(backbone, 64))
 
 
 @every_method
-def test_meter_ranks_the_same(make: Callable[[tuple[str, ...]], Method[Any]], make_meter: Maker) -> None:
+def test_shortened_ranking_with_meter_has_equal_scores(
+    make: Callable[[tuple[str, ...]], Method[Any]], make_meter: Maker
+) -> None:
     backbone = adapted(make_meter(), make(("text.1", "image.1")))
     assert_ranks_the_same_either_way(backbone, pairs_with_padding(backbone, 32))
 
@@ -166,7 +172,7 @@ def test_both_streams_of_meter_are_shortened(make_meter: Maker) -> None:
 
 
 @pytest.mark.parametrize("skip", [False, True])
-def test_a_gated_block_is_shortened_either_way(skip: bool) -> None:
+def test_gated_block_is_shortened_whether_skipped_or_not(skip: bool) -> None:
     backbone = mini()
     das = DAS(DASOptions(blocks=("11",)))
     shortcut = das._shortcut(backbone, 11, torch.Generator().manual_seed(0))
@@ -177,7 +183,7 @@ def test_a_gated_block_is_shortened_either_way(skip: bool) -> None:
     assert_same_either_way(backbone, inputs_with_padding(backbone, 64))
 
 
-def test_what_knows_no_short_way_is_run_whole() -> None:
+def test_module_that_ignores_queries_runs_on_all_tokens() -> None:
     """A module put in a block's place by somebody else: its result is cut."""
 
     class Foreign(nn.Module):
@@ -189,6 +195,6 @@ def test_what_knows_no_short_way_is_run_whole() -> None:
     assert_same_either_way(backbone, inputs_with_padding(backbone, 64))
 
 
-def test_a_method_that_says_nothing_of_it_is_trained_whole() -> None:
+def test_method_without_per_token_is_trained_on_all_tokens() -> None:
     assert not AdaptersMethod("par_bn").per_token
     assert not Method.per_token

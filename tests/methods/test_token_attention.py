@@ -80,7 +80,7 @@ def test_masked_softmax_of_pumer_is_the_softmax_where_nothing_is_padded() -> Non
     )
 
 
-def test_masks_and_their_weights_are_the_same_thing() -> None:
+def test_additive_masks_and_mask_weights_are_inverse() -> None:
     weights = torch.tensor([[1.0, 0.25, 0.0]])
     mask = additive(weights)
     assert mask.flatten().tolist() == pytest.approx([0, math.log(0.25), torch.finfo(torch.float32).min])

@@ -65,7 +65,7 @@ def slow_groups(metric: Sequence[Sequence[float]], count: int, protect_first: bo
         (3, -1.0, 1, (6,)),
     ],
 )
-def test_schedules(
+def test_merge_schedules_by_hand(
     r: int | tuple[int, ...], inflection: float, blocks: int, expected: tuple[int, ...]
 ) -> None:
     assert merge_schedule(r, blocks, inflection) == expected
@@ -115,20 +115,20 @@ def test_several_candidates_may_join_one_partner() -> None:
     assert sizes.tolist() == [[1, 6, 1, 5]]
 
 
-def test_of_equals_the_first_is_taken() -> None:
+def test_first_of_equal_similarities_is_taken() -> None:
     metric = angles(0, 0, 0, 0, 0, 0)
     assert groups(all_merging(metric, 1), 6) == [[[0], [4], [1, 2], [3], [5]]]
     assert groups(all_merging(metric, 1, protect_first=False), 6) == [[[2], [4], [0, 1], [3], [5]]]
 
 
-def test_without_a_protected_token_the_unmerged_come_in_order_of_similarity() -> None:
+def test_remaining_tokens_are_sorted_by_similarity_without_a_protected_token() -> None:
     metric = angles(0, 1, 40, 90, 75, 180)  # candidates 0, 2, 4 are 1°, 39° and 15° from their picks
     assert groups(all_merging(metric, 1, protect_first=False), 6) == [[[4], [2], [0, 1], [3], [5]]]
 
 
 @pytest.mark.parametrize("protect_first", [True, False])
 @pytest.mark.parametrize("tokens", [3, 4, 7, 12])
-def test_rows_follow_the_rules(tokens: int, protect_first: bool) -> None:
+def test_matching_equals_a_slow_reference(tokens: int, protect_first: bool) -> None:
     generator = torch.Generator().manual_seed(tokens)
     metric = torch.randn(6, tokens, 3, generator=generator, dtype=torch.float64)
     states = torch.randn(6, tokens, 2, generator=generator, dtype=torch.float64)
@@ -159,7 +159,7 @@ def test_padding_merges_with_nothing_and_changes_nothing() -> None:
         assert len(found[row]) == merges.left
 
 
-def test_room_is_made_for_a_row_that_keeps_more_than_a_longer_one() -> None:
+def test_result_has_room_for_a_short_row_that_keeps_more_than_a_longer_one() -> None:
     keep = [length - share(0.2, length) for length in range(9)]
     counts = [cap_merges(share(0.2, length), kept) for length, kept in enumerate(keep)]
     assert keep[7:] == [6, 6]
@@ -171,7 +171,7 @@ def test_room_is_made_for_a_row_that_keeps_more_than_a_longer_one() -> None:
     assert Merges.by_length(keep, counts, None) == Merges(2, 4)
 
 
-def test_the_best_are_kept_by_score_or_in_place() -> None:
+def test_highest_scores_are_kept_by_score_or_by_position() -> None:
     scores = torch.tensor([[0.1, 0.5, 0.3, 0.5, 0.2], [5.0, 4.0, 3.0, 2.0, 1.0]])
     assert best_first(scores, 3).tolist() == [[1, 3, 2], [0, 1, 2]]
     assert best_in_place(scores, 3).tolist() == [[1, 2, 3], [0, 1, 2]]
@@ -181,7 +181,7 @@ def test_the_best_are_kept_by_score_or_in_place() -> None:
     assert fewer[1].tolist() == [0, 1, 2]
 
 
-def test_shapes_are_known_without_values() -> None:
+def test_shapes_do_not_depend_on_values() -> None:
     metric = torch.empty(2, 9, 4, device="meta")
     lengths = torch.empty(2, dtype=torch.long, device="meta")
     counts = [cap_merges(2, length) for length in range(10)]

@@ -74,7 +74,7 @@ def test_every_original_token_is_counted_once() -> None:
 
 
 @torch.no_grad()
-def test_merged_states_are_the_means_of_what_attention_gave() -> None:
+def test_merged_states_are_means_of_the_states_after_attention() -> None:
     generator = torch.Generator().manual_seed(0)
     hidden, keys = torch.randn(1, 7, 3, generator=generator), torch.randn(1, 7, 2, generator=generator)
     sizes = torch.tensor([[1.0, 1, 1, 1, 4, 1, 1]])
@@ -90,7 +90,7 @@ def test_merged_states_are_the_means_of_what_attention_gave() -> None:
 
 
 @torch.no_grad()
-def test_merging_nothing_is_the_plain_model(make_meter: Maker) -> None:
+def test_model_that_merges_nothing_equals_the_plain_one(make_meter: Maker) -> None:
     torch.testing.assert_close(example(merging(mini(), r=0)), example(mini().eval()), atol=1e-6, rtol=0)
     torch.testing.assert_close(
         example(merging(make_meter(), r=0), 32), example(make_meter().eval(), 32), atol=1e-6, rtol=0
@@ -98,7 +98,7 @@ def test_merging_nothing_is_the_plain_model(make_meter: Maker) -> None:
 
 
 @torch.no_grad()
-def test_equal_patches_can_be_merged_without_a_trace() -> None:
+def test_merging_equal_patches_does_not_change_the_output() -> None:
     """With proportional attention a token that stands for n equal ones is as good as they are."""
     hidden = torch.randn(1, 9, 128, generator=torch.Generator().manual_seed(0))
     hidden[:, 4:] = hidden[:, 3:4]  # three words, then patches that are all alike
@@ -162,7 +162,7 @@ def test_meters_text_layers_attend_in_proportion_to_sizes(make_meter: Maker) -> 
 
 
 @torch.no_grad()
-def test_an_unprotected_class_token_is_a_token_like_any_other() -> None:
+def test_unprotected_class_token_can_be_merged() -> None:
     backbone = merging(mini(), r=8, class_token=False)
     lengths = lengths_read(backbone, lambda: example(backbone))
     assert [image for _, image in lengths[:6]] == [17, 9, 5, 3, 2, 1]
@@ -225,7 +225,7 @@ def test_eight_tokens_are_merged_at_full_size(full_size_meter: Maker) -> None:
 
 
 @torch.no_grad()
-def test_it_merges_beside_a_method_that_trains() -> None:
+def test_tome_can_be_combined_with_lora() -> None:
     """As after training: LoRA's updates are merged out of the very blocks that reduce tokens."""
     backbone, lora = mini(), LoRA()
     lora.adapt(backbone, torch.Generator().manual_seed(0))
@@ -258,12 +258,12 @@ def test_options_are_written_in_a_spec() -> None:
         ({"joint": True, "class_token": False}, "nor an image class token"),
     ],
 )
-def test_options_that_cannot_be(options: dict[str, object], message: str) -> None:
+def test_wrong_options_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         TomeOptions(**options)  # type: ignore[arg-type]
 
 
-def test_what_does_not_fit_the_backbone_is_refused(make_meter: Maker) -> None:
+def test_options_that_do_not_suit_the_backbone_are_refused(make_meter: Maker) -> None:
     with pytest.raises(UserError, match="tome: r has 3 numbers of tokens for 2 blocks that merge in meter"):
         merging(make_meter(), r=(1, 1, 1))
     with pytest.raises(UserError, match="tome: joint=true is for ViLT; meter has two streams"):

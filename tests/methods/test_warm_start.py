@@ -44,7 +44,7 @@ def pooled(backbone: Backbone) -> Tensor:
 
 
 @pytest.mark.parametrize("name", LOADERS)
-def test_training_begins_as_the_very_function_that_the_search_ended_with(name: str) -> None:
+def test_training_starts_with_the_outputs_of_the_searched_model(name: str) -> None:
     options = BackboneOptions(weights="random")
     supernet = LOADERS[name](options)
     method = DAS()
@@ -77,7 +77,7 @@ def test_training_begins_as_the_very_function_that_the_search_ended_with(name: s
         (DASOptions(variant="published", warm_start=True), True),
     ],
 )
-def test_the_published_variant_begins_afresh(options: DASOptions, warm: bool) -> None:
+def test_published_variant_has_no_warm_start(options: DASOptions, warm: bool) -> None:
     method = DAS(options)
     backbone = load_vilt_mini(BackboneOptions(weights="random"))
     method.decide(DASDecision(("joint.3", "joint.7")))

@@ -35,7 +35,7 @@ def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-def test_only_the_named_modality_goes() -> None:
+def test_only_the_named_modality_is_blanked() -> None:
     example = Example("7", "a red star", (Path("a.png"), Path("b.png")), 1, "3")
     assert blanked([example], "none") == [example]
     assert blanked([example], "text") == [Example("7", "", example.images, 1, "3")]
@@ -52,7 +52,7 @@ def test_the_blank_image_is_mid_grey_at_the_size_that_the_backbone_reads() -> No
 
 
 @pytest.mark.parametrize("name", ["vqa", "nlvr2", "snli_ve", "retrieval"])
-def test_every_task_blanks_all_its_splits_and_says_so(name: str, roots: dict[str, Path]) -> None:
+def test_every_task_blanks_all_its_splits_and_records_it(name: str, roots: dict[str, Path]) -> None:
     whole = build_task(parse_spec(name)).load(roots[name])
     for blank in ("image", "text"):
         task: Task[Any] = build_task(parse_spec(f"{name}[blank={blank}]"))

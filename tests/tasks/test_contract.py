@@ -32,18 +32,18 @@ def test_a_head_is_built_as_published_without_data_or_weights(name: str) -> None
 
 
 @pytest.mark.parametrize("name", BUILT_IN["tasks"])
-def test_images_and_texts_of_an_example(name: str) -> None:
+def test_number_of_images_and_texts_per_example(name: str) -> None:
     task = build_task(parse_spec(name))
     assert task.images_per_example == (2 if name == "nlvr2" else 1)
     assert task.texts_per_example == (16 if name == "retrieval" else 1)
 
 
-def test_retrievals_texts_follow_its_negatives() -> None:
+def test_number_of_texts_in_retrieval_follows_the_negatives() -> None:
     assert build_task(parse_spec("retrieval[negatives=3]")).texts_per_example == 4
 
 
 @pytest.mark.parametrize("name", BUILT_IN["tasks"])
-def test_the_primary_metric_is_one_of_the_scorers_and_its_shares_are_told(name: str) -> None:
+def test_scorer_has_the_primary_metric_and_its_shares(name: str) -> None:
     task: Any = build_task(parse_spec(name))
     assert task.scorer.shares(task.primary_metric)
     assert task.scorer.files is not None

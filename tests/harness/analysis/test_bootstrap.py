@@ -27,7 +27,7 @@ def normal_model(
     )
 
 
-def test_a_constant_difference_has_no_width_and_the_least_p_value() -> None:
+def test_constant_difference_has_a_point_interval_and_the_smallest_p_value() -> None:
     scores = np.random.default_rng(0).random((3, 40))
     (draws,) = resample([means(scores + 0.25).minus(means(scores))], 999)
     interval = draws.interval()
@@ -36,7 +36,7 @@ def test_a_constant_difference_has_no_width_and_the_least_p_value() -> None:
     assert draws.p_value() == 2 / 1000
 
 
-def test_no_difference_at_all_has_p_value_one() -> None:
+def test_no_difference_has_p_value_one() -> None:
     scores = np.random.default_rng(0).random((3, 40))
     (draws,) = resample([means(scores).minus(means(scores))], 999)
     assert draws.p_value() == 1
@@ -78,7 +78,7 @@ def test_variance_over_seeds_and_clusters_is_the_analytic_one() -> None:
     assert np.mean(found) == pytest.approx(expected, rel=0.1)
 
 
-def test_deviation_over_seeds_leaves_out_what_examples_explain() -> None:
+def test_deviation_over_seeds_excludes_the_variance_of_examples() -> None:
     random = np.random.default_rng(3)
     squares = [seed_deviation(means(normal_model(random, 5, 30, 1.0, 1.0, 2.0))) ** 2 for _ in range(400)]
     assert np.mean(squares) == pytest.approx(1, rel=0.1)
@@ -86,12 +86,12 @@ def test_deviation_over_seeds_leaves_out_what_examples_explain() -> None:
     assert seed_deviation(means(np.array([[0.0, 2.0], [2.0, 4.0]]))) == pytest.approx(sqrt(2))
 
 
-def test_seeds_that_differ_by_chance_of_examples_only_add_nothing() -> None:
+def test_seeds_that_differ_only_by_sampling_of_examples_add_no_variance() -> None:
     # Cluster by cluster one seed wins and loses alike: equal means, no seed effect.
     assert seed_deviation(means(np.array([[0.0, 1.0], [1.0, 0.0]]))) == 0
 
 
-def test_with_examples_that_agree_the_interval_is_students() -> None:
+def test_interval_without_variance_over_examples_is_students_t() -> None:
     # Seeds at 69, 70, 71 on every example: 70 ± 4.303 · 1/√3.
     scores = np.repeat(np.array([[69.0], [70.0], [71.0]]), 20, axis=1)
     (draws,) = resample([means(scores)], 40_000)
@@ -99,7 +99,7 @@ def test_with_examples_that_agree_the_interval_is_students() -> None:
 
 
 @pytest.mark.parametrize(("a", "b", "e"), [(1.0, 0.1, 0.1), (0.0, 1.0, 1.0), (0.1, 0.6, 1.0)])
-def test_three_seeds_cover_the_truth(a: float, b: float, e: float) -> None:
+def test_intervals_of_three_seeds_cover_the_true_value(a: float, b: float, e: float) -> None:
     random = np.random.default_rng(4)
     covered = 0
     for _ in range(300):
@@ -110,7 +110,7 @@ def test_three_seeds_cover_the_truth(a: float, b: float, e: float) -> None:
     assert 0.915 <= covered / 300 <= 1
 
 
-def test_a_true_null_is_rejected_no_more_often_than_said() -> None:
+def test_true_null_hypothesis_is_rejected_at_most_at_the_nominal_rate() -> None:
     random = np.random.default_rng(5)
     rejected = 0
     for _ in range(300):
@@ -138,7 +138,7 @@ def test_a_class_missing_from_a_resample_leaves_that_resample_out() -> None:
     assert set(draws.values) == {1.0}
 
 
-def test_metrics_drawn_together_have_the_draws_they_have_alone() -> None:
+def test_metrics_bootstrapped_together_get_the_same_resamples_as_alone() -> None:
     random = np.random.default_rng(6)
     first, second = means(random.random((1, 30))), means(random.random((1, 30)))
     together = resample([first, second], 500)
@@ -146,7 +146,7 @@ def test_metrics_drawn_together_have_the_draws_they_have_alone() -> None:
     assert not np.allclose(together[1].values, resample([second], 500, seed=1)[0].values)
 
 
-def test_chunks_do_not_change_the_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunk_size_does_not_change_the_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
     metric = means(np.random.default_rng(7).random((3, 25)))
     (whole,) = resample([metric], 300)
     monkeypatch.setattr("harness.analysis.bootstrap._ELEMENTS_AT_ONCE", 60)
@@ -154,7 +154,7 @@ def test_chunks_do_not_change_the_draws(monkeypatch: pytest.MonkeyPatch) -> None
     assert np.allclose(whole.values, chunked.values)
 
 
-def test_other_seeds_or_examples_are_refused() -> None:
+def test_scores_with_different_seeds_or_examples_are_refused() -> None:
     one = means(np.zeros((2, 5)))
     for other in (means(np.zeros((1, 5))), means(np.zeros((2, 5)), np.full(5, 2.0))):
         with pytest.raises(ValueError, match="same seeds and examples"):

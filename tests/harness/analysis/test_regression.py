@@ -50,7 +50,7 @@ def verdicts(before: BaselineCell, after: BaselineCell) -> dict[str, str]:
     return {each.figure: each.verdict for each in check(baseline(before), [after]) if each.verdict != "same"}
 
 
-def test_the_same_result_has_nothing_to_tell() -> None:
+def test_equal_results_give_no_findings() -> None:
     findings = check(baseline(cell()), [cell()])
     assert {each.verdict for each in findings} == {"same"}
     assert describe(findings) == "1 cells of the baseline, 7 figures: nothing got worse."
@@ -67,7 +67,7 @@ def test_the_same_result_has_nothing_to_tell() -> None:
         (62.1, False, "worse"),
     ],
 )
-def test_a_score_is_held_against_the_baselines_interval(
+def test_score_is_compared_with_the_baselines_interval(
     score: float, higher: bool, verdict: str | None
 ) -> None:
     found = verdicts(cell(higher_is_better=higher), cell(higher_is_better=higher, score=score))
@@ -84,7 +84,7 @@ def test_a_score_is_held_against_the_baselines_interval(
         ("tuned_file_bytes", "tuned file (bytes)"),
     ],
 )
-def test_counts_have_to_agree_exactly(key: str, figure: str) -> None:
+def test_counts_must_agree_exactly(key: str, figure: str) -> None:
     assert verdicts(cell(), cell(**{key: KEPT[key] + 1})) == {figure: "worse"}
     (fewer,) = [each for each in check(baseline(cell()), [cell(**{key: KEPT[key] - 1})]) if each.fails]
     assert (fewer.figure, fewer.verdict) == (figure, "changed")
@@ -101,7 +101,7 @@ def test_counts_have_to_agree_exactly(key: str, figure: str) -> None:
         (0.80, 0.87, 0.10, None),
     ],
 )
-def test_latency_is_worse_where_its_whole_interval_is(
+def test_latency_is_worse_if_its_whole_interval_is_above_the_baseline(
     low: float, high: float, tolerance: float, verdict: str | None
 ) -> None:
     after = cell(latency_ratio={"ratio": (low + high) / 2, "low": low, "high": high})
@@ -115,7 +115,7 @@ def test_latency_that_is_no_longer_measured_is_worse() -> None:
     assert verdicts(cell(latency_ratio=None), cell(latency_ratio=None)) == {}
 
 
-def test_another_protocol_is_no_comparison_of_scores() -> None:
+def test_scores_of_another_protocol_are_not_compared() -> None:
     assert verdicts(cell(), cell(protocol="q", score=10.0)) == {"accuracy": "changed"}
 
 
@@ -129,7 +129,7 @@ def test_missing_and_new_cells_are_listed() -> None:
     assert [each.fails for each in findings if each.figure == "cell"] == [True, True, False]
 
 
-def test_the_list_says_by_how_much() -> None:
+def test_findings_state_the_difference() -> None:
     after = cell(score=50.0, macs=1100, latency_ratio={"ratio": 1.5, "low": 1.4, "high": 1.6})
     text = describe(check(baseline(cell()), [after]))
     assert "accuracy 50.00 after 60.00 (-10.00 points; interval 58.00 to 62.00)" in text
@@ -150,7 +150,7 @@ def store(tmp_path: Path) -> Store:
     )
 
 
-def test_a_folder_is_summarised_with_intervals_and_ratios(store: Store) -> None:
+def test_baseline_of_a_folder_has_intervals_and_ratios(store: Store) -> None:
     full, lora = summarize(store, store.records())
     assert (full.method, lora.method) == ("full", "lora")
     assert (full.score, full.parameters, full.macs) == (75.0, 2_480_000, 70_000_000)
@@ -159,7 +159,7 @@ def test_a_folder_is_summarised_with_intervals_and_ratios(store: Store) -> None:
     assert lora.latency_ratio.ratio == pytest.approx(1.2)  # 12 ms beside 10 ms
 
 
-def test_a_reference_of_another_measurement_is_none(tmp_path: Path) -> None:
+def test_latency_of_another_measurement_is_no_reference(tmp_path: Path) -> None:
     untouched = make_record(p50=10.0).model_dump(mode="json")["latency"]
     untouched[0]["group"] = "elsewhere"
     store = store_scores(tmp_path, {("full", 0): SCORES}, full_latency=untouched)
@@ -173,7 +173,7 @@ def invoke(*arguments: object) -> Any:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-def test_accept_then_check_then_get_worse(store: Store, tmp_path: Path) -> None:
+def test_baseline_is_accepted_then_checked_then_a_worse_result_fails(store: Store, tmp_path: Path) -> None:
     path, junit = tmp_path / "baseline.json", tmp_path / "junit.xml"
     missing = invoke(store.root, "--baseline", path).exception
     assert isinstance(missing, UserError)
@@ -197,7 +197,7 @@ def test_accept_then_check_then_get_worse(store: Store, tmp_path: Path) -> None:
     assert invoke(store.root, "--baseline", path).exit_code == 0
 
 
-def test_a_cell_that_failed_says_why(store: Store, tmp_path: Path) -> None:
+def test_failed_cell_is_reported_with_its_reason(store: Store, tmp_path: Path) -> None:
     path = tmp_path / "baseline.json"
     invoke(store.root, "--baseline", path, "--update")
     store.commit(make_record("lora", status="failed", error="out of memory", metrics={}))
@@ -215,7 +215,7 @@ def test_a_cell_that_failed_says_why(store: Store, tmp_path: Path) -> None:
         (json.dumps({"schema_version": 1}), "accepted: Field required"),
     ],
 )
-def test_what_is_no_baseline_is_told(tmp_path: Path, content: str, message: str) -> None:
+def test_file_that_is_not_a_baseline_is_an_error(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "baseline.json"
     path.write_text(content)
     with pytest.raises(UserError) as raised:
@@ -224,7 +224,7 @@ def test_what_is_no_baseline_is_told(tmp_path: Path, content: str, message: str)
     assert str(path) in str(raised.value)
 
 
-def test_an_empty_folder_is_told(tmp_path: Path) -> None:
+def test_empty_results_folder_is_an_error(tmp_path: Path) -> None:
     error = invoke(tmp_path / "none", "--baseline", tmp_path / "b.json").exception
     assert isinstance(error, UserError)
     assert "no finished cells" in str(error)

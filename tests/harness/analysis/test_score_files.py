@@ -50,7 +50,7 @@ def nlvr2(tmp_path: Path) -> Path:
     return json_lines(tmp_path / "dev.json", *entries)
 
 
-def test_vqa_by_hand_from_either_format(tmp_path: Path, vqa: Path) -> None:
+def test_vqa_scores_of_both_formats_by_hand(tmp_path: Path, vqa: Path) -> None:
     # "cat": leave-one-out, 7 subsets with 3 matches and 3 with 2.
     expected = Scored({"accuracy": pytest.approx(95), "number": 100, "other": pytest.approx(90)}, 2, 0, 0)
     official = tmp_path / "official.json"
@@ -69,7 +69,7 @@ def test_vqa_by_hand_from_either_format(tmp_path: Path, vqa: Path) -> None:
     assert score_files("vqa", packed, vqa) == expected
 
 
-def test_nlvr2_by_hand_from_either_format(tmp_path: Path, nlvr2: Path) -> None:
+def test_nlvr2_scores_of_both_formats_by_hand(tmp_path: Path, nlvr2: Path) -> None:
     answers = {"dev-1-0-0": "True", "dev-1-1-0": "True", "dev-2-0-0": "True"}
     expected = Scored({"accuracy": pytest.approx(200 / 3), "consistency": 50}, 3, 0, 0)
     official = tmp_path / "predictions.csv"
@@ -79,7 +79,7 @@ def test_nlvr2_by_hand_from_either_format(tmp_path: Path, nlvr2: Path) -> None:
     assert score_files("nlvr2", json_lines(tmp_path / "p.jsonl", *lines), nlvr2) == expected
 
 
-def test_a_subset_is_scored_with_the_predictions_of_the_whole(tmp_path: Path, nlvr2: Path) -> None:
+def test_subset_is_scored_from_predictions_of_the_whole_split(tmp_path: Path, nlvr2: Path) -> None:
     official = tmp_path / "predictions.csv"
     official.write_text("dev-1-0-0,True\ndev-1-1-0,True\ndev-2-0-0,True\n")
     balanced = tmp_path / "balanced_dev.json"
@@ -87,7 +87,7 @@ def test_a_subset_is_scored_with_the_predictions_of_the_whole(tmp_path: Path, nl
     assert score_files("nlvr2", official, balanced) == Scored({"accuracy": 100, "consistency": 100}, 2, 0, 1)
 
 
-def test_snli_ve_by_hand_from_either_format(tmp_path: Path) -> None:
+def test_snli_ve_scores_of_both_formats_by_hand(tmp_path: Path) -> None:
     entries = [
         {"pairID": str(k), "gold_label": label, "sentence2": "h", "Flickr30K_ID": "1"}
         for k, label in enumerate(["neutral", "neutral", "entailment", "-"])
@@ -101,7 +101,7 @@ def test_snli_ve_by_hand_from_either_format(tmp_path: Path) -> None:
     assert score_files("snli_ve", json_lines(tmp_path / "b.jsonl", *theirs), annotations) == expected
 
 
-def test_nlvr_by_hand(tmp_path: Path) -> None:
+def test_nlvr_scores_by_hand(tmp_path: Path) -> None:
     entry = {"identifier": "4-0", "sentence": "s", "label": "true", "directory": "1"}
     annotations = json_lines(tmp_path / "test.json", entry, {**entry, "identifier": "5-1"})
     rows = [(f"test-{name}-{k}.png", "true") for name in ("4-0", "5-1") for k in range(6)]
@@ -114,7 +114,9 @@ def test_nlvr_by_hand(tmp_path: Path) -> None:
     )
 
 
-def test_missing_predictions_are_an_error_unless_a_part_is_asked_for(tmp_path: Path, nlvr2: Path) -> None:
+def test_missing_predictions_are_an_error_unless_partial_scoring_is_requested(
+    tmp_path: Path, nlvr2: Path
+) -> None:
     few = tmp_path / "few.csv"
     few.write_text("dev-1-1-0,False\n")
     with pytest.raises(UserError, match=r"few\.csv: 2 of the 3 examples of .*dev\.json have no prediction"):
@@ -140,7 +142,9 @@ def test_missing_predictions_are_an_error_unless_a_part_is_asked_for(tmp_path: P
         ('{"id": "a", "prediction": "True"}\n{', r"p\.csv: line 2, column 2: not valid JSON"),
     ],
 )
-def test_bad_predictions_are_named(tmp_path: Path, nlvr2: Path, content: str, message: str) -> None:
+def test_bad_predictions_give_an_error_that_names_them(
+    tmp_path: Path, nlvr2: Path, content: str, message: str
+) -> None:
     path = tmp_path / "p.csv"
     path.write_text(content)
     with pytest.raises(UserError, match=message):
@@ -159,14 +163,16 @@ def test_bad_predictions_are_named(tmp_path: Path, nlvr2: Path, content: str, me
         ),
     ],
 )
-def test_bad_vqa_submissions_are_named(tmp_path: Path, vqa: Path, content: str, message: str) -> None:
+def test_bad_vqa_submissions_give_an_error_that_names_them(
+    tmp_path: Path, vqa: Path, content: str, message: str
+) -> None:
     path = tmp_path / "r.json"
     path.write_text(content)
     with pytest.raises(UserError, match=message):
         score_files("vqa", path, vqa)
 
 
-def test_unknown_tasks_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_task_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"there is no task 'vqa2'\. Did you mean 'vqa'"):
         score_files("vqa2", tmp_path / "p", tmp_path / "a")
     monkeypatch.setattr(scoring, "resolve_scorer", lambda name: Scorer(lambda predictions: {}))
@@ -174,7 +180,7 @@ def test_unknown_tasks_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         score_files("mine", tmp_path / "p", tmp_path / "a")
 
 
-def test_command_prints_metrics_and_says_what_was_left_out(tmp_path: Path, nlvr2: Path) -> None:
+def test_command_prints_metrics_and_the_number_of_unscored_predictions(tmp_path: Path, nlvr2: Path) -> None:
     few = tmp_path / "few.csv"
     few.write_text("dev-1-0-0,True\ndev-1-1-0,True\ntest1-1-1-0,False\n")
     arguments = ["score", "--task", "nlvr2", "--predictions", str(few), "--annotations", str(nlvr2)]

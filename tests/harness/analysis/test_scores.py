@@ -113,7 +113,7 @@ def stored(root: Path, task: str, predictions: Sequence[Mapping[str, Any]], **ch
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_all_metrics_are_made_from_their_shares(task: str, tmp_path: Path) -> None:
+def test_every_metric_is_computed_from_its_shares(task: str, tmp_path: Path) -> None:
     make, score, _ = TASKS[task]
     predictions = make()
     store = stored(tmp_path, task, predictions)
@@ -153,7 +153,9 @@ def test_unknown_metrics_are_refused(metric: str) -> None:
         shares_of(task, metric)
 
 
-def test_a_third_partys_scorer_tells_what_its_other_metrics_count(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_third_party_scorer_declares_the_shares_of_its_secondary_metrics(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     hard = Share(of=lambda each: bool(each["hard"]))
     scorer = Scorer(lambda predictions: {}, lambda metric: (hard,) if metric == "hits (hard)" else ())
     monkeypatch.setattr(scores, "resolve_scorer", lambda task: scorer)

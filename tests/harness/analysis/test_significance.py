@@ -94,7 +94,7 @@ def test_only_common_seeds_are_paired(store: Store) -> None:
         ([("das", "full")], {"metric": "speed"}, "no metric 'speed'"),
     ],
 )
-def test_what_cannot_be_compared_is_told(
+def test_impossible_comparisons_are_errors(
     store: Store, pairs: list[tuple[str, str]], options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError) as raised:
@@ -118,7 +118,7 @@ def test_methods_without_a_common_seed_are_refused(store: Store) -> None:
         compare(store, [("adapter", "full")])
 
 
-def test_pairs_that_never_meet_are_told(tmp_path: Path) -> None:
+def test_methods_without_a_common_task_are_an_error(tmp_path: Path) -> None:
     store = store_scores(tmp_path, {("full", 0): [1.0, 0.0]})
     predictions = predictions_of([1.0, 0.0])
     store.commit(record_of("das", 0, predictions, cell__backbone__name="vilt"), predictions=predictions)
@@ -136,7 +136,7 @@ def row(table: Table, method: str) -> dict[str, Any]:
     return found
 
 
-def test_tables_mark_what_differs_from_full_tuning_and_say_by_which_test(store: Store) -> None:
+def test_tables_mark_significant_differences_from_full_tuning_and_name_the_test(store: Store) -> None:
     table = only(store)
     das, lora, full = (row(table, name) for name in ("das", "lora", "full"))
     assert das["delta_significant"] is True
@@ -157,7 +157,7 @@ def test_tables_mark_what_differs_from_full_tuning_and_say_by_which_test(store: 
     assert columns[columns.index("delta_vs_full") + 4] == "delta_significant"
 
 
-def test_one_seed_says_what_is_not_in_the_test(tmp_path: Path) -> None:
+def test_note_for_one_seed_says_that_variance_over_seeds_is_missing(tmp_path: Path) -> None:
     store = store_scores(tmp_path, {("full", 0): list(BASE), ("das", 0): better(BASE, 30)})
     notes = " ".join(only(store).notes)
     assert "95 % intervals over test examples:" in notes
@@ -187,7 +187,7 @@ def test_an_average_over_tasks_is_tested_as_a_whole(store: Store) -> None:
     assert "nlvr2 (mini) 95 % interval" in render(table, "github")
 
 
-def test_a_narrow_terminal_leaves_columns_out_and_says_which(store: Store) -> None:
+def test_narrow_terminal_omits_columns_and_names_them(store: Store) -> None:
     out = io.StringIO()
     print_table(only(store), Console(file=out, width=70))
     assert "…" not in out.getvalue()
@@ -214,7 +214,7 @@ def test_the_command_prints_difference_interval_test_and_sizes(store: Store) -> 
         assert part in done.stdout
 
 
-def test_a_method_without_a_partner_is_told(store: Store) -> None:
+def test_odd_number_of_methods_is_an_error(store: Store) -> None:
     error = invoke("das", "full", "lora", "--results", store.root).exception
     assert isinstance(error, UserError)
     assert "'lora' has none to compare with" in str(error)

@@ -32,7 +32,7 @@ class Halving(nn.Module):
         return BlockOutput(Tokens(hidden, text_length=1, sizes=sizes))
 
 
-def test_the_leading_tokens_keep_what_goes_with_them() -> None:
+def test_leading_tokens_keep_their_mask_and_sizes() -> None:
     hidden, mask = torch.arange(12.0).view(1, 4, 3), torch.arange(4.0).view(1, 1, 1, 4)
     first = Tokens(hidden, mask, text_length=3, sizes=torch.tensor([[1.0, 2.0, 3.0, 4.0]])).first(2)
     assert torch.equal(first.hidden, hidden[:, :2])
@@ -43,7 +43,7 @@ def test_the_leading_tokens_keep_what_goes_with_them() -> None:
     assert first.sizes.tolist() == [[1, 2]]
 
 
-def test_a_block_computes_the_wanted_tokens_as_it_does_among_all() -> None:
+def test_wanted_tokens_are_equal_to_those_computed_with_all_tokens() -> None:
     backbone = mini()
     tokens = Tokens(torch.randn(2, 7, backbone.width, generator=torch.Generator().manual_seed(0)))
     with torch.no_grad():
@@ -52,7 +52,7 @@ def test_a_block_computes_the_wanted_tokens_as_it_does_among_all() -> None:
     torch.testing.assert_close(part, whole[:, :3])
 
 
-def test_later_blocks_run_on_the_tokens_that_are_left() -> None:
+def test_later_blocks_run_on_the_remaining_tokens() -> None:
     backbone = mini()
     inputs = backbone.example_inputs(1, 6, (64, 64), torch.Generator().manual_seed(1))
     seen: list[tuple[int, float | None]] = []
@@ -93,7 +93,7 @@ def test_a_text_layer_may_reduce_the_image_tokens(make_meter: Maker) -> None:
 
 
 @pytest.mark.parametrize("queries", [1, 2])
-def test_a_block_that_ignores_what_is_wanted_is_cut(queries: int) -> None:
+def test_output_of_a_block_that_ignores_queries_is_cut(queries: int) -> None:
     class Everything(nn.Module):
         def forward(self, inputs: BlockInput) -> BlockOutput:
             return BlockOutput(inputs.tokens)

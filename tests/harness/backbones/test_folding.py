@@ -90,7 +90,7 @@ def test_the_deployed_form_equals_the_trained_one(
 
 
 @every_method
-def test_in_double_precision_nothing_but_rounding_is_left(
+def test_forms_differ_only_by_rounding_in_double_precision(
     make: Callable[[Backbone], Method[Any]], fresh: Callable[[], Backbone]
 ) -> None:
     backbone = fresh()
@@ -143,7 +143,7 @@ def test_copies_and_saved_weights_compute_the_same(name: str, fresh: Callable[[]
     assert_equal(tokens_after(other, streams), before, 0, "loaded")
 
 
-def test_nothing_of_the_training_form_is_left(fresh: Callable[[], Backbone]) -> None:
+def test_folded_blocks_keep_no_module_of_the_training_form(fresh: Callable[[], Backbone]) -> None:
     backbone = fresh()
     method = MAKERS["parallel"](backbone)
     adapted(backbone, method)
@@ -162,7 +162,7 @@ def test_folding_leaves_shared_weights_alone(fresh: Callable[[], Backbone]) -> N
     assert all(torch.equal(tensor, kept[name]) for name, tensor in backbone.state_dict().items())
 
 
-def test_folding_twice_changes_nothing_more(fresh: Callable[[], Backbone]) -> None:
+def test_folding_a_second_time_changes_nothing(fresh: Callable[[], Backbone]) -> None:
     backbone = adapted(fresh(), MAKERS["das"](fresh()))
     fold(backbone)
     once = list(backbone.blocks)
@@ -246,7 +246,7 @@ def replace_forward(block: Any) -> None:
     ],
     ids=lambda change: change.__name__,
 )
-def test_a_block_with_something_unknown_stays_as_it_is(
+def test_block_with_an_unknown_module_is_not_folded(
     change: Callable[[Any], None], fresh: Callable[[], Backbone]
 ) -> None:
     backbone = adapted(fresh(), MAKERS["full"](fresh()))
@@ -259,7 +259,7 @@ def test_a_block_with_something_unknown_stays_as_it_is(
     assert_equal(tokens_after(backbone, streams), before, 1e-5, change.__name__)
 
 
-def test_a_subclass_of_a_block_stays_as_it_is() -> None:
+def test_subclass_of_a_block_is_not_folded() -> None:
     class Loud(ViltBlock):
         pass
 
@@ -277,7 +277,7 @@ def test_meters_block_needs_its_context(make_meter: Callable[..., Backbone]) -> 
         backbone.blocks[0](BlockInput(Tokens(torch.zeros(1, 2, 64))))
 
 
-def test_an_adapter_with_the_blocks_epsilon_is_rows_of_the_blocks_own_product() -> None:
+def test_adapter_with_the_blocks_epsilon_becomes_rows_of_the_blocks_product() -> None:
     backbone = tiny_vilt()
     method = ParallelAdapter()
     adapted(backbone, method)
@@ -292,7 +292,7 @@ def test_an_adapter_with_the_blocks_epsilon_is_rows_of_the_blocks_own_product() 
     torch.testing.assert_close(reading.weight[:4], expected)
 
 
-def test_gain_and_offset_of_a_norm_go_into_the_map_behind_it() -> None:
+def test_gain_and_offset_of_a_norm_are_merged_into_the_next_map() -> None:
     hidden, map_ = torch.randn(5, 6), Affine(torch.randn(3, 6), torch.randn(3))
     norm = Norm(torch.randn(6), torch.randn(6), 1e-5)
     plain = torch.nn.functional.layer_norm(hidden, (6,), eps=1e-5)
@@ -303,7 +303,7 @@ def test_gain_and_offset_of_a_norm_go_into_the_map_behind_it() -> None:
     )
 
 
-def test_a_centred_map_does_not_see_the_mean() -> None:
+def test_centred_map_ignores_the_mean() -> None:
     hidden, map_ = torch.randn(5, 6), Affine(torch.randn(3, 6), torch.zeros(3))
     centred = map_.centred().weight
     torch.testing.assert_close(hidden @ centred.T, (hidden - hidden.mean(1, keepdim=True)) @ map_.weight.T)
@@ -326,7 +326,7 @@ def test_gradients_are_those_of_the_trained_form(name: str, fresh: Callable[[], 
     assert_equal(gradients[1], gradients[0], 1e-5, name)
 
 
-def test_randomising_reaches_every_gain_and_bias() -> None:
+def test_randomize_changes_every_gain_and_bias() -> None:
     backbone = tiny_vilt()
     before = copy.deepcopy(backbone.blocks.state_dict())
     randomize(backbone)

@@ -33,7 +33,7 @@ def pairs_of(images: int, side: int = 32, sizes: Tensor | None = None) -> Inputs
     return Inputs(ids.where(mask, 1).repeat(images, 1), mask.repeat(images, 1), pixels, sizes)
 
 
-def test_every_distinct_text_is_there_once() -> None:
+def test_every_distinct_text_appears_once() -> None:
     inputs = pairs_of(2)
     distinct, rows = distinct_rows(inputs)
     assert len(distinct) == 3
@@ -43,7 +43,7 @@ def test_every_distinct_text_is_there_once() -> None:
     assert rows.image.tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
 
 
-def test_padding_is_no_token() -> None:
+def test_padding_does_not_count_as_a_token() -> None:
     ids = torch.tensor([[5, 6, 1], [5, 6, 1]])
     mask = torch.tensor([[True, True, False], [True, True, True]])
     distinct, rows = distinct_rows(Inputs(ids, mask, torch.zeros(1, 3, 2, 2)))
@@ -107,7 +107,7 @@ def test_image_tokens_reduced_at_the_first_depth(sequential: bool, make_meter: M
 
 
 @torch.no_grad()
-def test_image_layers_read_the_updated_text_where_that_is_asked_for(make_meter: Maker) -> None:
+def test_sequential_image_layers_read_the_updated_text(make_meter: Maker) -> None:
     backbone = make_meter(num_hidden_layers=1).eval()
     text, image = Tokens(torch.randn(1, 3, 64)), Tokens(torch.randn(1, 5, 64))
     updated = backbone.blocks[0](BlockInput(text, image)).tokens
@@ -140,7 +140,7 @@ def test_dropout_is_drawn_for_every_pair(make_meter: Maker) -> None:
 
 
 @torch.no_grad()
-def test_encoders_and_one_sided_parts_see_each_row_once(make_meter: Maker) -> None:
+def test_encoders_and_one_sided_parts_process_each_row_once(make_meter: Maker) -> None:
     backbone = make_meter().eval()
     seen: dict[str, int] = {}
 
@@ -193,14 +193,14 @@ def test_vilt_scores_pairs_as_it_scores_each_alone(padded: bool, training: bool)
     torch.testing.assert_close(backbone.forward_pairs(inputs), expected, atol=1e-6, rtol=0)
 
 
-def test_a_backbone_has_a_default_way() -> None:
+def test_backbone_without_pair_encoding_uses_the_default() -> None:
     backbone: Any = lambda inputs: inputs.pixels.flatten(1).sum(dim=1)  # noqa: E731
     inputs = pairs_of(2)
     features = Backbone.forward_pairs(backbone, inputs)
     assert torch.equal(features, inputs.pixels.flatten(1).sum(dim=1).repeat_interleave(4))
 
 
-def test_every_method_is_tried() -> None:
+def test_list_of_methods_is_complete() -> None:
     from harness.registry import BUILT_IN
 
     assert set(BUILT_IN["methods"]) <= set(METHODS)

@@ -119,7 +119,7 @@ def assert_it_comes_through(text: str, options: BackboneOptions, learning_rate: 
 
 
 @pytest.mark.parametrize("text", METHODS)
-def test_it_is_adapted_trained_saved_and_read_again(
+def test_checkpoint_is_adapted_trained_saved_and_read_again(
     text: str, original: BackboneOptions, tmp_path: Path
 ) -> None:
     assert_it_comes_through(text, original, 1e-3, tmp_path)
@@ -135,21 +135,23 @@ def full_size_original(tmp_path_factory: pytest.TempPathFactory) -> BackboneOpti
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", BUILT_IN["methods"])
-def test_at_full_size_too(name: str, full_size_original: BackboneOptions, tmp_path: Path) -> None:
+def test_full_size_checkpoint_is_adapted_trained_saved_and_read_again(
+    name: str, full_size_original: BackboneOptions, tmp_path: Path
+) -> None:
     text = "das[blocks=text.2+text.4+image.1+image.3]" if name == "das" else name
     assert_it_comes_through(text, full_size_original, 1e-5, tmp_path)
 
 
 @pytest.mark.parametrize("size", [224, 288, 384, 576])
 @torch.no_grad()
-def test_it_is_run_at_the_sizes_that_are_used(size: int, original: BackboneOptions) -> None:
+def test_checkpoint_runs_at_the_published_sizes(size: int, original: BackboneOptions) -> None:
     backbone = load_meter(replace(original, image_size=size))
     streams = backbone.encode(backbone.example_inputs(1, 5, (size, size), torch.Generator().manual_seed(1)))
     assert streams["image"].hidden.shape == (1, 1 + (size // 16) ** 2, WIDTH)
     assert backbone.fuse(streams).isfinite().all()
 
 
-def test_the_names_are_those_of_the_full_size_original() -> None:
+def test_tensor_names_are_those_of_the_full_size_original() -> None:
     keys = SHARED / "checkpoints" / "meter_keys.txt"
     if not keys.is_file():
         pytest.skip(f"{keys} is not here")
@@ -171,7 +173,7 @@ def test_the_names_are_those_of_the_full_size_original() -> None:
     ids=["ViLT as METER", "METER as ViLT"],
 )
 @pytest.mark.parametrize("where", ["file", "folder"])
-def test_a_checkpoint_of_the_other_kind_is_named_as_that(
+def test_checkpoint_of_the_other_backbone_is_recognised(
     load: Callable[[BackboneOptions], Backbone], name: str, message: str, where: str, tmp_path: Path
 ) -> None:
     path = tmp_path / f"{name}.ckpt"
@@ -185,7 +187,7 @@ def test_a_checkpoint_of_the_other_kind_is_named_as_that(
         load(BackboneOptions(weights=str(path if where == "file" else tmp_path)))
 
 
-def test_a_checkpoint_lacking_a_key_or_with_a_stray_one_says_which(tmp_path: Path) -> None:
+def test_missing_and_unknown_keys_of_a_checkpoint_are_named(tmp_path: Path) -> None:
     state = random_original(SIZES)
     lacking = "cross_modal_text_layers.1.crossattention.output.LayerNorm.bias"
     options = save_lightning(tmp_path / "meter.ckpt", {k: v for k, v in state.items() if k != lacking})

@@ -56,7 +56,7 @@ def test_tables_of_options_go_to_every_spec_of_that_name(tmp_path: Path) -> None
     }
 
 
-def test_without_a_list_of_methods_the_tables_name_them(tmp_path: Path) -> None:
+def test_methods_default_to_the_names_of_their_tables(tmp_path: Path) -> None:
     settings = read(
         experiment(tmp_path, "[methods.lora]\nr = 8\n[methods.full]\n[tasks.vqa]\nlimit_train = 10\n")
     )
@@ -106,14 +106,14 @@ RUN = "[run]\nmethods = 'lora'\ntasks = 'vqa'\n"
         (f"{RUN}backbone = ['vilt', 'meter']\n", r"\[run\]: backbone: one backbone expected, not 2"),
     ],
 )
-def test_an_experiment_file_that_is_wrong_says_where(tmp_path: Path, text: str, message: str) -> None:
+def test_error_in_an_experiment_file_names_the_place(tmp_path: Path, text: str, message: str) -> None:
     path = experiment(tmp_path, text)
     with pytest.raises(UserError, match=message) as raised:
         read(path)
     assert str(raised.value).startswith(f"{path}: ")
 
 
-def test_a_missing_experiment_file_is_told(tmp_path: Path) -> None:
+def test_missing_experiment_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read: No such file"):
         read(tmp_path / "none.toml")
 

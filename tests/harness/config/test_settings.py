@@ -82,7 +82,7 @@ BASE = {"methods": "lora", "tasks": "vqa"}
 KEYS = pytest.mark.parametrize("key", list(SETTINGS))
 
 
-def test_there_is_a_case_for_every_setting() -> None:
+def test_every_setting_has_a_test_case() -> None:
     assert list(CASES) == list(SETTINGS)
     defaults = make_settings(**BASE).flat()
     assert [key for key, (_, _, value) in CASES.items() if value == defaults[key]] == []
@@ -93,7 +93,7 @@ def others(settings: RunSettings, key: str) -> dict[str, Any]:
 
 
 @KEYS
-def test_a_setting_arrives_from_flag_file_and_python(
+def test_setting_is_read_from_flag_file_and_python(
     key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words, toml, value = CASES[key]
@@ -160,7 +160,7 @@ def recorded(cell: Cell, folder: Path) -> Record:
 
 
 @KEYS
-def test_a_setting_is_recorded_and_comes_back(
+def test_setting_is_recorded_and_restored(
     key: str, backbone: Backbone, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
@@ -188,7 +188,7 @@ def test_a_setting_is_recorded_and_comes_back(
         assert (cell.id, cell.testbed.protocol) == (plain.id, plain.testbed.protocol)
 
 
-def test_what_is_left_open_is_recorded_as_it_was_resolved(backbone: Backbone, data: Path) -> None:
+def test_default_settings_are_recorded_as_resolved(backbone: Backbone, data: Path) -> None:
     cell = cell_with(backbone, data, epochs=3)
     kept = cell.settings.to_record()
     recipe = cell.testbed.task.recipe
@@ -226,14 +226,14 @@ def test_without_encoders_the_precision_of_their_cache_is_no_part_of_a_cell(
     assert full.id == half.id
 
 
-def test_choices_are_those_there_are() -> None:
+def test_choices_match_the_available_values() -> None:
     from harness.experiment.trackers import MAKERS, PACKAGES
 
     assert set(SETTINGS["augment"].choices) == set(AUGMENTATIONS)
     assert set(SETTINGS["logger"].choices) == set(PACKAGES) == set(MAKERS)
 
 
-def test_records_that_are_committed_have_settings() -> None:
+def test_committed_records_have_settings() -> None:
     """They were written before records kept them."""
     for folder in ("leaderboard", "leaderboard-meter"):
         for record in Store(ROOT / "results" / folder).records():

@@ -59,7 +59,7 @@ WRONG: list[tuple[str, Any, str]] = [
 
 
 @pytest.mark.parametrize(("key", "value", "message"), WRONG)
-def test_a_wrong_value_is_refused_in_the_same_words_everywhere(
+def test_wrong_value_gives_the_same_message_everywhere(
     key: str, value: Any, message: str, tmp_path: Path
 ) -> None:
     assert refusal(**{key: value}) == f"{key}: {message}"
@@ -92,12 +92,12 @@ def test_seeds_are_different_whole_numbers(value: Any) -> None:
 @pytest.mark.parametrize(
     "value", ["0x0", "-5x5", "5", "5x", "x", "9999x64", "64x64x64", [64], [64, 64, 64], [64.0, 64.0], 64]
 )
-def test_a_measured_size_is_two_sides_that_can_be_meant(value: Any) -> None:
+def test_measured_size_is_two_plausible_sides(value: Any) -> None:
     assert "must be HEIGHTxWIDTH, each from 1 to 2048 pixels" in refusal(measured_image_size=value)
 
 
 @pytest.mark.parametrize("value", ["0.9", "0.9,1", "0.9,0.9,0.9", [0.9], [0.9, -0.1], [0.9, "x"], 0.9])
-def test_betas_are_two_rates(value: Any) -> None:
+def test_betas_must_be_two_rates(value: Any) -> None:
     assert refusal(betas=value).startswith("betas: must be two numbers of at least 0 and less than 1")
 
 
@@ -124,7 +124,7 @@ def test_betas_are_two_rates(value: Any) -> None:
         ({"in_process": 1}, "in_process: must be true or false, not 1."),
     ],
 )
-def test_what_does_not_exist_or_fit_is_named(values: dict[str, Any], message: str) -> None:
+def test_nonexistent_or_unsuitable_values_are_named(values: dict[str, Any], message: str) -> None:
     assert refusal(**values).startswith(message)
 
 
@@ -133,14 +133,14 @@ def test_an_unknown_option_is_refused_like_an_unknown_key() -> None:
         CliRunner().invoke(app, ["run", "--epoch", "3"], catch_exceptions=False)
 
 
-def test_what_is_missing_is_named_as_its_place_names_it() -> None:
+def test_missing_value_is_named_as_option_key_or_keyword() -> None:
     with pytest.raises(UserError, match=r"^--tasks: must be given: names with options, such as vqa"):
         build_settings(from_flags({"methods": "lora"}))
     with pytest.raises(UserError, match=r"^methods: must be given"):
         make_settings(tasks="vqa")
 
 
-def test_options_override_the_file_and_none_takes_back_what_it_says(tmp_path: Path) -> None:
+def test_options_override_the_file_and_none_resets_a_setting(tmp_path: Path) -> None:
     file = tmp_path / "exp.toml"
     file.write_text(
         "[run]\nmethods = 'lora'\ntasks = 'vqa'\nepochs = 3\nbatch_size = 4\nskip_bad_images = true\n"
@@ -154,21 +154,21 @@ def test_options_override_the_file_and_none_takes_back_what_it_says(tmp_path: Pa
     assert keywords.training.epochs is None
 
 
-def test_all_is_every_built_in_one() -> None:
+def test_all_stands_for_every_built_in_method() -> None:
     assert [spec.name for spec in make_settings(methods="all", tasks="all").methods][:2] == [
         "full",
         "classifier",
     ]
 
 
-def test_a_backbones_options_may_stand_in_its_brackets() -> None:
+def test_options_of_a_backbone_can_be_given_in_brackets() -> None:
     settings = make_settings(**BASE, backbone="vilt[image_size=224,weights=random]", image_size=192)
     assert settings.backbone == "vilt"
     assert settings.backbone_options.weights == "random"
     assert settings.backbone_options.image_size == 192
 
 
-def test_numbers_of_numpy_are_numbers() -> None:
+def test_numpy_numbers_are_accepted() -> None:
     settings = make_settings(**BASE, seeds=np.arange(2), epochs=np.int64(3), learning_rate=np.float32(0.5))
     assert settings.seeds == (0, 1)
     assert (settings.training.epochs, settings.training.learning_rate) == (3, 0.5)
@@ -179,7 +179,7 @@ def test_numbers_of_numpy_are_numbers() -> None:
     text=st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=12)
     | st.sampled_from(["nan", "-inf", "1e400", "0x1", "1,,2", "9" * 5000, "٣"])
 )
-def test_any_words_are_understood_or_refused_in_one_line(key: str, text: str) -> None:
+def test_arbitrary_arguments_are_parsed_or_refused_in_one_line(key: str, text: str) -> None:
     refused = ""
     try:
         flags(**{key: text})

@@ -63,12 +63,12 @@ def test_a_third_party_is_followed_through_its_package_and_folder(folder: Path) 
     assert "third" not in sys.modules  # it is read, not imported
 
 
-def test_a_class_stands_for_its_module(folder: Path) -> None:
+def test_class_is_covered_by_its_module(folder: Path) -> None:
     shift = importlib.import_module("third.method").Shift
     assert reachable([shift]) == reachable(["third.method"])
 
 
-def test_what_is_installed_beside_it_belongs_to_other_distributions(tmp_path: Path) -> None:
+def test_other_installed_distributions_are_not_followed(tmp_path: Path) -> None:
     installed = tmp_path / "site-packages"
     write(installed, {**FILES, "third.dist-info/METADATA": "Name: third\nVersion: 1"})
     write(installed, {"third.dist-info/top_level.txt": "third\nlone_package\n"})
@@ -84,7 +84,7 @@ def test_what_is_installed_beside_it_belongs_to_other_distributions(tmp_path: Pa
 @pytest.mark.parametrize(
     "name", ["third/__init__.py", "third/late.py", "third/more.py", "beside.py", "lone_package/inner.py"]
 )
-def test_a_change_anywhere_changes_the_digest(folder: Path, name: str) -> None:
+def test_change_in_any_module_changes_the_digest(folder: Path, name: str) -> None:
     before = code_digest(reachable(["third.method"]))
     (folder / name).write_text(f"# a comment\n{FILES[name]}")
     assert code_digest(reachable(["third.method"])) == before
@@ -92,7 +92,7 @@ def test_a_change_anywhere_changes_the_digest(folder: Path, name: str) -> None:
     assert code_digest(reachable(["third.method"])) != before
 
 
-def test_modules_can_be_left_out_with_what_only_they_reach(folder: Path) -> None:
+def test_excluded_modules_and_their_own_imports_are_left_out(folder: Path) -> None:
     assert reachable(["third.method"], ["third.near"]).keys() == {
         *("third", "third.setup", "third.method", "third.late"),
     }
@@ -122,7 +122,7 @@ def test_code_without_source_is_refused(
         reachable(["third.method"])
 
 
-def test_compiled_modules_count_by_their_bytes(folder: Path) -> None:
+def test_compiled_modules_are_hashed_by_their_bytes(folder: Path) -> None:
     suffix = importlib.machinery.EXTENSION_SUFFIXES[0]
     (folder / "third" / "more.py").unlink()
     compiled = folder / "third" / f"more{suffix}"

@@ -49,7 +49,7 @@ class Shift:
 '''
 
 
-def test_words_layout_and_annotations_of_functions_do_not_count() -> None:
+def test_comments_layout_and_annotations_of_functions_do_not_change_the_digest() -> None:
     assert read(PLAIN).code == read(DRESSED).code
 
 
@@ -63,7 +63,7 @@ def test_words_layout_and_annotations_of_functions_do_not_count() -> None:
         ("class Shift", "@register\nclass Shift"),
     ],
 )
-def test_everything_else_counts(old: str, new: str) -> None:
+def test_everything_else_changes_the_digest(old: str, new: str) -> None:
     assert old in PLAIN
     assert read(PLAIN).code != read(PLAIN.replace(old, new)).code
 
@@ -77,11 +77,11 @@ def test_annotations_count_where_a_decorator_may_read_them() -> None:
         assert read(text.format(blind, "int")).code == read(text.format(blind, "str")).code
 
 
-def test_a_function_of_nothing_but_words_stays_a_function() -> None:
+def test_function_with_only_a_docstring_is_kept() -> None:
     assert read('def f():\n    "nothing yet"').code == read("def f(): pass").code
 
 
-def test_imports_are_absolute_wherever_they_stand() -> None:
+def test_relative_and_nested_imports_are_found_as_absolute_names() -> None:
     found = read(
         "import c.d as e\n"
         "from f import g\n"
@@ -102,7 +102,7 @@ def test_imports_are_absolute_wherever_they_stand() -> None:
     }
 
 
-def test_what_is_imported_for_type_checkers_does_not_count() -> None:
+def test_imports_for_type_checkers_do_not_count() -> None:
     checked = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import heavy\nelse:\n    import light\nx = 1"
     plain = "from typing import TYPE_CHECKING\nimport light\nx = 1"
     assert read(checked) == read(plain)
@@ -186,7 +186,9 @@ def run_script(folder: Path, script: str, notebook: bool = False) -> str:
 
 
 @pytest.mark.parametrize("notebook", [False, True])
-def test_a_class_of_a_script_or_notebook_counts_with_all_it_uses(tmp_path: Path, notebook: bool) -> None:
+def test_class_of_a_script_or_notebook_is_hashed_with_everything_it_uses(
+    tmp_path: Path, notebook: bool
+) -> None:
     whole = run_script(tmp_path, SCRIPT, notebook)
     assert whole.split()[1:] == ["__main__.ShiftTuning", "beside"]
     unused = SCRIPT.replace("decimal.Decimal(2)", "decimal.Decimal(3)")
@@ -202,7 +204,7 @@ def test_a_class_of_a_script_or_notebook_counts_with_all_it_uses(tmp_path: Path,
     assert run_script(tmp_path, SCRIPT, notebook) != whole
 
 
-def test_what_cannot_be_followed_is_refused(tmp_path: Path) -> None:
+def test_code_that_cannot_be_followed_is_refused(tmp_path: Path) -> None:
     made = SCRIPT.replace("SCALE = 2.0", "SCALE = decimal.Decimal(2)")
     assert run_script(tmp_path, made) == (
         "refused: Shift: uses 'SCALE', a Decimal made in the script or notebook, whose changes would go unnoticed: "

@@ -116,16 +116,14 @@ def change_record(store: Store, change: Callable[[dict[str, Any]], object], whic
     return cell
 
 
-def test_a_cell_of_other_code_is_stale_and_not_kept(store: Store, today: list[Cell]) -> None:
+def test_cell_of_other_code_is_stale_and_run_again(store: Store, today: list[Cell]) -> None:
     assert not any(store.finished(cell.id) for cell in today)
     assert stale_among(today, store.records()) == {cell.id for cell in today}
     change_record(store, lambda record: record["cell"].update(configuration="other", seed=7))
     assert len(stale_among(today, store.records())) == 3
 
 
-def test_all_are_adopted_once_a_sample_comes_out_the_same(
-    store: Store, data: Path, today: list[Cell]
-) -> None:
+def test_all_cells_are_adopted_if_the_sample_is_equal(store: Store, data: Path, today: list[Cell]) -> None:
     before = {(r.cell.method.label, r.cell.seed): r for r in store.records()}
     (store.folder(today[0].id) / CHECKPOINT).mkdir(parents=True)  # begun by today's code, and interrupted
     shown = invoke(store, data, "--sample", "1", "--seed", "5")
@@ -152,7 +150,7 @@ def test_all_are_adopted_once_a_sample_comes_out_the_same(
 
 
 @pytest.mark.parametrize("what", ["figure", "prediction"])
-def test_nothing_is_changed_if_anything_comes_out_differently(what: str, store: Store, data: Path) -> None:
+def test_nothing_is_changed_if_any_figure_differs(what: str, store: Store, data: Path) -> None:
     for which, record in enumerate(store.records()):
         if what == "figure":
             change_record(store, lambda record: record["training"].update(steps=12345), which)
@@ -208,7 +206,7 @@ def test_a_folder_without_results_is_named(tmp_path: Path) -> None:
     assert "nowhere: no results in there" in str(shown.exception)
 
 
-def test_of_two_results_of_one_cell_the_newer_is_adopted(
+def test_newer_of_two_results_of_a_cell_is_adopted(
     store: Store, open_today: Callable[[Record], Cell]
 ) -> None:
     record = store.records()[0]
@@ -236,7 +234,7 @@ def forget_configuration(cell: Cell) -> Callable[[dict[str, Any]], None]:
     return change
 
 
-def test_records_of_before_image_bytes_counted_are_adopted(
+def test_records_from_before_images_were_hashed_are_adopted(
     store: Store, open_today: Callable[[Record], Cell], today: list[Cell]
 ) -> None:
     change_record(store, forget_configuration(today[0]))
@@ -253,7 +251,7 @@ def test_records_of_before_image_bytes_counted_are_adopted(
     assert adopted.protocol == json.loads(json.dumps(cell.testbed.protocol))
 
 
-def test_the_history_of_a_search_comes_along_also_out_of_an_old_record(
+def test_search_history_is_adopted_even_from_an_old_record(
     store: Store, open_today: Callable[[Record], Cell]
 ) -> None:
     gates = {"joint.0": 0.5, "joint.1": -0.5}
@@ -273,7 +271,7 @@ def test_the_history_of_a_search_comes_along_also_out_of_an_old_record(
     assert store.record(stale.cell.id).search == stale.record.search
 
 
-def test_records_of_before_with_other_images_or_settings_are_not(
+def test_old_records_with_other_images_or_settings_are_not_adopted(
     store: Store, open_today: Callable[[Record], Cell], today: list[Cell]
 ) -> None:
     change_record(store, forget_configuration(today[0]))
@@ -376,7 +374,7 @@ def stale_cells(methods: int, seeds: int, state: str = "a") -> Iterator[Stale]:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_sample_is_spread_over_methods_and_states_of_the_code(seed: int) -> None:
+def test_sample_covers_methods_and_versions_of_the_code(seed: int) -> None:
     stale = list(stale_cells(methods=5, seeds=3))
     assert len({each.cell.method.label for each in draw(stale, 5, seed)}) == 5
     assert len({each.cell.method.label for each in draw(stale, 3, seed)}) == 3
@@ -395,7 +393,7 @@ def test_samples_of_different_seeds_differ() -> None:
     assert len(drawn) > 10
 
 
-def test_the_adoptions_of_a_record_are_shown(tmp_path: Path) -> None:
+def test_adoptions_of_a_record_are_printed(tmp_path: Path) -> None:
     adoption = {
         "date": "2025-02-01T10:00:00+00:00",
         "from_id": "a",

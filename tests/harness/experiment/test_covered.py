@@ -131,7 +131,7 @@ COVERED = (
 """Change this list knowingly: results do not become stale by a change in what is not on it."""
 
 
-def test_what_is_covered_is_known() -> None:
+def test_covered_modules_are_listed() -> None:
     built_in = [
         registry.locate(kind, name).partition(":")[0]
         for kind in registry.BUILT_IN
@@ -164,7 +164,7 @@ def test_what_is_covered_is_known() -> None:
         ("tasks/mini/world.py", set()),
     ],
 )
-def test_a_change_is_told_by_the_part_it_is_in(
+def test_change_of_code_is_reported_by_part(
     changed: str, parts: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backbone = registry.resolve_backbone("vilt-mini")(BackboneOptions())
@@ -212,7 +212,7 @@ class Shift(Inserted):
 
 
 @pytest.mark.timeout(900)  # three processes, on a machine that may be busy
-def test_a_third_partys_changed_helper_is_another_cell(tmp_path: Path) -> None:
+def test_changed_helper_module_of_a_third_party_gives_another_cell(tmp_path: Path) -> None:
     site, results = tmp_path / "site", tmp_path / "results"
     package, metadata = site / "shifts", site / "shifts-1.0.dist-info"
     package.mkdir(parents=True)

@@ -78,7 +78,7 @@ def _no_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)
 
 
-def test_a_mixture_is_refused() -> None:
+def test_mixing_devices_is_refused() -> None:
     with OneDevice(), pytest.raises(AssertionError, match="cpu and meta"):
         torch.where(torch.ones(2, device=META) > 0, torch.ones(2), torch.ones(2))
 

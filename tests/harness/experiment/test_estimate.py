@@ -37,7 +37,7 @@ def test_retrieval_trains_on_negatives_and_is_evaluated_on_all_pairs(tmp_path: P
     assert estimate_seconds(many, []) / estimate_seconds(few, []) == pytest.approx(ratio)
 
 
-def test_a_search_takes_its_epochs_too(tmp_path: Path) -> None:
+def test_estimate_includes_the_epochs_of_the_search(tmp_path: Path) -> None:
     root = ensure_vqa(tmp_path, sizes=VQASizes(20, 2, 4, 2, 5, 2))
     plain = cell_of("vqa", root)
     assert plain.testbed.task.texts_per_example == 1

@@ -72,7 +72,7 @@ def load(folder: Path) -> Any:
     ("label", "form"),
     [*((label, "adapters") for label in LABELS[:3]), (LABELS[0], "peft"), (LABELS[4], "peft")],
 )
-def test_loaded_by_the_readmes_code_it_gives_the_same_features(
+def test_weights_loaded_by_the_code_in_the_readme_give_the_same_features(
     store: tuple[Store, dict[str, Any], Path], tmp_path: Path, label: str, form: Any
 ) -> None:
     found, cells, root = store
@@ -93,7 +93,9 @@ def test_loaded_by_the_readmes_code_it_gives_the_same_features(
     assert {name.rsplit(".", 1)[-1] for name in head} == {"weight", "bias"}
 
 
-def test_what_has_no_form_there_is_named(store: tuple[Store, dict[str, Any], Path], tmp_path: Path) -> None:
+def test_methods_without_an_export_format_are_named(
+    store: tuple[Store, dict[str, Any], Path], tmp_path: Path
+) -> None:
     found, cells, root = store
     by_method = {cell.method().name: cell for cell in cells.values()}
     with pytest.raises(UserError, match="adapters has no form for the method bitfit; it has for lora"):

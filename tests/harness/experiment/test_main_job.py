@@ -79,11 +79,11 @@ def test_a_task_run_twice_with_other_options_gets_a_table_each(
     assert (output.count("vqa (mini) on vilt-mini"), titles) == (2, 2)
 
 
-def test_the_version_is_told() -> None:
+def test_version_is_printed() -> None:
     assert CliRunner().invoke(app, ["--version"]).output == f"petl-harness {version('petl-harness')}\n"
 
 
-def test_a_wrong_name_is_one_line(tmp_path: Path) -> None:
+def test_wrong_name_gives_a_one_line_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="Did you mean 'lora'"):
         CliRunner().invoke(app, ["run", "--methods", "lorra", "--tasks", "vqa"], catch_exceptions=False)
     with pytest.raises(UserError, match="no such folder"):

@@ -111,9 +111,7 @@ def steps_of(cell: Cell) -> int:
     return -(-examples // BATCH)
 
 
-def test_a_regularizer_is_asked_for_at_every_step_and_shapes_what_is_trained(
-    cell_of: Any, tmp_path: Path
-) -> None:
+def test_regularizer_is_called_at_every_step_and_affects_training(cell_of: Any, tmp_path: Path) -> None:
     asked: list[int] = []
 
     class Towards(Shifts):
@@ -133,7 +131,7 @@ def test_a_regularizer_is_asked_for_at_every_step_and_shapes_what_is_trained(
     assert not all((offset > 0).all() for offset in away)
 
 
-def test_steps_are_counted_over_the_whole_training_and_on_after_an_interruption(
+def test_step_count_spans_the_training_and_continues_after_an_interruption(
     cell_of: Any, tmp_path: Path
 ) -> None:
     seen: list[tuple[int, int]] = []
@@ -169,9 +167,7 @@ def test_a_parameter_group_trains_at_its_own_rate(cell_of: Any, tmp_path: Path) 
     assert all(offset.all() for offset in others)
 
 
-def test_a_group_with_a_parameter_that_does_not_train_is_the_cells_error(
-    cell_of: Any, tmp_path: Path
-) -> None:
+def test_group_with_a_frozen_parameter_fails_the_cell(cell_of: Any, tmp_path: Path) -> None:
     class Wrong(Shifts):
         def parameter_groups(self, backbone: Backbone) -> Sequence[ParameterGroup]:
             return [ParameterGroup("frozen", [next(backbone.blocks[0].parameters())])]
@@ -243,9 +239,7 @@ class Signed(Shifts):
         return dict(searched)
 
 
-def test_a_decision_says_itself_what_record_table_and_figures_tell_of_it(
-    cell_of: Any, tmp_path: Path
-) -> None:
+def test_decision_defines_its_record_table_and_figures(cell_of: Any, tmp_path: Path) -> None:
     store = Store(tmp_path)
     cell = cell_of(Signed)
     record = run(cell, store)
@@ -303,7 +297,7 @@ class Skipping(Method[NoOptions]):
         backbone.blocks[-1] = ForLongTexts(backbone.blocks[-1])
 
 
-def test_a_dynamic_methods_cost_is_that_of_real_examples(
+def test_cost_of_a_dynamic_method_is_measured_on_real_examples(
     cell_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = Store(tmp_path)

@@ -51,7 +51,7 @@ def changed(record: Record, part: str, **values: Any) -> Record:
     return record.model_copy(update={part: getattr(record, part).model_copy(update=values)})
 
 
-def test_everything_comes_out_the_same(made: tuple[Path, Record], data: Path, tmp_path: Path) -> None:
+def test_reproduced_cell_has_equal_figures(made: tuple[Path, Record], data: Path, tmp_path: Path) -> None:
     folder, record = made
     shown = CliRunner().invoke(
         app, ["reproduce", str(folder / RECORD), "--data-root", str(data), "-o", str(tmp_path)]
@@ -118,13 +118,13 @@ def test_records_are_found_by_path_and_by_id(made: tuple[Path, Record], tmp_path
         find_record(str(tmp_path), results)
 
 
-def test_the_records_own_folder_is_not_run_in(made: tuple[Path, Record], data: Path) -> None:
+def test_reproducing_does_not_write_to_the_records_folder(made: tuple[Path, Record], data: Path) -> None:
     folder, record = made
     with pytest.raises(UserError, match="holds the record itself"):
         run_again(record, cell_of(record, data), folder, folder.parent.parent, Notes())
 
 
-def test_figures_leave_out_times_and_memory(made: tuple[Path, Record]) -> None:
+def test_compared_figures_exclude_times_and_memory(made: tuple[Path, Record]) -> None:
     _, record = made
     slower = changed(record, "training", seconds=1e6, examples_per_second=0.1)
     assert figures_of(slower) == figures_of(record)

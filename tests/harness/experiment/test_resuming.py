@@ -102,7 +102,7 @@ def assert_same(found: Outcome, expected: Outcome) -> None:
 
 
 @pytest.mark.parametrize("done", range(EPOCHS))
-def test_training_goes_on_at_its_last_epoch(
+def test_training_resumes_at_its_last_epoch(
     cells: dict[str, Cell], uninterrupted: dict[str, Outcome], tmp_path: Path, done: int
 ) -> None:
     examples = len(cells["lora"].testbed.data.splits["train"])
@@ -113,7 +113,7 @@ def test_training_goes_on_at_its_last_epoch(
     assert tries[-1].first == done * examples
 
 
-def test_a_search_stopped_in_every_epoch_ends_as_the_uninterrupted_one(
+def test_search_interrupted_in_every_epoch_equals_the_uninterrupted_one(
     cells: dict[str, Cell], uninterrupted: dict[str, Outcome], tmp_path: Path
 ) -> None:
     search = uninterrupted["das"].search
@@ -129,7 +129,7 @@ def test_a_search_stopped_in_every_epoch_ends_as_the_uninterrupted_one(
     assert not (tmp_path / SEARCH_CHECKPOINT).exists()
 
 
-def test_a_resumed_search_does_not_begin_at_its_beginning(
+def test_resumed_search_does_not_repeat_finished_epochs(
     cells: dict[str, Cell], uninterrupted: dict[str, Outcome], tmp_path: Path
 ) -> None:
     search = uninterrupted["das"].search
@@ -144,7 +144,7 @@ def test_a_resumed_search_does_not_begin_at_its_beginning(
 
 
 @pytest.mark.parametrize("interrupt", [False, True])
-def test_training_begins_with_what_the_search_has_trained(
+def test_training_starts_with_the_weights_of_the_search(
     cells: dict[str, Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupt: bool
 ) -> None:
     begun: list[dict[str, Tensor]] = []

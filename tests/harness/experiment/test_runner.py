@@ -44,7 +44,7 @@ def cell(settings_of_one: RunSettings) -> Cell:
     return build_cells(settings_of_one, open_testbeds(settings_of_one))[0]
 
 
-def test_a_cell_another_run_holds_is_left_out(cell: Cell, tmp_path: Path) -> None:
+def test_cell_locked_by_another_run_is_left_out(cell: Cell, tmp_path: Path) -> None:
     notes = Notes()
     with Store(tmp_path).begin(cell.id):
         assert run_cells([cell], Store(tmp_path), notes) == []
@@ -53,7 +53,7 @@ def test_a_cell_another_run_holds_is_left_out(cell: Cell, tmp_path: Path) -> Non
     assert note.endswith("is running this cell.")
 
 
-def test_a_cell_whose_weights_are_not_there_is_timed(cell: Cell, tmp_path: Path) -> None:
+def test_latency_of_a_cell_without_saved_weights_is_measured(cell: Cell, tmp_path: Path) -> None:
     store = Store(tmp_path)
     run_cells([cell], store, Notes())
     assert store.record(cell.id).latency == ()
@@ -64,7 +64,7 @@ def test_a_cell_whose_weights_are_not_there_is_timed(cell: Cell, tmp_path: Path)
 
 
 @pytest.mark.parametrize("per_token", [False, True])
-def test_training_is_shortened_if_the_method_says_it_may(
+def test_training_is_shortened_for_methods_that_allow_it(
     cell: Cell, per_token: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Classifier, "per_token", per_token)
@@ -101,7 +101,7 @@ def test_a_record_of_an_older_schema_is_named_with_its_folder(cell: Cell, tmp_pa
         run_cells([cell], store, Notes())
 
 
-def test_a_disk_that_is_full_at_a_checkpoint_is_no_failure_of_the_cell(
+def test_full_disk_at_a_checkpoint_does_not_fail_the_cell(
     cell: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = Path.write_bytes
@@ -121,7 +121,7 @@ def test_a_disk_that_is_full_at_a_checkpoint_is_no_failure_of_the_cell(
     assert record.status == "finished"
 
 
-def test_memory_that_runs_out_is_the_cells_reason(
+def test_out_of_memory_is_recorded_as_the_cells_error(
     cell: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def greedy(*arguments: Any) -> Any:

@@ -54,13 +54,13 @@ def cell(root: Path, skip: bool) -> Cell:
     return found
 
 
-def test_left_out_examples_are_counted_by_split_and_their_files_named(root: Path, tmp_path: Path) -> None:
+def test_skipped_examples_are_counted_per_split_and_their_files_named(root: Path, tmp_path: Path) -> None:
     outcome = run_cell(cell(root, skip=True), tmp_path / "scratch", Silent())
     assert outcome.skipped_files == ("14.jpg", "2.jpg", "5.jpg")
     assert outcome.skipped_examples == {"train": 6, "val": 0, "test": 3}
     assert len(outcome.predictions["test"]) == 15
 
 
-def test_a_truncated_file_is_an_error_that_names_it(root: Path, tmp_path: Path) -> None:
+def test_truncated_file_is_an_error_that_names_it(root: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"flickr30k_images/(2|5)\.jpg: not a readable image"):
         run_cell(cell(root, skip=False), tmp_path / "scratch", Silent())

@@ -76,13 +76,13 @@ def test_csv_holds_the_curve_and_the_final_figures(tmp_path: Path) -> None:
     assert f"test/{record.cell.task.primary_metric}" in rows[2]
 
 
-def test_a_second_try_does_not_overwrite_the_first(tmp_path: Path) -> None:
+def test_second_attempt_does_not_overwrite_the_first(tmp_path: Path) -> None:
     play(["csv"], tmp_path, make_record())
     play(["csv"], tmp_path, make_record())
     assert len(list(tmp_path.rglob("metrics.csv"))) == 2
 
 
-def test_wandb_is_offline_and_told_of_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_runs_offline_and_receives_failures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = Calls()
     run = SimpleNamespace(
         id="r1",
@@ -102,7 +102,7 @@ def test_wandb_is_offline_and_told_of_failure(tmp_path: Path, monkeypatch: pytes
     assert calls.of("finish") == [({"exit_code": 1},)]
 
 
-def test_mlflow_writes_to_a_folder_and_gets_names_it_takes(
+def test_mlflow_writes_to_a_folder_and_gets_valid_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = Calls()
@@ -128,7 +128,7 @@ def test_mlflow_writes_to_a_folder_and_gets_names_it_takes(
     assert calls.of("end") == [("r1", "FINISHED", {})]
 
 
-def test_a_tracker_that_fails_is_left_out_and_said_once(
+def test_failing_tracker_is_disabled_with_one_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(folder: Path, name: str) -> Any:

@@ -57,7 +57,7 @@ def complaining(settings: RunSettings, folder: Path, threads: int, pipe: Connect
 
 
 @pytest.mark.timeout(600)
-def test_cells_run_in_processes_and_are_kept(settings_of_two: RunSettings, tmp_path: Path) -> None:
+def test_cells_run_in_worker_processes_and_are_saved(settings_of_two: RunSettings, tmp_path: Path) -> None:
     cells = build_cells(settings_of_two, open_testbeds(settings_of_two))
     store, notes = Store(tmp_path), Notes()
     records = run_side_by_side(settings_of_two, cells, store, notes, 2)
@@ -83,7 +83,7 @@ def test_a_killed_process_fails_its_cell_only(
 
 
 @pytest.mark.timeout(600)
-def test_a_cell_that_takes_too_long_fails_and_the_rest_go_on(
+def test_timed_out_cell_fails_and_the_others_continue(
     settings_of_two: RunSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(workers, "_work", sleeping)
@@ -96,7 +96,7 @@ def test_a_cell_that_takes_too_long_fails_and_the_rest_go_on(
 
 
 @pytest.mark.timeout(600)
-def test_what_the_user_has_to_mend_ends_the_run(
+def test_user_error_in_a_worker_ends_the_run(
     settings_of_two: RunSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(workers, "_work", complaining)
@@ -105,7 +105,7 @@ def test_what_the_user_has_to_mend_ends_the_run(
         run_side_by_side(settings_of_two, cells, Store(tmp_path), Notes(), 2)
 
 
-def test_only_small_models_run_side_by_side(
+def test_only_small_models_run_in_parallel(
     settings_of_two: RunSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cells = build_cells(settings_of_two, open_testbeds(settings_of_two))
@@ -116,7 +116,7 @@ def test_only_small_models_run_side_by_side(
     assert default_jobs(settings_of_two, cells) == 1
 
 
-def test_only_what_another_process_finds_is_importable() -> None:
+def test_is_importable_only_if_another_process_can_import_it() -> None:
     class Local:
         pass
 

@@ -131,7 +131,7 @@ def run_tiny(backbone: ViltBackbone, head: nn.Module, device: str = "cpu") -> Co
     )
 
 
-def test_counting_on_the_meta_device_gives_what_arithmetic_gives(tiny: ViltBackbone) -> None:
+def test_count_on_the_meta_device_equals_count_on_the_cpu(tiny: ViltBackbone) -> None:
     head = nn.Linear(32, 5)
     real = run_tiny(tiny, head)
     t = Stated.length + 1 + Stated.patches
@@ -177,7 +177,7 @@ class Attending(Inserted):
         return functional.scaled_dot_product_attention(heads, heads, heads)[:, 0]
 
 
-def test_attention_inside_an_inserted_module_is_the_methods(tiny: ViltBackbone) -> None:
+def test_attention_inside_an_inserted_module_counts_for_the_method(tiny: ViltBackbone) -> None:
     module = Attending()
     block = tiny.blocks[1]
     assert isinstance(block, ViltBlock)
@@ -210,7 +210,7 @@ def test_backward_pass_is_counted_beside_the_forward_pass(tiny: ViltBackbone) ->
     assert counts.macs["backward"] == counts.macs["head"] == 2 * 32 * 5  # the head's weight alone
 
 
-def test_counting_leaves_no_trace(tiny: ViltBackbone) -> None:
+def test_counting_does_not_change_the_model(tiny: ViltBackbone) -> None:
     head = nn.Sequential(nn.Linear(32, 5), nn.Dropout())
     tiny.train()
     tiny.blocks[0].eval()

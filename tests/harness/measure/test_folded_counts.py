@@ -59,7 +59,7 @@ def of_both(method: Method[Any], backbone: Backbone) -> tuple[ComputeCounts, Com
     return before, macs(backbone, method)
 
 
-def test_gains_and_offsets_of_vilts_norms_are_gone() -> None:
+def test_gains_and_offsets_of_vilts_norms_are_folded_away() -> None:
     backbone = tiny_vilt()
     total = count_parameters(backbone, nn.Linear(D, 3), []).total
     fold(backbone)
@@ -68,14 +68,14 @@ def test_gains_and_offsets_of_vilts_norms_are_gone() -> None:
     assert counts.method == counts.method_frozen == 0
 
 
-def test_meters_norms_are_as_they_were(make_meter: Callable[..., MeterBackbone]) -> None:
+def test_meters_norms_keep_their_parameters(make_meter: Callable[..., MeterBackbone]) -> None:
     backbone = make_meter()
     total = count_parameters(backbone, nn.Linear(2 * METER_D, 3), []).total
     fold(backbone)
     assert count_parameters(backbone, nn.Linear(2 * METER_D, 3), []).total == total
 
 
-def test_of_a_parallel_adapter_two_matrices_and_two_biases_are_left() -> None:
+def test_two_matrices_and_two_biases_of_a_parallel_adapter_remain() -> None:
     before, after = deploy(tiny_vilt(), ParallelAdapter(ParallelAdapterOptions(bottleneck=R)))
     adapters = BLOCKS * 2
     assert before.method == adapters * (2 * D * R + R + D + 2 * D)
@@ -102,7 +102,7 @@ def test_rescaled_rows_have_a_bias_of_their_own(make_meter: Callable[..., MeterB
 
 
 @pytest.mark.parametrize("name", [*METHODS, "das"])
-def test_what_is_deployed_has_no_more_parameters_than_what_was_trained(
+def test_deployed_model_has_no_more_parameters_than_the_trained_one(
     name: str, make_meter: Callable[..., MeterBackbone]
 ) -> None:
     for backbone in (tiny_vilt(), make_meter()):
@@ -143,7 +143,7 @@ def test_a_composed_product_counts_the_adapters_share(make_meter: Callable[..., 
     assert after.macs["method"] == 2 * 3 * 2 * METER_D * R * tokens
 
 
-def test_norms_of_adapters_on_post_norm_blocks_are_still_taken(
+def test_norms_of_adapters_on_post_norm_blocks_are_still_counted(
     make_meter: Callable[..., MeterBackbone],
 ) -> None:
     before, after = of_both(ParallelAdapter(), make_meter())
@@ -151,7 +151,7 @@ def test_norms_of_adapters_on_post_norm_blocks_are_still_taken(
     assert after.with_layer_norm_total == before.with_layer_norm_total
 
 
-def test_of_tokens_that_are_not_asked_for_only_keys_and_values_are_counted() -> None:
+def test_only_keys_and_values_are_counted_for_unwanted_tokens() -> None:
     backbone, method = tiny_vilt(), ParallelAdapter(ParallelAdapterOptions(bottleneck=R))
     method.adapt(backbone, torch.Generator().manual_seed(0))
     freeze(backbone)

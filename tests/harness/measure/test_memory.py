@@ -24,7 +24,7 @@ def allocated(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return moments
 
 
-def test_the_peak_is_that_of_the_block(allocated: list[int]) -> None:
+def test_peak_is_measured_within_the_block(allocated: list[int]) -> None:
     allocated.append(2 * MIB)  # what was there before does not count
     with track_peak_memory(CUDA) as tracker:
         allocated += [7 * MIB, 3 * MIB]
@@ -32,7 +32,7 @@ def test_the_peak_is_that_of_the_block(allocated: list[int]) -> None:
     assert "max_memory_allocated" in tracker.result.how
 
 
-def test_result_before_the_end_is_an_error(allocated: list[int]) -> None:
+def test_reading_the_peak_inside_the_block_is_an_error(allocated: list[int]) -> None:
     with track_peak_memory(CUDA) as tracker, pytest.raises(MeasurementError, match="ended"):
         _ = tracker.result
 

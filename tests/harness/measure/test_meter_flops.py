@@ -142,7 +142,7 @@ def changes(
     return after.macs_total - before.macs_total, with_norm, 100 * with_norm / before.with_layer_norm_total
 
 
-def test_abstracts_reduction_by_das(full_size_meter: Callable[..., MeterBackbone]) -> None:
+def test_das_saves_what_the_papers_abstract_states(full_size_meter: Callable[..., MeterBackbone]) -> None:
     method = DAS(DASOptions(blocks=("text.2", "text.4", "image.1", "image.3")))
     pure, with_norm, percent = changes(full_size_meter, method)
     assert round(percent, 3) == -11.968
@@ -195,7 +195,7 @@ def test_unmerged_lora_costs_its_updates(full_size_meter: Callable[..., MeterBac
     assert round(pure / 1e9, 3) == 0.091
 
 
-def test_deep_prompts_cost_their_tokens_in_their_own_block_only(
+def test_deep_prompts_cost_only_in_their_own_block(
     full_size_meter: Callable[..., MeterBackbone],
 ) -> None:
     method = DeepPrompt()

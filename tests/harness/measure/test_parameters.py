@@ -48,7 +48,7 @@ def test_active_adapters_of_das_on_vilt(full_size: ViltBackbone, skipped: int) -
     assert counts.backbone == 111_595_008 - skipped * 7_087_872
 
 
-def test_what_full_tuning_updates_leaves_out_what_every_method_trains(tiny: ViltBackbone) -> None:
+def test_updated_parameters_of_full_tuning_exclude_those_that_every_method_trains(tiny: ViltBackbone) -> None:
     head = nn.Linear(32, 5)
     counts = count_parameters(tiny, head, [])
     everything = sum(p.numel() for p in tiny.parameters())
@@ -58,7 +58,7 @@ def test_what_full_tuning_updates_leaves_out_what_every_method_trains(tiny: Vilt
     assert counts.trained == everything + 32 * 5 + 5
 
 
-def test_tuned_biases_are_the_methods_own(tiny: ViltBackbone) -> None:
+def test_tuned_biases_count_as_updated(tiny: ViltBackbone) -> None:
     freeze(tiny)
     for name, parameter in tiny.named_parameters():
         parameter.requires_grad_(name.endswith("bias"))

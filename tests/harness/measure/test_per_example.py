@@ -61,13 +61,13 @@ def test_each_example_costs_the_blocks_it_runs_through(tiny: ViltBackbone) -> No
     assert [before - after for before, after in zip(whole, counted, strict=True)] == [block, 0, block, 0]
 
 
-def test_the_summary_is_mean_and_percentiles() -> None:
+def test_summary_has_mean_and_percentiles() -> None:
     found = summarize([10 * step for step in range(11)], [200] * 11)
     assert (found.mean, found.p10, found.p90, found.n, found.untouched_mean) == (50, 10, 90, 11, 200)
 
 
 @pytest.mark.parametrize("count", [3, 100])
-def test_examples_are_the_same_ones_in_whatever_order_they_come(count: int) -> None:
+def test_choice_of_examples_does_not_depend_on_their_order(count: int) -> None:
     examples = [Example(str(index), "text", (Path("a.png"),), None, "g") for index in range(20)]
     chosen = chosen_examples(examples, count)
     assert chosen_examples(examples[::-1], count) == chosen

@@ -30,7 +30,7 @@ def flat(profile: Profile) -> dict[str, dict[str, str]]:
     return {row["method"]: row for row in csv.DictReader(io.StringIO(to_csv([profile])))}
 
 
-def test_the_papers_table_comes_out(meter: Profile) -> None:
+def test_published_table_is_reproduced(meter: Profile) -> None:
     rows = flat(meter)
     assert rows["full"]["macs_total"] == "93132291072"
     assert rows["full"]["image_height"] == rows["full"]["image_width"] == "384"
@@ -73,7 +73,7 @@ def test_markdown_and_terminal_state_input_conventions_and_command(meter: Profil
     assert "-11.968" in console.file.getvalue()
 
 
-def test_published_inputs_and_given_ones() -> None:
+def test_published_and_given_input_sizes() -> None:
     assert make_setting("meter", Spec("nlvr2"), None, 40).image_size == (288, 288)
     assert make_setting("vilt", Spec("vqa"), None, 40).image_size == (384, 384)
     setting = make_setting("vilt", Spec("vqa"), (384, 640), 40)
@@ -112,7 +112,7 @@ def test_retrieval_is_the_forward_pass_of_one_pair(backbone: str, macs: int) -> 
     assert full.compute.macs_total == macs
 
 
-def test_a_method_that_does_not_fit_is_the_users_mistake() -> None:
+def test_unsuitable_method_is_a_user_error() -> None:
     setting = make_setting("meter", Spec("vqa"), None, 40)
     with pytest.raises(UserError, match=r"no block 'joint\.1'"):
         profile_setting(setting, parse_specs("das[blocks=joint.1]"))

@@ -57,17 +57,17 @@ def test_gradients_are_the_mean_over_processes(processes: int, mean: float) -> N
     assert told == [(1, {"x": 1.0})]  # the first process's only
 
 
-def test_what_the_user_can_mend_is_told_in_one_line() -> None:
+def test_user_error_is_one_line() -> None:
     with pytest.raises(UserError, match=r"^the recipe is another\.$"):
         launch(_bad_settings, 2, lambda step, figures: None)
 
 
-def test_a_crash_of_any_process_ends_all() -> None:
+def test_crash_of_any_process_ends_all() -> None:
     with pytest.raises(ProcessRaisedException, match="the second process"):
         launch(_crash, 2, lambda step, figures: None)
 
 
-def test_what_the_callback_raises_ends_all() -> None:
+def test_exception_of_the_callback_ends_all() -> None:
     steps = []
 
     def stop(step: int, figures: dict[str, float]) -> None:

@@ -25,7 +25,7 @@ TINY = Recipe(steps=4, batch_size=8, processes=1)
 
 
 @pytest.mark.timeout(300)
-def test_going_on_gives_what_one_run_gives(tmp_path: Path) -> None:
+def test_resumed_training_equals_uninterrupted_training(tmp_path: Path) -> None:
     whole = pretrain(BUILD, TINY, tmp_path / "whole")
 
     def stop(step: int, figures: dict[str, float]) -> None:
@@ -60,7 +60,7 @@ def test_processes_average_their_gradients(tmp_path: Path) -> None:
         ("meter-mini", "layers.3.crossattention.self.query.weight"),
     ],
 )
-def test_a_stage_goes_on_from_the_one_before(tmp_path: Path, backbone: str, name: str) -> None:
+def test_stage_starts_from_the_previous_one(tmp_path: Path, backbone: str, name: str) -> None:
     mini = EMBEDDED[backbone]
     copied = [mini.folder / file for file in mini.copied]
     stages = (TINY, Recipe(steps=1, batch_size=8, processes=1, learning_rate=1e-9, weight_decay=0.0))
@@ -76,7 +76,7 @@ def test_a_stage_goes_on_from_the_one_before(tmp_path: Path, backbone: str, name
 
 
 @pytest.mark.parametrize("backbone", list(EMBEDDED))
-def test_the_shipped_weights_come_from_the_shipped_recipe(backbone: str) -> None:
+def test_shipped_weights_were_made_by_the_shipped_recipe(backbone: str) -> None:
     report = json.loads((EMBEDDED[backbone].folder / "pretraining.json").read_text())
     last = report["stages"][-1]
     assert Recipe(**last["recipe"]) == EMBEDDED[backbone].stages[-1]

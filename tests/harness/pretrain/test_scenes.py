@@ -19,7 +19,7 @@ def stream(recipe: Recipe, backbone: str = "vilt-mini", start: int = 0, rank: in
 
 
 @pytest.mark.parametrize("backbone", EMBEDDED)
-def test_a_batch_asks_for_masked_words_only_where_they_are_masked(backbone: str) -> None:
+def test_targets_exist_only_for_masked_words(backbone: str) -> None:
     scenes = stream(Recipe(batch_size=64, processes=1), backbone)
     batch = next(iter(scenes))
     masked = batch.inputs.input_ids == scenes.mask_id
@@ -33,7 +33,7 @@ def test_a_batch_asks_for_masked_words_only_where_they_are_masked(backbone: str)
     assert 0 <= int(batch.single[single].min()) <= int(batch.single[single].max()) < len(caption_words())
 
 
-def test_both_backbones_are_asked_the_same() -> None:
+def test_both_backbones_get_the_same_targets() -> None:
     recipe = Recipe(batch_size=16, processes=1)
     vilt, meter = (next(iter(stream(recipe, backbone))) for backbone in EMBEDDED)
     for name in ("words", "single", "matches", "changed", "patches"):

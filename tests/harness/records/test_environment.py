@@ -13,7 +13,7 @@ from harness.records import environment
 from harness.records.record import Environment
 
 
-def test_it_fits_the_records_model_and_is_json_able() -> None:
+def test_environment_fits_the_record_and_is_json() -> None:
     found = environment.describe_environment()
     read = Environment.model_validate(json.loads(json.dumps(found)))
     assert read.versions["python"] == platform.python_version()
@@ -41,7 +41,7 @@ def test_neither_host_nor_user_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     assert platform.node() not in json.dumps(found) or platform.node() in ("", "localhost", "x86_64")
 
 
-def test_paths_that_only_begin_like_the_home_directory_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_that_only_share_a_prefix_with_home_are_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("USER", raising=False)
     monkeypatch.delenv("LOGNAME", raising=False)
     monkeypatch.setattr(Path, "home", lambda: Path("/home/h"))
@@ -54,7 +54,7 @@ def git(folder: Path, *arguments: str) -> None:
     subprocess.run(["git", "-C", str(folder), *identity, *arguments], check=True, capture_output=True)
 
 
-def test_a_checkout_is_dirty_by_its_code_and_not_by_its_results(
+def test_changed_code_makes_a_checkout_dirty_and_changed_results_do_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(environment, "_SOURCE", tmp_path)
@@ -74,7 +74,7 @@ def test_a_checkout_is_dirty_by_its_code_and_not_by_its_results(
     assert environment.describe_environment()["dirty"] is True
 
 
-def test_the_checkout_is_the_folder_of_the_packages() -> None:
+def test_checkout_is_the_folder_that_holds_the_packages() -> None:
     assert all((environment._SOURCE / name).exists() for name in environment.CODE)
 
 
@@ -84,5 +84,5 @@ def test_without_git_there_is_no_commit(monkeypatch: pytest.MonkeyPatch) -> None
     assert (found["commit"], found["dirty"]) == (None, None)
 
 
-def test_a_package_that_is_not_there_has_no_version() -> None:
+def test_missing_package_has_no_version() -> None:
     assert environment.package_version("no-such-package-at-all") is None

@@ -23,13 +23,13 @@ def write(tmp_path: Path, content: Any) -> Path:
     return path
 
 
-def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
+def test_record_is_read_back_as_written(tmp_path: Path) -> None:
     record = make_record(search=as_search())
     assert read_record(write_record(tmp_path, record)) == record
     assert [path.name for path in tmp_path.iterdir()] == [RECORD]
 
 
-def test_a_failed_measurement_is_kept_as_its_error(tmp_path: Path) -> None:
+def test_failed_measurement_is_recorded_as_an_error(tmp_path: Path) -> None:
     failure = {"error": "out of memory"}
     record = make_record(compute=failure, latency=failure, memory=failure)
     assert read_record(write_record(tmp_path, record)).latency == Failure(error="out of memory")
@@ -82,7 +82,7 @@ def test_records_of_another_schema_are_refused_with_the_remedy(tmp_path: Path) -
         read_record(write(tmp_path, {"schema_version": 99}))
 
 
-def test_what_is_no_record_at_all_is_told_so(tmp_path: Path) -> None:
+def test_file_that_is_not_a_record_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"not valid JSON: .*line 1"):
         read_record(write(tmp_path, '{"schema_ver'))
     with pytest.raises(UserError, match="valid dictionary"):
@@ -91,7 +91,7 @@ def test_what_is_no_record_at_all_is_told_so(tmp_path: Path) -> None:
         read_record(tmp_path / "none.json")
 
 
-def test_a_score_that_is_no_number_cannot_be_recorded() -> None:
+def test_nan_scores_cannot_be_recorded() -> None:
     with pytest.raises(ValidationError, match="finite"):
         make_record(accuracy=float("nan"))
 
@@ -101,7 +101,7 @@ def test_a_record_cannot_be_changed_in_place() -> None:
         make_record().timestamps.started = datetime(2025, 1, 1, tzinfo=UTC)  # type: ignore[misc]
 
 
-def test_a_write_that_breaks_off_leaves_the_old_file_whole(tmp_path: Path) -> None:
+def test_interrupted_write_leaves_the_old_file_intact(tmp_path: Path) -> None:
     path = tmp_path / "table.md"
     write_atomically(path, b"old")
 
@@ -120,9 +120,7 @@ def test_a_write_that_breaks_off_leaves_the_old_file_whole(tmp_path: Path) -> No
     ("number", "message"),
     [(errno.ENOSPC, "no space left"), (errno.EDQUOT, "no space left"), (errno.EROFS, "cannot be written")],
 )
-def test_a_disk_that_is_full_or_read_only_is_the_users_to_mend(
-    tmp_path: Path, number: int, message: str
-) -> None:
+def test_full_or_read_only_disk_is_a_user_error(tmp_path: Path, number: int, message: str) -> None:
     with pytest.raises(UserError, match=message), replacing(tmp_path / "file"):
         raise OSError(number, "as the system says")
     assert list(tmp_path.iterdir()) == []

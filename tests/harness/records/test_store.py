@@ -103,7 +103,7 @@ def test_a_kill_between_any_two_writes_leaves_an_unfinished_cell(
     assert store.unfinished() == 0
 
 
-def test_half_written_files_of_a_killed_process_are_swept_at_the_next_begin(store: Store) -> None:
+def test_half_written_files_of_a_killed_process_are_removed_at_the_next_start(store: Store) -> None:
     folder = store.folder("cell")
     folder.mkdir(parents=True)
     (folder / f".{WEIGHTS}.999.partial").write_bytes(b"half")
@@ -120,7 +120,7 @@ def test_a_failed_cell_is_listed_but_not_finished_and_keeps_its_checkpoint(store
     assert (folder / CHECKPOINT).is_dir()
 
 
-def test_a_cell_that_is_held_cannot_be_begun_again(store: Store) -> None:
+def test_locked_cell_cannot_be_started(store: Store) -> None:
     with store.begin("cell"):
         told = f"on {re.escape(socket.gethostname())}, process {os.getpid()} is running"
         with pytest.raises(CellBusyError, match=told), store.begin("cell"):
@@ -157,7 +157,7 @@ def test_the_lock_of_a_killed_process_is_taken_over(store: Store) -> None:
         pass
 
 
-def test_a_lock_whose_file_was_removed_is_taken_anew_at_the_path(
+def test_lock_is_taken_again_after_its_file_was_removed(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flock, descriptors = fcntl.flock, []
@@ -175,7 +175,7 @@ def test_a_lock_whose_file_was_removed_is_taken_anew_at_the_path(
             pass
 
 
-def test_two_processes_that_take_turns_are_never_in_one_cell_together(store: Store) -> None:
+def test_two_processes_never_run_one_cell_at_the_same_time(store: Store) -> None:
     code = (
         "import os, sys; from pathlib import Path; from harness.records.store import CellBusyError, Store\n"
         "store, done = Store(Path(sys.argv[1])), 0\n"
@@ -216,7 +216,7 @@ def test_an_exception_inside_releases_the_cell(store: Store) -> None:
         pass
 
 
-def test_records_come_in_an_order_of_their_own(store: Store) -> None:
+def test_records_have_a_fixed_order(store: Store) -> None:
     records = [make_record("lora", 1), make_record("lora", 0), make_record("full", 0)]
     for record in records:
         store.commit(record)
@@ -227,7 +227,7 @@ def test_records_come_in_an_order_of_their_own(store: Store) -> None:
     ]
 
 
-def test_a_cell_is_found_by_how_its_id_begins(store: Store) -> None:
+def test_cell_is_found_by_a_prefix_of_its_id(store: Store) -> None:
     for seed in (0, 1):
         store.commit(make_record("lora", seed))
     assert store.find("lora.1").cell.seed == 1
@@ -256,13 +256,13 @@ def test_a_full_disk_leaves_no_record(store: Store) -> None:
     assert [path.name for path in store.folder(make_record().cell.id).iterdir()] == []
 
 
-def test_an_id_cannot_lead_out_of_the_folder(store: Store) -> None:
+def test_id_cannot_point_outside_the_folder(store: Store) -> None:
     for wrong in ("../x", "a/b", "", ".hidden"):
         with pytest.raises(ValueError, match="cannot be a cell's id"):
             store.folder(wrong)
 
 
-def test_missing_predictions_are_told(store: Store) -> None:
+def test_missing_predictions_are_an_error(store: Store) -> None:
     store.commit(make_record())
     with pytest.raises(UserError, match="run the cell again"):
         list(store.predictions(make_record().cell.id))

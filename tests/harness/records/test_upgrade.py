@@ -49,7 +49,7 @@ def stored(root: Path, content: dict[str, Any]) -> Store:
     return store
 
 
-def test_the_decision_says_itself_what_was_read_out_of_it_before() -> None:
+def test_upgraded_decision_has_its_summary_and_figures() -> None:
     search = upgrade(old())["search"]
     assert search == {
         "seconds": 9.0,
@@ -77,7 +77,7 @@ def test_an_old_record_compares_with_its_repetition_figure_by_figure() -> None:
     assert upgrade(old())["search"]["figures"] == again.figures()
 
 
-def test_todays_records_and_unknown_schemas_are_left_alone() -> None:
+def test_current_and_unknown_schemas_are_not_changed() -> None:
     for content in (as_json(), {"schema_version": 0}, {"schema_version": 3}, {}):
         assert upgrade(content) is content
         assert old_history(content) is None
@@ -97,7 +97,7 @@ def test_methods_without_blocks_or_search_are_upgraded_too(tmp_path: Path, searc
     assert store.search_history(record.cell.id) is None
 
 
-def test_its_history_is_read_where_it_stands_and_kept_when_the_record_is_replaced(tmp_path: Path) -> None:
+def test_history_is_read_from_the_old_record_and_kept_when_it_is_replaced(tmp_path: Path) -> None:
     store = stored(tmp_path, old())
     (record,) = store.records()
     history = store.search_history(record.cell.id)
@@ -114,7 +114,7 @@ def test_its_history_is_read_where_it_stands_and_kept_when_the_record_is_replace
     assert store.record(record.cell.id) == record
 
 
-def test_what_has_not_the_shape_of_schema_1_is_left_for_the_check_to_name(tmp_path: Path) -> None:
+def test_malformed_records_of_schema_1_are_left_to_validation(tmp_path: Path) -> None:
     for broken in ({"search": 5}, {"search": {"decision": 5}}, {"memory": 5}, {"training": None}):
         upgraded = upgrade({**old(), **broken})
         assert {key: upgraded[key] for key in broken} == broken

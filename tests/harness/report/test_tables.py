@@ -49,7 +49,7 @@ def only(records: list[Record], **options: Any) -> Table:
     return table
 
 
-def test_a_small_table_is_as_worked_by_hand() -> None:
+def test_small_table_equals_one_worked_by_hand() -> None:
     text = render(only(small_results()), "github")
     title, _, head, _, *rest = text.splitlines()
     assert title == "### vqa (mini) on vilt-mini"
@@ -154,7 +154,7 @@ def test_cells_of_another_protocol_are_refused(
     assert first.title != second.title
 
 
-def test_what_was_not_measured_or_failed_is_no_other_protocol() -> None:
+def test_missing_and_failed_measurements_do_not_change_the_protocol() -> None:
     table = only(
         [make_record("full"), make_record("lora", compute=FAILURE), make_record("das", compute=None)]
     )
@@ -189,7 +189,7 @@ def test_a_mean_leaves_out_the_seed_that_failed_and_says_so() -> None:
     assert "failed: lora, vqa, seed 2: killed" in table.notes
 
 
-def test_of_the_same_cell_run_with_other_code_only_the_last_counts() -> None:
+def test_only_the_newest_result_of_a_cell_counts() -> None:
     old = make_record("lora", 0, 10.0, cell__id="old", timestamps__finished="2025-01-01T10:30:00+00:00")
     new = make_record("lora", 0, 60.0, cell__id="new")
     for records in ([old, new], [new, old]):
@@ -235,7 +235,7 @@ def test_each_backbone_has_its_table() -> None:
     ]
 
 
-def test_methods_come_in_the_papers_order_and_others_behind() -> None:
+def test_methods_have_the_papers_order_and_others_follow() -> None:
     names = ["zzz", "das", "seq_bn", "adapter", "lora[r=8]", "lora", "classifier", "full"]
     table = only([make_record(name) for name in names])
     assert list(table.frame["method"]) == [
@@ -254,7 +254,7 @@ def test_latencies_that_were_not_interleaved_are_not_compared() -> None:
     assert "**12.0 / 13.0**" not in render(table, "github")
 
 
-def test_the_measurement_that_rivals_share_is_shown() -> None:
+def test_latency_of_the_common_measurement_is_shown() -> None:
     both = make_record("das", p50=9.0).model_dump(mode="json")["latency"]
     both.append({**both[0], "p50_ms": 99.0, "group": "alone"})
     table = only([make_record("full", p50=10.0), make_record("das", latency=both)])
@@ -322,7 +322,7 @@ def test_csv_is_read_back_with_numbers_in_full() -> None:
     assert "†" not in "".join(rows[0])
 
 
-def test_the_terminals_table_keeps_to_a_hundred_columns() -> None:
+def test_terminal_table_has_at_most_a_hundred_columns() -> None:
     out = io.StringIO()
     print_table(only(small_results()), Console(file=out, width=100))
     lines = out.getvalue().splitlines()
@@ -356,7 +356,7 @@ def test_the_picture_shows_what_the_terminal_shows() -> None:
     assert "VQA2.0" in picture
 
 
-def test_no_results_are_told() -> None:
+def test_empty_results_are_an_error() -> None:
     with pytest.raises(UserError, match="no results"):
         build_tables([])
 
@@ -389,7 +389,7 @@ def test_the_command_prints_and_counts_what_is_unfinished(results: Path) -> None
 @pytest.mark.parametrize(
     ("name", "start"), [("t.md", "###"), ("t.tex", "%"), ("t.csv", "table,"), ("t.html", "<h3>")]
 )
-def test_the_files_ending_chooses_the_format(results: Path, tmp_path: Path, name: str, start: str) -> None:
+def test_file_suffix_chooses_the_format(results: Path, tmp_path: Path, name: str, start: str) -> None:
     assert invoke(table_command, results, "--output", tmp_path / name).exit_code == 0
     assert (tmp_path / name).read_text().startswith(start)
 
@@ -401,15 +401,13 @@ def test_the_files_ending_chooses_the_format(results: Path, tmp_path: Path, name
         (("--output", "t.md", "-f", "terminal"), "a file needs a format other than terminal"),
     ],
 )
-def test_the_command_refuses_what_it_cannot_write(
-    results: Path, arguments: tuple[str, ...], message: str
-) -> None:
+def test_command_refuses_unknown_formats(results: Path, arguments: tuple[str, ...], message: str) -> None:
     error = invoke(table_command, results, *arguments).exception
     assert isinstance(error, UserError)
     assert message in str(error)
 
 
-def test_a_folder_without_results_is_told(tmp_path: Path) -> None:
+def test_folder_without_results_is_an_error(tmp_path: Path) -> None:
     error = invoke(table_command, tmp_path / "none").exception
     assert isinstance(error, UserError)
     assert "no results in there" in str(error)
@@ -418,7 +416,7 @@ def test_a_folder_without_results_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("warm", "labels"), [({"das"}, "das"), ({"das", "das[skip=4]"}, "das, das[skip=4]"), (set(), "")]
 )
-def test_a_warm_start_is_told(warm: set[str], labels: str) -> None:
+def test_note_names_methods_with_a_warm_start(warm: set[str], labels: str) -> None:
     records = [
         make_record(
             label,
@@ -432,7 +430,7 @@ def test_a_warm_start_is_told(warm: set[str], labels: str) -> None:
     assert told == ([f"Trained on from where the search left adapters and head: {labels}."] if labels else [])
 
 
-def test_a_record_is_shown_for_people(results: Path) -> None:
+def test_show_prints_a_readable_record(results: Path) -> None:
     text = re.sub(r"\s+", " ", invoke(show, "das", "--results", results).stdout)
     for part in ("das.0.0a1b2c", "mini (embedded)", "test (reported) accuracy 59.00", "24,000 updated of"):
         assert part in text

@@ -89,7 +89,7 @@ def only(inputs: Inputs, rows: Sequence[int]) -> Inputs:
 
 @torch.no_grad()
 @pytest.mark.parametrize("first", [[0, 1, 2, 3], [2, 0], [3]])
-def test_it_equals_what_is_computed_anew_whatever_the_batches(first: list[int], make_meter: Maker) -> None:
+def test_cached_encodings_equal_new_ones_for_any_batches(first: list[int], make_meter: Maker) -> None:
     backbone, inputs = frozen(make_meter), padded_inputs()
     with cached_encoding(backbone, memory()):
         backbone.encoded(only(inputs, first))
@@ -104,7 +104,7 @@ def test_it_equals_what_is_computed_anew_whatever_the_batches(first: list[int], 
 
 
 @torch.no_grad()
-def test_an_encoding_is_the_same_up_to_rounding_whoever_it_was_computed_beside(make_meter: Maker) -> None:
+def test_encoding_does_not_depend_on_the_rest_of_the_batch_beyond_rounding(make_meter: Maker) -> None:
     backbone, inputs = frozen(make_meter), padded_inputs((5,) * 40, (0,) * 40)
     found = []
     for rows in ([7], [7, 3], [1, 2, 7], list(range(40))):
@@ -125,7 +125,7 @@ def test_each_distinct_text_and_image_is_computed_once(make_meter: Maker, calls:
 
 
 @torch.no_grad()
-def test_another_padding_of_a_text_is_the_same_text(make_meter: Maker, calls: Counter[str]) -> None:
+def test_padding_of_a_text_does_not_change_its_key(make_meter: Maker, calls: Counter[str]) -> None:
     backbone, inputs = frozen(make_meter), padded_inputs()
     alone = Inputs(inputs.input_ids[:1, :3], None, inputs.pixels[:1], image_keys=(b"\0",))
     with cached_encoding(backbone, memory()):
@@ -136,7 +136,7 @@ def test_another_padding_of_a_text_is_the_same_text(make_meter: Maker, calls: Co
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_methods_keep_encodings_unless_they_train_the_encoders(name: str, make_meter: Maker) -> None:
+def test_encodings_are_cached_unless_the_method_trains_the_encoders(name: str, make_meter: Maker) -> None:
     backbone = make_meter()
     METHODS[name]().adapt(backbone, torch.Generator().manual_seed(0))
     with cached_encoding(backbone, memory()) as encoder:
@@ -176,7 +176,7 @@ def override_a_module(backbone: MeterBackbone) -> None:
 
 
 @pytest.mark.parametrize("change", [insert, train_a_bias, hook, override, override_a_module])
-def test_what_changes_one_half_switches_that_half_off(
+def test_changing_one_encoder_disables_its_cache_only(
     change: Callable[[MeterBackbone], None], make_meter: Maker
 ) -> None:
     backbone = frozen(make_meter)
@@ -197,14 +197,14 @@ def test_a_trained_half_still_gets_its_gradient(make_meter: Maker) -> None:
     assert backbone.model.text_projection.bias.grad is not None
 
 
-def test_an_override_of_encode_as_a_whole_switches_it_off(make_meter: Maker) -> None:
+def test_overriding_encode_disables_the_cache(make_meter: Maker) -> None:
     backbone = frozen(make_meter)
     backbone.encode = backbone.encode  # type: ignore[method-assign]
     with cached_encoding(backbone, memory()) as encoder:
         assert encoder is None
 
 
-def test_encodings_of_other_weights_are_not_taken(make_meter: Maker) -> None:
+def test_encodings_of_other_weights_are_not_used(make_meter: Maker) -> None:
     store, inputs = memory(), padded_inputs()
     found = []
     for change in (0.0, 0.5):
@@ -217,7 +217,7 @@ def test_encodings_of_other_weights_are_not_taken(make_meter: Maker) -> None:
     assert len(store) == 4 + 2 * 3
 
 
-def test_the_digest_tells_weights_code_and_configuration(make_meter: Maker) -> None:
+def test_digest_covers_weights_code_and_configuration(make_meter: Maker) -> None:
     def digest(backbone: Backbone) -> str:
         return encoder_digest(backbone, "text", backbone.encoders()["text"])
 
@@ -229,7 +229,9 @@ def test_the_digest_tells_weights_code_and_configuration(make_meter: Maker) -> N
     assert len({digest(plain), digest(other_weights), digest(other_heads)}) == 3
 
 
-def test_evaluation_keeps_trained_halves_until_its_end(make_meter: Maker, calls: Counter[str]) -> None:
+def test_encodings_of_trained_encoders_are_kept_during_one_evaluation(
+    make_meter: Maker, calls: Counter[str]
+) -> None:
     backbone, inputs, store = make_meter(), padded_inputs(), memory()
     backbone.eval()
     with torch.inference_mode():
@@ -244,7 +246,7 @@ def test_evaluation_keeps_trained_halves_until_its_end(make_meter: Maker, calls:
     assert len(store) == 0
 
 
-def test_weights_that_were_trained_are_not_kept_for_other_runs(make_meter: Maker) -> None:
+def test_encodings_of_trained_weights_are_not_kept_for_other_runs(make_meter: Maker) -> None:
     backbone, store = frozen(make_meter), memory()
     tuned = ["model.text_projection.bias", "model.text_pooler.dense.bias"]
     with cached_encoding(backbone, store, evaluation=True, tuned=tuned), torch.inference_mode():
@@ -252,7 +254,7 @@ def test_weights_that_were_trained_are_not_kept_for_other_runs(make_meter: Maker
     assert len(store) == 3  # images
 
 
-def test_what_evaluation_has_computed_can_be_trained_on(make_meter: Maker) -> None:
+def test_encodings_from_evaluation_can_be_used_in_training(make_meter: Maker) -> None:
     backbone, inputs = make_meter(), padded_inputs()
     METHODS["adapter"]().adapt(backbone, torch.Generator().manual_seed(0))
     with cached_encoding(backbone, memory()):
@@ -277,7 +279,7 @@ def test_augmented_images_are_computed_without_gradient_and_not_kept(
     assert backbone.model.image_encoder.training
 
 
-def test_encoders_run_in_evaluation_mode_and_the_mode_comes_back(make_meter: Maker) -> None:
+def test_encoders_run_in_evaluation_mode_which_is_reset_afterwards(make_meter: Maker) -> None:
     backbone, inputs = frozen(make_meter), padded_inputs()
     for module in backbone.model.text_encoder.modules():
         if isinstance(module, nn.Dropout):
@@ -291,7 +293,7 @@ def test_encoders_run_in_evaluation_mode_and_the_mode_comes_back(make_meter: Mak
 
 
 @torch.no_grad()
-def test_half_precision_rounds_and_no_more(make_meter: Maker) -> None:
+def test_half_precision_only_rounds_encodings(make_meter: Maker) -> None:
     backbone, inputs = frozen(make_meter), padded_inputs()
     with cached_encoding(backbone, EncodingStore(Budgets(100, 0, None, "half"))):
         first, again = backbone(inputs), backbone(inputs)
@@ -360,7 +362,7 @@ def outcome_of(cell: Cell, folder: Path) -> Outcome:
     return run_cell(cell, folder, Silent())
 
 
-def test_from_the_second_epoch_on_no_encoder_is_touched(
+def test_encoders_are_not_run_after_the_first_epoch(
     cell_with: Callable[..., Cell], calls: Counter[str]
 ) -> None:
     cell = cell_with("adapter")
@@ -385,7 +387,7 @@ def test_from_the_second_epoch_on_no_encoder_is_touched(
     assert calls["encode_image"] == len(batches.examples)
 
 
-def test_a_cell_is_the_same_with_without_and_with_a_cache_that_is_there(
+def test_cell_has_equal_results_without_with_a_new_and_with_an_existing_cache(
     cell_with: Callable[..., Cell], tmp_path: Path, calls: Counter[str]
 ) -> None:
     first = outcome_of(cell_with("lora"), tmp_path / "a")
@@ -409,7 +411,7 @@ def test_a_cell_is_the_same_with_without_and_with_a_cache_that_is_there(
     assert with_disk["encode_image"] <= 2 * 8 + 2
 
 
-def test_full_tuning_trains_without_and_leaves_no_encodings(
+def test_full_tuning_neither_uses_nor_writes_the_cache(
     cell_with: Callable[..., Cell], tmp_path: Path
 ) -> None:
     cell = cell_with("full", epochs=1)
@@ -420,7 +422,7 @@ def test_full_tuning_trains_without_and_leaves_no_encodings(
     assert not list((tmp_path / "cache").glob("encodings/*/*/*"))
 
 
-def test_das_searches_on_kept_encodings(
+def test_das_searches_on_cached_encodings(
     cell_with: Callable[..., Cell], tmp_path: Path, calls: Counter[str]
 ) -> None:
     cell = cell_with("das[skip=1]", epochs=1)
@@ -438,7 +440,7 @@ def test_half_precision_is_another_protocol(cell_with: Callable[..., Cell]) -> N
     assert plain.testbed.protocol["cache_precision"] == off.testbed.protocol["cache_precision"] == "full"
 
 
-def test_a_backbone_without_halves_is_left_alone() -> None:
+def test_backbone_without_separate_encoders_is_not_cached() -> None:
     class Plain:
         encoder = None
 

@@ -26,7 +26,7 @@ def entries(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*/*/*") if path.is_file())
 
 
-def test_memory_comes_first_and_then_the_disk(tmp_path: Path) -> None:
+def test_memory_is_filled_before_the_disk(tmp_path: Path) -> None:
     store = store_in(tmp_path, memory_bytes=ROW.nbytes)
     store.put("e", "aa", ROW)
     store.put("e", "bb", 2 * ROW)
@@ -48,7 +48,7 @@ def test_another_process_finds_what_is_on_disk(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_copy_is_kept_of_any_type(dtype: torch.dtype, tmp_path: Path) -> None:
+def test_entries_are_copies_of_any_type(dtype: torch.dtype, tmp_path: Path) -> None:
     store = store_in(tmp_path, memory_bytes=1000)
     row = ROW.to(dtype)
     expected = row.clone()
@@ -60,7 +60,7 @@ def test_a_copy_is_kept_of_any_type(dtype: torch.dtype, tmp_path: Path) -> None:
         assert torch.equal(found, expected)
 
 
-def test_half_precision_takes_half_the_room_and_returns_what_it_keeps(tmp_path: Path) -> None:
+def test_half_precision_halves_the_size_and_returns_the_stored_values(tmp_path: Path) -> None:
     store = store_in(tmp_path, memory_bytes=1000, precision="half")
     kept = store.put("e", "aa", ROW)
     assert kept.dtype == torch.float16
@@ -106,7 +106,7 @@ def test_a_damaged_entry_counts_as_missing_and_is_replaced(kind: str, tmp_path: 
     assert torch.equal(store.get("e", "aa"), ROW)  # type: ignore[arg-type]
 
 
-def test_an_entry_does_not_pass_for_another(tmp_path: Path) -> None:
+def test_entry_is_not_returned_for_another_key(tmp_path: Path) -> None:
     store = store_in(tmp_path)
     store.put("e", "aa", ROW)
     store.put("e", "ab", 2 * ROW)
@@ -115,7 +115,7 @@ def test_an_entry_does_not_pass_for_another(tmp_path: Path) -> None:
     assert store.get("e", "ab") is None
 
 
-def test_memory_goes_on_where_the_folder_cannot_be_written(tmp_path: Path) -> None:
+def test_memory_is_used_if_the_folder_is_not_writable(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     notes: list[str] = []
     budgets = Budgets(ROW.nbytes / MIB, 1, tmp_path / "file" / "encodings")
@@ -129,7 +129,7 @@ def test_memory_goes_on_where_the_folder_cannot_be_written(tmp_path: Path) -> No
     assert store.notes == notes
 
 
-def test_a_full_disk_is_told_once_and_leaves_nothing_half_written(
+def test_full_disk_is_reported_once_and_leaves_no_partial_entry(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(path: Path, content: bytes) -> int:
@@ -152,7 +152,7 @@ def sized(number: int) -> Tensor:
     return torch.full((250,), float(number))  # 1,000 bytes, and some for the header
 
 
-def test_the_entries_of_other_encoders_make_room_the_oldest_first(tmp_path: Path) -> None:
+def test_oldest_entries_of_other_encoders_are_removed_first(tmp_path: Path) -> None:
     for place, encoder in enumerate(("old", "older")):
         store_in(tmp_path).put(encoder, "aa", sized(0))
         os.utime(tmp_path / encoder / "used", (1000 - place, 1000 - place))
@@ -163,7 +163,7 @@ def test_the_entries_of_other_encoders_make_room_the_oldest_first(tmp_path: Path
     assert {path.parts[-3] for path in entries(tmp_path)} == {"new"}
 
 
-def test_beyond_the_budget_nothing_is_written_and_that_is_told_once(tmp_path: Path) -> None:
+def test_nothing_is_written_beyond_the_budget_with_one_message(tmp_path: Path) -> None:
     notes: list[str] = []
     store = EncodingStore(Budgets(0, 2800 / GIB, tmp_path), notes.append)
     for key in ("aa", "bb", "cc", "dd"):

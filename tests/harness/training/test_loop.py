@@ -54,7 +54,7 @@ def train(regularizer: Any) -> tuple[float, float]:
     return model.value.item(), loss
 
 
-def test_a_regularizer_is_minimised_with_the_loss_and_not_reported_as_it() -> None:
+def test_regularizer_is_minimised_but_not_part_of_the_reported_loss() -> None:
     # Without: 2 → 1.7 → 1.4; losses 6 and 5.1.
     assert train(lambda model: None) == pytest.approx((1.4, 5.55))
     # With 2 · value²: the gradient is 3 + 4 · value. 2 → 0.9 → 0.24; losses 6 and 2.7.

@@ -52,7 +52,7 @@ def test_matrices_decay_and_the_head_has_its_own_rate() -> None:
     assert rates(Parts()) == USUAL
 
 
-def test_a_group_has_a_multiple_of_the_rate_and_the_rest_trains_as_usual() -> None:
+def test_group_has_a_multiple_of_the_rate_and_other_parameters_the_usual_one() -> None:
     model = Parts()
     group = ParameterGroup("fast", [model.backbone.first, model.backbone.vector], 3.0)
     assert rates(model, group) == USUAL | {"backbone.first": (1.5, 0.1), "backbone.vector": (1.5, 0.0)}

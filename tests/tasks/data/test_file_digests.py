@@ -106,7 +106,7 @@ def test_a_changed_file_is_read_again(
     assert after != before
 
 
-def test_a_file_that_has_just_been_written_is_not_trusted(
+def test_digest_of_a_recently_written_file_is_not_cached(
     cache: Path, images: list[Path], reads: list[str]
 ) -> None:
     """It may be written again within one tick of the file system's clock, with the same size."""
@@ -121,7 +121,7 @@ def test_a_file_that_has_just_been_written_is_not_trusted(
     assert after[images[1]] == sha256(images[1]) != before[images[1]]
 
 
-def test_a_memory_that_is_broken_or_cannot_be_written_costs_reading_only(
+def test_damaged_or_read_only_digest_cache_only_costs_time(
     cache: Path, images: list[Path], reads: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     expected = digest_files(images)
@@ -140,7 +140,7 @@ def test_a_memory_that_is_broken_or_cannot_be_written_costs_reading_only(
         assert len(reads) == len(images)
 
 
-def test_a_memory_that_another_process_is_writing_costs_reading_only(
+def test_locked_digest_cache_only_costs_time(
     cache: Path, images: list[Path], reads: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(file_digests, "_PATIENCE", 0.01)

@@ -184,7 +184,7 @@ def test_an_epoch_can_start_at_any_batch_without_decoding_those_before(tmp_path:
         assert len(resumed) == 6
 
 
-def test_loading_leaves_the_global_generator_alone(tmp_path: Path) -> None:
+def test_loading_does_not_use_the_global_generator(tmp_path: Path) -> None:
     examples = make_examples(tmp_path, 9)
     state = torch.random.get_rng_state()
     for workers in (0, 1):

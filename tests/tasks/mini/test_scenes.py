@@ -7,7 +7,7 @@ from tasks.mini.scenes import OWNERS, beyond_pretraining, new_scene, owner_of, s
 from tasks.mini.world import PRETRAINING, Scene, Thing, sample_scene
 
 
-def test_no_scene_of_pretraining_is_beyond_it() -> None:
+def test_no_pretraining_scene_counts_as_beyond_pretraining() -> None:
     rng = np.random.default_rng(0)
     assert not any(beyond_pretraining(sample_scene(rng, PRETRAINING)) for _ in range(2000))
 

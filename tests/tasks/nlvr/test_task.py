@@ -48,7 +48,7 @@ def test_an_example_has_six_images(root: Path) -> None:
     )
 
 
-def test_dev_is_cut_by_sentence_where_train_is_not_there(root: Path) -> None:
+def test_dev_is_split_by_sentence_if_train_is_missing(root: Path) -> None:
     data = NLVR(NLVROptions(val_fraction=0.3)).load(root)
     groups = {split: {example.group for example in data.splits[split]} for split in ("train", "val")}
     assert groups["train"]
@@ -60,7 +60,7 @@ def test_dev_is_cut_by_sentence_where_train_is_not_there(root: Path) -> None:
     assert "val_fraction=0.3" in origins["val"]["part"]
 
 
-def test_train_is_taken_where_it_is_there_unless_dev_is_asked_for(root: Path) -> None:
+def test_train_is_used_if_present_unless_dev_is_requested(root: Path) -> None:
     write(root, "train", *(entry(f"{k}-0") for k in range(3)))
     task = NLVR()
     data = task.load(root)

@@ -81,7 +81,7 @@ def test_splits_images_and_groups_are_the_official_ones(root: Path) -> None:
     json.dumps(data.provenance)
 
 
-def test_images_lie_where_the_archive_unpacks_to(root: Path) -> None:
+def test_images_are_found_in_the_folders_of_the_archive(root: Path) -> None:
     (root / "dev").mkdir()
     (root / "dev" / "dev-2-0-img1.png").write_bytes(b"not opened")
     data = NLVR2().load(root)
@@ -89,7 +89,7 @@ def test_images_lie_where_the_archive_unpacks_to(root: Path) -> None:
     assert data.provenance["splits"]["val"]["images missing"] == 7
 
 
-def test_labels_may_lie_in_a_clone_of_the_repository_and_be_gzipped(root: Path) -> None:
+def test_labels_are_found_in_a_clone_of_the_repository_and_may_be_gzipped(root: Path) -> None:
     for path in root.glob("*.json"):
         folder = root / "nlvr2" / "data"
         folder.mkdir(parents=True, exist_ok=True)
@@ -98,7 +98,7 @@ def test_labels_may_lie_in_a_clone_of_the_repository_and_be_gzipped(root: Path) 
     assert len(NLVR2().load(root).splits["train"]) == 11
 
 
-def test_subsets_are_reported_when_their_files_are_there(root: Path) -> None:
+def test_subsets_are_reported_if_their_files_exist(root: Path) -> None:
     write(root / "balanced" / "balanced_test1.json", *(entry(f"test1-{k}-0-1") for k in (1, 2)))
     write(root / "unbalanced_test1.json", entry("test1-3-0-1"))
     task = NLVR2()
@@ -152,7 +152,7 @@ identifiers = st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 1))
 
 @settings(deadline=None)
 @given(st.dictionaries(identifiers, st.booleans(), min_size=1))
-def test_consistency_lies_between_nothing_and_what_accuracy_allows(rights: dict[str, bool]) -> None:
+def test_consistency_is_between_zero_and_the_bound_from_accuracy(rights: dict[str, bool]) -> None:
     metrics = score([prediction(identifier, right) for identifier, right in rights.items()])
     groups = {consistency_group(identifier) for identifier in rights}
     wrong = {consistency_group(identifier) for identifier, right in rights.items() if not right}
@@ -229,7 +229,7 @@ def test_targets_loss_and_predictions() -> None:
     }
 
 
-def test_majority_is_trains_and_scored_on_test(root: Path) -> None:
+def test_majority_label_of_train_is_scored_on_test(root: Path) -> None:
     task = NLVR2()
     assert task.majority_score(task.load(root)) == 25  # False in train, one of four in test
     even = [Example(str(k), "", (), Label(k), "g") for k in (1, 0)]
@@ -312,7 +312,7 @@ def test_bad_files_are_named(root: Path, spoil: Callable[[Path], None], message:
         NLVR2().load(root)
 
 
-def test_a_subset_has_to_be_of_its_split(root: Path) -> None:
+def test_subset_must_belong_to_its_split(root: Path) -> None:
     write(root / "balanced_dev.json", entry("dev-7-0-0"))
     with pytest.raises(UserError, match=r"balanced_dev\.json: 'dev-7-0-0' is not in .*dev\.json"):
         NLVR2().load(root)

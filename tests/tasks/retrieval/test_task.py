@@ -83,7 +83,7 @@ def loader_of(root: Path, task: Retrieval, split: str, batch_size: int = 3) -> L
     return Loader(examples, task, processor, batch_size, seed=1, shuffle=split == "train")
 
 
-def test_an_example_is_a_caption(root: Path) -> None:
+def test_each_caption_is_one_example(root: Path) -> None:
     task = Retrieval()
     data = task.load(root)
     assert [len(data.splits[split]) for split in ("train", "val", "test")] == [30, 6, 9]
@@ -110,7 +110,7 @@ def test_limits_count_images_and_keep_their_captions(root: Path) -> None:
     assert data.provenance["splits"]["train"]["part"] == "some of the images, by hash"
 
 
-def test_dataset_is_found_or_chosen(root: Path) -> None:
+def test_dataset_is_found_or_chosen_by_option(root: Path) -> None:
     write(root, *(entry(k, split) for k, split in enumerate(("train", "val", "test"))), name="mini")
     with pytest.raises(UserError, match=r"contains dataset_flickr30k\.json, dataset_mini\.json; choose one"):
         Retrieval().load(root)
@@ -182,7 +182,7 @@ def test_negatives_are_a_function_of_seed_epoch_and_example() -> None:
     assert len({tuple(s.draw(examples[k], e)) for s in (one, other) for k in (3, 4) for e in (0, 1)}) == 8
 
 
-def test_too_few_captions_for_the_negatives_are_told() -> None:
+def test_too_few_captions_for_the_negatives_are_an_error() -> None:
     with pytest.raises(
         UserError, match="15 captions of other images are needed as negatives, but there are only 16"
     ):
@@ -307,9 +307,7 @@ def test_evaluation_ranks_all_pairs_whatever_the_batches(root: Path, pairs: int,
     assert score_files("retrieval", path, root / "dataset_flickr30k.json") == scored
 
 
-def test_an_interrupted_evaluation_goes_on_with_the_images_that_are_not_done(
-    root: Path, tmp_path: Path
-) -> None:
+def test_interrupted_evaluation_resumes_with_the_remaining_images(root: Path, tmp_path: Path) -> None:
     task = Retrieval(RetrievalOptions(pairs=11))
     expected = task.evaluate(redness_and_length, loader_of(root, task, "test"))
     path = tmp_path / "scores.npz"
@@ -352,7 +350,7 @@ def test_an_interrupted_evaluation_goes_on_with_the_images_that_are_not_done(
     assert sum(scored) == 45
 
 
-def test_partial_scores_are_saved_now_and_then(tmp_path: Path) -> None:
+def test_partial_scores_are_saved_regularly(tmp_path: Path) -> None:
     partial = PartialScores(tmp_path / "scores.npz", "a model", save_every=1000)
     partial.save("pairs", np.zeros((2, 3), np.float32), np.array([True, False]))
     assert not partial.path.exists()

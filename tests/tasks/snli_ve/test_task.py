@@ -68,7 +68,7 @@ def test_hypothesis_is_the_text_and_the_photograph_the_premise(root: Path) -> No
     assert set(data.provenance["files"]) == {f"snli_ve_{name}.jsonl" for name in ("train", "dev", "test")}
 
 
-def test_image_folder_goes_by_either_name_and_may_be_a_link_that_became_a_text_file(root: Path) -> None:
+def test_image_folder_has_either_name_or_is_a_link_checked_out_as_text(root: Path) -> None:
     photographs = root / "elsewhere"
     photographs.mkdir()
     (photographs / "42.jpg").write_bytes(b"not opened")
@@ -101,7 +101,7 @@ def test_classes_are_in_the_published_order() -> None:
     assert task.score(predictions)["accuracy"] == 100
 
 
-def test_majority_is_trains(root: Path) -> None:
+def test_majority_label_is_that_of_train(root: Path) -> None:
     task = SNLIVE()
     assert task.majority_score(task.load(root)) == pytest.approx(100 / 3)
 

@@ -183,12 +183,12 @@ def test_bad_files_are_named(tmp_path: Path, spoil: Callable[[Path], None], mess
     assert "\n" not in str(caught.value)
 
 
-def test_missing_folder_is_called_missing(tmp_path: Path) -> None:
+def test_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere \(no such folder\): looked for"):
         read_split(tmp_path / "nowhere", "train2014")
 
 
-def test_image_names() -> None:
+def test_image_names_are_the_official_ones() -> None:
     root = Path("/data")
     assert image_path(root, "val2014", 42) == root / "val2014" / "COCO_val2014_000000000042.jpg"
     assert image_path(root, "test-dev2015", 1) == root / "test2015" / "COCO_test2015_000000000001.jpg"
@@ -212,7 +212,7 @@ def test_vocabulary_without_answers_is_an_error(tmp_path: Path) -> None:
         count_vocabulary([read_split(tmp_path, "train2014")])
 
 
-def test_answer_lists_read_the_same_from_either_form(tmp_path: Path) -> None:
+def test_answer_lists_in_both_forms_give_the_same_vocabulary(tmp_path: Path) -> None:
     listed, inverse = tmp_path / "label2ans.json", tmp_path / "ans2label.json"
     listed.write_text('["", "yes", "no"]')
     inverse.write_text('{"no": 2, "": 0, "yes": 1}')

@@ -92,7 +92,7 @@ def test_line_ends_and_outer_spaces_never_count() -> None:
     assert soft_accuracy(" cat\n", annotators(*["cat "] * 5, *["\tcat"] * 5)) == 1
 
 
-def test_annotators_are_told_apart_by_id_and_not_by_answer() -> None:
+def test_annotators_are_identified_by_id_and_not_by_answer() -> None:
     # With the same id, all three would be left out together: subsets of 0 or 3 matches instead of 2.
     apart = [(1, "cat"), (2, "cat"), (3, "cat"), *((k, f"x{k}") for k in range(4, 11))]
     same = [(1, "cat"), (1, "cat"), (1, "cat"), *((k, f"x{k}") for k in range(4, 11))]

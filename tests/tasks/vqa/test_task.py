@@ -72,7 +72,7 @@ def task_with(*answers: str) -> VQA:
     return task
 
 
-def test_validation_is_cut_off_train_by_image_where_val_is_tested(root: Path) -> None:
+def test_validation_is_split_from_train_by_image_if_val_is_the_test_split(root: Path) -> None:
     data = VQA(VQAOptions(val_fraction=0.3)).load(root)
     groups = {split: {example.group for example in data.splits[split]} for split in data.splits}
     assert groups["train"].isdisjoint(groups["val"])
@@ -82,14 +82,14 @@ def test_validation_is_cut_off_train_by_image_where_val_is_tested(root: Path) ->
     assert data.provenance["splits"]["test"]["official split"] == "val2014"
 
 
-def test_cut_does_not_depend_on_what_else_is_in_the_file(root: Path) -> None:
+def test_split_of_train_does_not_depend_on_the_rest_of_the_file(root: Path) -> None:
     before = set(ids(VQA(VQAOptions(val_fraction=0.3)).load(root), "val"))
     write_split(root, "train2014", 1000, ["yes", "no", "cat"] * 18)
     after = set(ids(VQA(VQAOptions(val_fraction=0.3)).load(root), "val"))
     assert after == {identifier for identifier in before if int(identifier) < 1000 + 54}
 
 
-def test_official_splits_are_taken_whole_where_test2015_is_annotated(root: Path) -> None:
+def test_official_splits_are_used_unchanged_if_test2015_is_annotated(root: Path) -> None:
     write_split(root, "test2015", 9000, ["no", "cat"] * 3)
     data = VQA().load(root)
     assert [len(ids(data, split)) for split in ("train", "val", "test")] == [60, 30, 6]
@@ -102,7 +102,7 @@ def test_official_splits_are_taken_whole_where_test2015_is_annotated(root: Path)
     assert len(data.provenance["files"]) == 6
 
 
-def test_test2015_without_annotations_is_not_taken_unless_asked_for(root: Path) -> None:
+def test_test2015_without_annotations_is_used_only_on_request(root: Path) -> None:
     write_split(root, "test2015", 9000, ["no"] * 6, annotated=False)
     assert VQA().load(root).provenance["splits"]["test"]["official split"] == "val2014"
     task = VQA(VQAOptions(test="test2015"))
@@ -121,7 +121,7 @@ def test_vocabulary_is_counted_over_train_and_val(root: Path) -> None:
     assert data.provenance["answers"]["count"] == 4
 
 
-def test_train_leaves_out_what_the_vocabulary_cannot_answer_and_test_does_not(root: Path) -> None:
+def test_questions_without_a_known_answer_are_left_out_of_train_but_not_of_test(root: Path) -> None:
     (root / "trainval_label2ans.json").write_text('["no", "yes", "cat"]')
     task = VQA()
     data = task.load(root)
@@ -268,7 +268,7 @@ def test_predictions_carry_the_official_accuracy() -> None:
     assert task.score(predictions) == pytest.approx({"accuracy": 30, "number": 30})
 
 
-def test_submission_is_what_the_server_takes(tmp_path: Path) -> None:
+def test_submission_has_the_format_of_the_evaluation_server(tmp_path: Path) -> None:
     predictions = [{"id": "11", "answer": "no"}, {"id": "2", "answer": "café"}]
     VQA().write_submission(predictions, tmp_path / "r.json")
     assert json.loads((tmp_path / "r.json").read_text()) == [
@@ -277,7 +277,7 @@ def test_submission_is_what_the_server_takes(tmp_path: Path) -> None:
     ]
 
 
-def test_majority_answer_is_trains_and_its_accuracy_tests() -> None:
+def test_majority_answer_of_train_is_scored_on_test() -> None:
     train = [example(str(k), target({}, *["no"] * 6, *["yes"] * 4)) for k in range(3)]
     test = [example("8", target({}, *["no"] * 3, *["yes"] * 7)), example("9", target({}, *["yes"] * 10))]
     data = Data({"train": train, "val": [], "test": test}, {})

@@ -31,7 +31,7 @@ def lightning(path: Path, state: dict[str, Tensor]) -> BackboneOptions:
     return BackboneOptions(weights=str(path), image_size=64)
 
 
-def test_an_original_checkpoint_is_loaded_whole(tmp_path: Path, tensors: dict[str, Tensor]) -> None:
+def test_all_tensors_of_an_original_checkpoint_are_loaded(tmp_path: Path, tensors: dict[str, Tensor]) -> None:
     counted = {**tensors, "text_transformer.embeddings.position_ids": torch.arange(20)[None]}
     backbone = load_meter(lightning(tmp_path / "meter.ckpt", counted))
     model = backbone.model
@@ -56,7 +56,7 @@ def test_an_original_checkpoint_is_loaded_whole(tmp_path: Path, tensors: dict[st
 
 
 @pytest.mark.parametrize("size", [224, 288, 384, 576])
-def test_positions_are_resized_bicubically_but_for_the_class_tokens(size: int) -> None:
+def test_position_embeddings_except_the_class_tokens_are_resized_bicubically(size: int) -> None:
     table = torch.randn(1 + 14 * 14, 6)
     resized = resize_positions(table, size // 16)
     assert resized.shape == (1 + (size // 16) ** 2, 6)
@@ -84,7 +84,7 @@ def test_defaults_are_the_published_sizes(full_size_meter: Callable[..., MeterBa
     assert described == {"image_size": 384, "patch_size": 16, "text_length": 50, "vocabulary": None}
 
 
-def test_a_folder_in_our_names_gives_the_same_model(
+def test_folder_with_converted_names_gives_the_same_model(
     tmp_path: Path, make_meter: Callable[..., MeterBackbone]
 ) -> None:
     backbone = make_meter()
@@ -142,7 +142,7 @@ def test_pickled_code_is_not_executed(tmp_path: Path, capsys: pytest.CaptureFixt
     ],
     ids=["other model", "missing", "unknown", "shape", "widths"],
 )
-def test_what_does_not_fit_is_named(
+def test_wrong_tensors_are_named(
     tmp_path: Path, tensors: dict[str, Tensor], change: Callable[[dict[str, Tensor]], object], message: str
 ) -> None:
     state = dict(tensors)
@@ -151,7 +151,7 @@ def test_what_does_not_fit_is_named(
         load_meter(lightning(tmp_path / "meter.ckpt", state))
 
 
-def test_other_mistakes_are_named(tmp_path: Path, tensors: dict[str, Tensor]) -> None:
+def test_other_mistakes_give_errors_that_name_them(tmp_path: Path, tensors: dict[str, Tensor]) -> None:
     with pytest.raises(UserError, match=r"--weights random"):
         load_meter(BackboneOptions())
     with pytest.raises(UserError, match="no such file or folder"):

@@ -18,7 +18,7 @@ def mini() -> MeterBackbone:
     return load_meter_mini(BackboneOptions(weights="random"))
 
 
-def test_it_is_meter_small(mini: MeterBackbone) -> None:
+def test_meter_mini_has_the_architecture_of_meter(mini: MeterBackbone) -> None:
     assert mini.block_names == tuple(
         f"{stream}.{depth}" for stream in ("text", "image") for depth in range(6)
     )
@@ -50,13 +50,13 @@ def test_other_words_become_pieces(mini: MeterBackbone) -> None:
     assert len(mini.processor.tokenize(["zymurgist " * 40])[0]) == 40
 
 
-def test_untrained_it_is_the_same_every_time(mini: MeterBackbone) -> None:
+def test_random_weights_are_the_same_every_time(mini: MeterBackbone) -> None:
     again = load_meter_mini(BackboneOptions(weights="random"))
     assert again.digest() == mini.digest()
     assert not again.pretrained_heads
 
 
-def test_a_folder_without_such_weights_is_named(tmp_path: Path) -> None:
+def test_folder_without_weights_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no config\.json in this folder; .*harness pretrain meter-mini"):
         load_meter_mini(BackboneOptions(weights=str(tmp_path)))
     (tmp_path / "config.json").write_bytes((MINI_FOLDER / "config.json").read_bytes())

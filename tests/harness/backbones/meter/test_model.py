@@ -126,7 +126,7 @@ def test_slots_sit_inside_and_behind_the_norm(make_meter: Maker) -> None:
     torch.testing.assert_close(run(block, hidden, None, context), expected)
 
 
-def test_what_does_not_fit_the_positions_is_refused(make_meter: Maker) -> None:
+def test_images_and_texts_beyond_the_position_embeddings_are_refused(make_meter: Maker) -> None:
     backbone = make_meter()
     inputs = example(backbone)
     with pytest.raises(UserError, match="13 tokens is longer than the 12 positions"):
@@ -139,7 +139,7 @@ def test_what_does_not_fit_the_positions_is_refused(make_meter: Maker) -> None:
         backbone.blocks[0](BlockInput(Tokens(torch.zeros(1, 2, 64))))
 
 
-def test_the_digest_tells_weights_and_sizes_apart(make_meter: Maker) -> None:
+def test_digest_depends_on_weights_and_sizes(make_meter: Maker) -> None:
     assert make_meter().digest() == make_meter().digest()
     other = make_meter()
     other.model.text_pooler.dense.bias.data[0] += 1

@@ -27,7 +27,7 @@ def test_texts_become_robertas_tokens() -> None:
     assert (cut[0], cut[-1]) == (0, 2)
 
 
-def test_one_file_serves_as_well_as_two(tmp_path: Path) -> None:
+def test_tokenizer_json_equals_vocabulary_and_merges(tmp_path: Path) -> None:
     if not VOCABULARY.is_dir():
         pytest.skip(f"{VOCABULARY} is not here")
     pairs = processor(VOCABULARY)
@@ -39,7 +39,7 @@ def test_one_file_serves_as_well_as_two(tmp_path: Path) -> None:
     assert processor(tmp_path / "tokenizer.json").tokenize(texts) == expected
 
 
-def test_a_wrong_vocabulary_is_the_users_mistake(tmp_path: Path) -> None:
+def test_wrong_vocabulary_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--tokenizer"):
         processor().tokenize(["x"])
     with pytest.raises(UserError, match=r"neither tokenizer\.json"):
@@ -56,16 +56,16 @@ def test_a_wrong_vocabulary_is_the_users_mistake(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [(32, 32), (64, 32), (33, 100), (5, 9)])
-def test_images_become_the_middle_square(size: tuple[int, int]) -> None:
+def test_images_are_cropped_to_the_central_square(size: tuple[int, int]) -> None:
     assert processor().resize(Image.new("RGB", size)).shape == (32, 32, 3)
 
 
-def test_the_middle_is_kept_and_a_fitting_image_is_not_touched() -> None:
+def test_crop_is_central_and_a_fitting_image_is_unchanged() -> None:
     pixels = np.random.default_rng(0).integers(256, size=(32, 64, 3), dtype=np.uint8)
     assert np.array_equal(processor().resize(Image.fromarray(pixels)), pixels[:, 16:48])
 
 
-def test_pixels_get_clips_mean_and_deviation() -> None:
+def test_pixels_are_normalised_by_clips_mean_and_deviation() -> None:
     images = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 1, 1)
     found = processor().normalize(images)[..., 0, 0]
     expected = torch.tensor(
@@ -74,12 +74,12 @@ def test_pixels_get_clips_mean_and_deviation() -> None:
     torch.testing.assert_close(found, expected)
 
 
-def test_the_image_size_has_to_be_whole_patches() -> None:
+def test_image_size_must_be_a_multiple_of_the_patch_size() -> None:
     with pytest.raises(UserError, match="try 384"):
         MeterProcessor(None, 390, 16, 40)
 
 
-def test_it_describes_what_changes_the_result(tmp_path: Path) -> None:
+def test_description_contains_everything_that_changes_the_result(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     described = processor(tmp_path).describe()
     assert described["vocabulary"] != processor().describe()["vocabulary"] is None

@@ -67,7 +67,7 @@ def store(tmp_path: Path) -> Store:
     return store
 
 
-def test_the_page_is_whole_and_needs_no_network(store: Store) -> None:
+def test_page_is_well_formed_and_needs_no_network(store: Store) -> None:
     page = build_report(store)
     checker = Checker()
     checker.feed(page)
@@ -84,7 +84,7 @@ def test_texts_from_data_are_escaped(store: Store) -> None:
     assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; &#34;co&#34;" in page
 
 
-def test_every_cell_is_there_with_choice_curve_and_predictions(store: Store) -> None:
+def test_every_cell_has_its_decision_curve_and_predictions(store: Store) -> None:
     page = build_report(store)
     cells = page.split("<details>")[1:]
     assert len(cells) == 3
@@ -114,7 +114,7 @@ def test_the_table_can_be_sorted_by_numbers(store: Store) -> None:
     assert all(float(row[interval]) <= float(row[accuracy]) for row in rows)
 
 
-def test_predictions_are_chosen_alike_every_time_right_and_wrong() -> None:
+def test_same_right_and_wrong_predictions_are_shown_every_time() -> None:
     predictions = predictions_of([1.0, 0.0, 0.9, 0.5] * 10)
     chosen = choose(predictions, 3)
     assert [each["score"] for each in chosen[:3]] == [1.0] * 3
@@ -124,7 +124,7 @@ def test_predictions_are_chosen_alike_every_time_right_and_wrong() -> None:
     assert choose([{"id": "1", "score": None}]) == []
 
 
-def test_images_are_small_data_uris_and_unreadable_ones_are_told(tmp_path: Path) -> None:
+def test_images_are_small_data_uris_and_unreadable_ones_are_named(tmp_path: Path) -> None:
     picture, broken = tmp_path / "a.png", tmp_path / "<b>.png"
     Image.new("RGB", (1000, 500), "red").save(picture)
     broken.write_bytes(b"no picture")
@@ -147,7 +147,7 @@ def test_images_are_small_data_uris_and_unreadable_ones_are_told(tmp_path: Path)
     assert render_samples([], examples) == '<p class="dim">No scored predictions.</p>'
 
 
-def test_data_that_changed_give_no_images(tmp_path: Path, store: Store) -> None:
+def test_changed_data_give_no_images(tmp_path: Path, store: Store) -> None:
     record = store.records()[0]
     found = load_examples(record, tmp_path / "nowhere")
     assert found.by_id == {}

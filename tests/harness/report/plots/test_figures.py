@@ -37,18 +37,18 @@ def point(label: str, cost: float, score: float) -> Point:
     return Point(label, cost, score)
 
 
-def test_the_front_is_what_no_other_beats() -> None:
+def test_pareto_front_holds_the_undominated_points() -> None:
     points = [point("a", 1, 50), point("b", 2, 60), point("c", 3, 55), point("d", 4, 70), point("e", 4, 65)]
     assert [p.label for p in pareto_front(points)] == ["a", "b", "d"]
     # Where low is good, the cheapest already is the best.
     assert [p.label for p in pareto_front(points, higher_is_better=False)] == ["a"]
 
 
-def test_equals_are_on_the_front_once() -> None:
+def test_equal_points_are_on_the_front_once() -> None:
     assert [p.label for p in pareto_front([point("b", 1, 5), point("a", 1, 5)])] == ["a"]
 
 
-def test_every_method_has_its_own_look_without_colour_too() -> None:
+def test_every_method_has_its_own_marker_and_colour() -> None:
     labels = [*BUILT_IN["methods"], *(f"das[skip={k}]" for k in range(12))]
     found = looks(labels)
     for one, other in combinations(labels[:9], 2):
@@ -92,12 +92,12 @@ def test_accuracy_is_drawn_against_three_costs_with_whiskers_and_names(store: St
         assert not any(a.overlaps(b) for a, b in combinations(boxes, 2))
 
 
-def test_one_method_alone_is_no_trade_off(tmp_path: Path) -> None:
+def test_single_method_gives_no_tradeoff_figure(tmp_path: Path) -> None:
     store = store_scores(tmp_path, {("full", 0): [1.0, 0.0]})
     assert tradeoff_figure(build_tables(store.records())[0]) is None
 
 
-def test_a_method_that_updates_nothing_has_its_place_on_the_logarithmic_axis() -> None:
+def test_method_without_parameters_is_drawn_on_the_logarithmic_axis() -> None:
     records = [make_record("full", updated=2_000_000), make_record("classifier", updated=0)]
     figure = tradeoff_figure(build_tables(records)[0])
     assert figure is not None

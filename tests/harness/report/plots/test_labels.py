@@ -17,7 +17,7 @@ def overlap(one: Box, other: Box) -> bool:
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
-def test_nine_labels_of_points_in_a_heap_do_not_overlap() -> None:
+def test_labels_of_nine_close_points_do_not_overlap() -> None:
     points = [(300.0 + 3 * k, 200.0 + 2 * (k % 3)) for k in range(9)]
     markers = [(x - 4, y - 4, x + 4, y + 4) for x, y in points]
     placed = place_labels(points, [(60, 11)] * 9, CANVAS, markers)
@@ -53,7 +53,7 @@ def test_spread_keeps_order_and_distance(wanted: list[float]) -> None:
     assert [found[i] for i in order] == placed
 
 
-def test_spread_leaves_alone_what_is_far_apart_and_centres_what_is_not() -> None:
+def test_spread_keeps_distant_labels_and_centres_close_ones() -> None:
     assert spread([10, 50], 5, 0, 100) == [10, 50]
     assert spread([50, 50], 10, 0, 100) == [45, 55]
     assert spread([0, 0], 10, 0, 100) == [0, 10]
