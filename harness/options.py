@@ -1,4 +1,4 @@
-"""Options of methods and tasks: text converted to the fields of a dataclass."""
+"""Options of methods and tasks: from text to the fields of a dataclass, and back."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _INTEGER = re.compile(r"[+-]?[0-9]+(_[0-9]+)*")
 
 
 def format_value(value: object) -> str:
-    """A value as it is written in a spec: `true`, `none`, `3+7`, `0.1`, `auto`."""
+    """A value as text in a spec: `true`, `none`, `3+7`, `0.1`, `auto`."""
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -30,7 +30,7 @@ def format_value(value: object) -> str:
 
 
 def guess_value(text: str) -> str | int | float | bool:
-    """A value whose type no dataclass tells: the first of bool, int, float and str that fits."""
+    """Convert text whose type is not declared to the first of bool, int, float and str that fits."""
     for convert in (_boolean, _integer, _number):
         try:
             return convert(text)
@@ -42,10 +42,10 @@ def guess_value(text: str) -> str | int | float | bool:
 def build_options(options_class: type[OptionsT], options: Mapping[str, str], where: str) -> OptionsT:
     """`options` as an instance of a dataclass, each value converted to its field's type.
 
-    where: what the options are of, for the messages: `lora`, `exp.toml: [methods.lora]`.
+    where: what the options belong to, as error messages name it: `lora`, `exp.toml: [methods.lora]`.
 
     Raises:
-        UserError: an unknown option, a value of the wrong type, or one the dataclass itself refuses.
+        UserError: an unknown option, a value of the wrong type, or one that the dataclass itself refuses.
     """
     hints = get_type_hints(options_class)
     known = {item.name: item for item in fields(options_class) if item.init}  # type: ignore[arg-type]
@@ -57,10 +57,10 @@ def build_options(options_class: type[OptionsT], options: Mapping[str, str], whe
         try:
             values[key] = _convert(text, hints[key])
         except ValueError as error:
-            raise UserError(f"{where}: {key} has to be {error}, not '{text}'.") from None
+            raise UserError(f"{where}: {key} must be {error}, not '{text}'.") from None
     for key, item in known.items():
         if key not in values and item.default is MISSING and item.default_factory is MISSING:
-            raise UserError(f"{where}: {key} has to be given.")
+            raise UserError(f"{where}: {key} must be given.")
     try:
         return options_class(**values)
     except ValueError as error:
@@ -68,7 +68,7 @@ def build_options(options_class: type[OptionsT], options: Mapping[str, str], whe
 
 
 def _convert(text: str, hint: Any) -> Any:
-    """`text` as a value of type `hint`; ValueError says what was expected."""
+    """`text` as a value of type `hint`; a ValueError says what was expected."""
     if get_origin(hint) in (Union, types.UnionType):
         return _convert_union(text, get_args(hint))
     if get_origin(hint) is Literal:

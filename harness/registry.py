@@ -1,4 +1,4 @@
-"""Methods, tasks and backbones by name; nothing is imported before it is asked for."""
+"""Methods, tasks and backbones by name. A module is imported only when its name is looked up."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tasks.scorer import Scorer
 
 Kind = Literal["methods", "tasks", "backbones"]
-"""What can be registered; the entry-point group of a kind is `harness.<kind>`."""
+"""What can be registered. Third parties register under the entry-point group `harness.<kind>`."""
 
 BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
     "methods": {
@@ -50,7 +50,7 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
         "meter-mini": "harness.backbones.meter.loading:load_meter_mini",
     },
 }
-"""`module:attribute` by name, in the order of the tables."""
+"""`module:attribute` by name, in the order in which tables list them."""
 
 SCORERS: Mapping[str, str] = {
     "vqa": "tasks.vqa.scorer:SCORER",
@@ -59,12 +59,12 @@ SCORERS: Mapping[str, str] = {
     "retrieval": "tasks.retrieval.scorer:SCORER",
     "nlvr": "tasks.nlvr.scorer:SCORER",
 }
-"""Where the attribute `scorer` of a built-in task comes from: found here, it is read without importing torch."""
+"""`module:attribute` of the scorer of each built-in task, so that it can be read without importing torch."""
 
 REFERENCE_METHOD = "full"
-"""The method that every change in tables, tests and profiles is stated against."""
+"""Tables, significance tests and profiles state changes relative to this method."""
 DEFAULT_BACKBONE = "vilt-mini"
-"""What a run takes unless told otherwise: embedded, small, needs no download."""
+"""The backbone of a run by default: embedded, small, needs no download."""
 
 ADAPTERS_LIBRARY = (
     "seq_bn",
@@ -78,23 +78,23 @@ ADAPTERS_LIBRARY = (
     "vera",
     "adapters:lora",
 )
-"""Configurations of the `adapters` library that work here; with `adapters:` where the plain name is taken."""
+"""Configurations of the `adapters` library that work here, with the prefix `adapters:` where the name is taken."""
 
 _ADAPTERS_METHOD = "methods.adapters_library:AdaptersMethod"
 
 
 def names(kind: Kind) -> list[str]:
-    """All names of a kind: built-in in the order of the tables, the `adapters` library's, third parties'.
+    """All names of a kind: the built-in ones in the order of tables, the `adapters` library's, third parties'.
 
     Raises:
-        UserError: an installed package claims a name that is taken.
+        UserError: an installed package registers a name that is taken.
     """
     library = list(ADAPTERS_LIBRARY) if kind == "methods" else []
     return [*BUILT_IN[kind], *library, *sorted(_third_parties(kind))]
 
 
 def built_in_names(kind: Kind) -> list[str]:
-    """Names of what is built in, in the order of the tables."""
+    """The built-in names of a kind, in the order in which tables list them."""
     return list(BUILT_IN[kind])
 
 
@@ -102,9 +102,9 @@ def locate(kind: Kind, name: str) -> str:
     """The `module:attribute` of a name, without importing it.
 
     Raises:
-        UserError: nothing has this name.
+        UserError: there is no such name.
     """
-    third_parties = _third_parties(kind)  # First, as a clash is an error also where the built-in would win.
+    third_parties = _third_parties(kind)  # First: a clash is an error even for a built-in name.
     if name in BUILT_IN[kind]:
         return BUILT_IN[kind][name]
     if kind == "methods" and name in ADAPTERS_LIBRARY:
@@ -118,9 +118,9 @@ def resolve_method(name: str) -> type[Method[Any]]:
     """The class of a method. Those of the `adapters` library share one; `build_method` tells it which.
 
     Raises:
-        UserError: nothing has this name, or what has it cannot be imported or is no method.
+        UserError: there is no such method, or it cannot be imported or is not a subclass of Method.
     """
-    locate("methods", name)  # An unknown name is told before anything heavy is imported.
+    locate("methods", name)  # An unknown name is reported before anything heavy is imported.
     from methods.base import Method
 
     found: type[Method[Any]] = _subclass(_load("methods", name), Method, "methods", name)
@@ -131,7 +131,7 @@ def resolve_task(name: str) -> type[Task[Any]]:
     """The class of a task.
 
     Raises:
-        UserError: nothing has this name, or what has it cannot be imported or is no task.
+        UserError: there is no such task, or it cannot be imported or is not a subclass of Task.
     """
     locate("tasks", name)
     from tasks.base import Task
@@ -141,10 +141,10 @@ def resolve_task(name: str) -> type[Task[Any]]:
 
 
 def resolve_scorer(task: str) -> Scorer:
-    """How a task is scored; of a built-in one without importing the task.
+    """The scorer of a task; for a built-in task the task itself is not imported.
 
     Raises:
-        UserError: nothing has this name, or what has it cannot be imported, is no task or has no scorer.
+        UserError: there is no such task, or it cannot be imported, is not a subclass of Task or has no scorer.
     """
     if task in SCORERS:
         module, _, attribute = SCORERS[task].partition(":")
@@ -161,7 +161,7 @@ def resolve_backbone(name: str) -> Callable[[BackboneOptions], Backbone]:
     """The function that loads a backbone.
 
     Raises:
-        UserError: nothing has this name, or what has it cannot be imported or called.
+        UserError: there is no such backbone, or it cannot be imported or called.
     """
     loader: object = _load("backbones", name)
     if not callable(loader):
@@ -170,10 +170,10 @@ def resolve_backbone(name: str) -> Callable[[BackboneOptions], Backbone]:
 
 
 def build_method(spec: Spec) -> Method[Any]:
-    """A new instance of the method that `spec` names, with its options; of a method object a copy.
+    """A new instance of the method that `spec` names, with its options; a copy if the spec holds a method object.
 
     Raises:
-        UserError: no such method, no such option, or a value that does not fit.
+        UserError: there is no such method or option, or a value does not fit.
     """
     if spec.instance is not None:
         return cast("Method[Any]", copy.deepcopy(spec.instance))
@@ -181,7 +181,7 @@ def build_method(spec: Spec) -> Method[Any]:
     if spec.name in ADAPTERS_LIBRARY:
         overrides = {key: guess_value(text) for key, text in spec.options.items()}
         method = method_class(spec.name.removeprefix("adapters:"), overrides)
-        # Results of the library's LoRA must not be filed under our own's name.
+        # Results of the library's LoRA must not be stored under the name of ours.
         method.name = spec.name  # type: ignore[misc]
         return method
     return method_class(build_options(resolve_method(spec.name).Options, spec.options, spec.name))
@@ -191,17 +191,17 @@ def build_task(spec: Spec) -> Task[Any]:
     """A new instance of the task that `spec` names, with its options.
 
     Raises:
-        UserError: no such task, no such option, or a value that does not fit.
+        UserError: there is no such task or option, or a value does not fit.
     """
     task_class = resolve_task(spec.name)
     return task_class(build_options(task_class.Options, spec.options, spec.name))
 
 
 def read_specs(value: object, kind: Kind) -> list[Spec]:
-    """Specs from text (`das,lora[r=8]`, `all` for the built-in ones), a spec, a method object, or several of them.
+    """Specs from text (`das,lora[r=8]`; `all`: every built-in one), a spec, a method object, or a list of these.
 
     Raises:
-        UserError: text that is malformed, something else than these, or the same twice.
+        UserError: the text is malformed, the value is none of these, or a spec appears twice.
     """
     given = list(value) if isinstance(value, list | tuple) else [value]
     found: list[Spec] = []
@@ -222,7 +222,7 @@ def read_specs(value: object, kind: Kind) -> list[Spec]:
 
 
 def _spec_of(method: object) -> Spec:
-    """A method object as a spec; its name must not be that of another method."""
+    """A method object as a spec. Its name must not be that of another method."""
     from methods.base import Method
 
     if not isinstance(method, Method):

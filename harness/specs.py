@@ -19,7 +19,7 @@ OPTION_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 class Spec:
     """A name and its options as they were written: `lora[r=8]` is `Spec("lora", {"r": "8"})`.
 
-    instance: the object that was given in the place of a name, which then need not be registered.
+    instance: the method object that was given instead of a name; its name need not be registered.
     """
 
     name: str
@@ -31,14 +31,14 @@ def parse_specs(text: str) -> list[Spec]:
     """Specs separated by commas; commas inside brackets separate options.
 
     Raises:
-        UserError: naming the character (from 1) where brackets do not match, what is empty, or what is there
-            twice.
+        UserError: brackets do not match, a name or an option is empty, or a spec appears twice. The message names
+            the character, counted from 1.
     """
     specs: list[Spec] = []
     for part in _split(text):
         spec = _parse_one(part, text)
         if spec in specs:
-            raise UserError(f"'{text}': {canonical(spec)} is there twice.")
+            raise UserError(f"'{text}': {canonical(spec)} appears twice.")
         specs.append(spec)
     return specs
 
@@ -47,22 +47,22 @@ def parse_spec(text: str) -> Spec:
     """Exactly one spec.
 
     Raises:
-        UserError: it is malformed, or there are several.
+        UserError: it is malformed, or it is more than one.
     """
     specs = parse_specs(text)
     if len(specs) != 1:
-        raise UserError(f"'{text}': exactly one is wanted here, not {len(specs)}.")
+        raise UserError(f"'{text}': expected exactly one, not {len(specs)}.")
     return specs[0]
 
 
 def canonical(spec: Spec) -> str:
-    """The one way of writing a spec: options in alphabetical order, no blanks. `parse_spec` undoes it."""
+    """A spec as text: options in alphabetical order, no blanks. `parse_spec` reads it back."""
     options = ",".join(f"{key}={spec.options[key]}" for key in sorted(spec.options))
     return f"{spec.name}[{options}]" if options else spec.name
 
 
 def options_label(name: str, options: Mapping[str, object], defaults: Mapping[str, object]) -> str:
-    """`lora[r=8]`: the name with those resolved options that differ from the defaults."""
+    """`lora[r=8]`: the name with the resolved options that differ from the defaults."""
     different = {
         key: format_value(value)
         for key, value in options.items()
@@ -78,7 +78,7 @@ def _split(text: str) -> Iterator[tuple[int, str]]:
     for index, character in enumerate(text):
         if character == "[":
             if opened is not None:
-                raise UserError(f"'{text}': character {index + 1}: '[' inside of brackets.")
+                raise UserError(f"'{text}': character {index + 1}: '[' inside brackets.")
             opened = index
         elif character == "]":
             if opened is None:
@@ -110,6 +110,6 @@ def _parse_one(part: tuple[int, str], text: str) -> Spec:
         if not equals or not OPTION_NAME.fullmatch(key):
             raise UserError(f"{where}: an option is written name=value, not '{option.strip()}'.")
         if key in options:
-            raise UserError(f"{where}: option '{key}' of {name} is there twice.")
+            raise UserError(f"{where}: option '{key}' of {name} appears twice.")
         options[key] = value
     return Spec(name, options)

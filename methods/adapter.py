@@ -1,4 +1,4 @@
-"""Adapters in series (Houlsby et al., ICML 2019): a bottleneck after every sublayer."""
+"""Sequential adapters (Houlsby et al., ICML 2019): a bottleneck after every sublayer."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from methods.option_checks import at_least, positive
 
 @dataclass(frozen=True)
 class SequentialAdapterOptions:
-    """What can be chosen about sequential adapters.
+    """Options of sequential adapters.
 
     bottleneck: hidden size of the adapters; by default width / 8 (96 at 768).
-    reduction_factor: give the bottleneck as width / reduction_factor instead.
+    reduction_factor: sets the bottleneck to width / reduction_factor.
     activation: `relu` or `gelu`.
     """
 
@@ -36,11 +36,13 @@ class SequentialAdapterOptions:
         at_least("adapter", 1, bottleneck=self.bottleneck)
         positive("adapter", reduction_factor=self.reduction_factor)
         if self.bottleneck is not None and self.reduction_factor is not None:
-            raise UserError("adapter: bottleneck and reduction_factor say the same thing; give one of them.")
+            raise UserError(
+                "adapter: bottleneck and reduction_factor both set the hidden size; give one of them."
+            )
 
 
 class SequentialAdapter(Method[SequentialAdapterOptions]):
-    """`x + up(act(down(x)))` on the result of every sublayer, before the block's residual is added."""
+    """`x + up(act(down(x)))` applied to the output of every sublayer, before the residual is added."""
 
     name: ClassVar[str] = "adapter"
     summary: ClassVar[str] = "a bottleneck adapter after every sublayer"
@@ -51,7 +53,7 @@ class SequentialAdapter(Method[SequentialAdapterOptions]):
     exports: ClassVar[tuple[str, ...]] = ("adapters",)
 
     def adapt(self, backbone: Backbone, generator: torch.Generator) -> None:
-        """Fill every sequential slot. Weights of deviation 0.01 start it near identity (section 2.1)."""
+        """Fill every sequential slot. Weights with standard deviation 0.01 start it near the identity (section 2.1)."""
         freeze(backbone)
         size = bottleneck_size(backbone.width, self.options.bottleneck, self.options.reduction_factor)
         for block in cast(Iterable[Block], backbone.blocks):
@@ -66,7 +68,7 @@ class SequentialAdapter(Method[SequentialAdapterOptions]):
                 )
 
     def export(self, form: str, target: HuggingFaceForm, blocks: Blocks, output: Path) -> str:
-        """Bottlenecks of the `adapters` library."""
+        """Write them as bottlenecks of the `adapters` library."""
         options = self.options
         size = bottleneck_size(target.model.config.hidden_size, options.bottleneck, options.reduction_factor)
         return export_bottlenecks(

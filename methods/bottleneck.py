@@ -1,4 +1,4 @@
-"""The bottleneck adapter that several methods insert, in series, in parallel or as a shortcut."""
+"""The bottleneck adapter of several methods: sequential, parallel or as a shortcut."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from harness.backbones.folding import Activation, Affine, Branch, Norm
 from methods.base import Inserted
 
 LAYER_NORM_EPS = 1e-5
-"""Of torch's LayerNorm, and so of DAS's published adapters."""
+"""Default of torch's LayerNorm, which the published code of DAS uses."""
 
 
 class BottleneckAdapter(Inserted):
-    """`up(act(down(x)))`, as used in series (Houlsby et al. 2019), in parallel (He et al. 2022), in DAS.
+    """`up(act(down(x)))`: sequential (Houlsby et al. 2019), parallel (He et al. 2022), in DAS.
 
-    Both projections have biases, which start at 0; weights start at N(0, `std`), as in DAS.
+    Both projections have biases, initialised to 0; weights are drawn from N(0, `std`²), as in DAS.
 
-    width: hidden size D of what goes in and comes out.
+    width: size D of input and output.
     bottleneck: hidden size between the projections.
-    generator: source of the weights (CPU).
+    generator: the weights are drawn from it (CPU).
     layer_norm: normalise the input inside the branch.
-    residual: add the (un-normalised) input to the result.
+    residual: add the input, not normalised, to the result.
     scale: factor of the branch.
-    learn_scale: train that factor.
-    zero_up: start `up` at 0, so that the branch adds nothing at first.
-    eps: epsilon of the norm.
+    learn_scale: train this factor.
+    zero_up: initialise `up` to 0, so that the branch adds nothing at the start.
+    eps: epsilon of the LayerNorm.
     """
 
     def __init__(
@@ -59,12 +59,12 @@ class BottleneckAdapter(Inserted):
         inner = F.relu(inner) if self.activation == "relu" else F.gelu(inner)
         if isinstance(self.scale, float) and self.scale == 1.0:
             result: Tensor = self.up(inner)
-        else:  # scaling the weights takes fewer operations than scaling every token
+        else:  # scaling the weights costs less than scaling every token
             result = F.linear(inner, self.up.weight * self.scale, self.up.bias * self.scale)
         return hidden + result if self.residual else result
 
     def branch(self) -> Branch | None:
-        """Its arithmetic, for folding; None for a subclass, whose arithmetic may be another."""
+        """Its arithmetic, for folding; None for a subclass, which may compute something else."""
         if type(self) is not BottleneckAdapter:
             return None
         scale = self.scale.detach() if isinstance(self.scale, Tensor) else self.scale
@@ -74,15 +74,15 @@ class BottleneckAdapter(Inserted):
 
     @no_grad()
     def fold_scale(self) -> None:
-        """Multiply the factor into `up`; the outputs stay the same."""
+        """Multiply the factor into `up`, with the same outputs."""
         self.up.weight.mul_(self.scale)
         self.up.bias.mul_(self.scale)
-        del self.scale  # a trained factor leaves the parameters
+        del self.scale  # it may be a parameter
         self.scale = 1.0
 
 
 def linear(inputs: int, outputs: int, std: float, generator: Generator) -> nn.Linear:
-    """A linear map with weights N(0, `std`) from `generator` and biases 0; no other draw is made."""
+    """A linear map with weights from N(0, `std`²) and biases 0. Nothing else is drawn from `generator`."""
     module: nn.Linear = skip_init(nn.Linear, inputs, outputs)  # type: ignore[no-untyped-call]
     nn.init.normal_(module.weight, std=std, generator=generator)
     nn.init.zeros_(module.bias)
@@ -90,7 +90,7 @@ def linear(inputs: int, outputs: int, std: float, generator: Generator) -> nn.Li
 
 
 def bottleneck_size(width: int, bottleneck: int | None, reduction_factor: float | None = None) -> int:
-    """What was chosen, or width / 8: 96 at width 768, as in the papers compared by DAS."""
+    """The chosen size, or width / 8 by default (96 at width 768, as in DAS's comparison)."""
     if bottleneck is not None:
         return bottleneck
     return max(1, int(width / (reduction_factor or 8)))

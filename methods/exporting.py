@@ -1,7 +1,7 @@
 """Tuned weights in the formats of other libraries: `adapters` (LoRA and bottlenecks) and `peft` (LoRA).
 
-A method says which configuration of the library is its own and how its tensors get into the library's modules;
-here the library's modules are made, filled and saved. See `methods.base.Method.export`.
+A method chooses the library's configuration and copies its tensors into the library's modules. This module creates
+and saves them. See `methods.base.Method.export`.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from harness.errors import UserError
 from methods.adapters_library import INTERFACES, load_library, quietly
 
 Blocks = Mapping[int, Mapping[str, Tensor]]
-"""What was tuned, by the block's index and the name within the block."""
+"""Tuned tensors by the index of their block and their name in it."""
 
 
 NAME = "tuned"
-"""Of the adapter in the exported files."""
+"""Name of the adapter in the exported files."""
 
 
 SUBLAYERS = {"mh_adapter": "attention", "output_adapter": "mlp"}
-"""Our sublayers by the `adapters` library's places."""
+"""Our sublayers by the `adapters` library's names for where an adapter sits."""
 
 
 LOAD_ADAPTERS = f"""\
@@ -51,8 +51,9 @@ def export_adapters(
 ) -> str:
     """Save an adapter of the `adapters` library.
 
-    configure: the library → the adapter's configuration. fill: puts tensors into the adapter's modules.
-    Returns the lines of Python that load it.
+    configure: called with the library; returns the adapter's configuration.
+    fill: called with the model; copies the tensors into the adapter's modules.
+    Returns the Python code that loads it.
     """
     model = target.model
     interface = INTERFACES[type(model).__name__]
@@ -81,7 +82,7 @@ def export_bottlenecks(
 ) -> str:
     """Save bottleneck adapters after or beside attention and feed-forward for the `adapters` library.
 
-    slot: `sequential` or `parallel`. scale: factor of the result where none was trained.
+    slot: `sequential` or `parallel`. scale: factor of the result, if none was trained.
     """
     width = int(target.model.config.hidden_size)
 
@@ -131,7 +132,7 @@ def _copy(module: Any, weight: Tensor, bias: Tensor) -> None:
 
 
 def reduction_factor(width: int, size: int) -> float:
-    """The factor from which the library, which rounds down, gets `size`."""
+    """The reduction factor from which the library, which rounds down, computes `size`."""
     factor = width / size
     while width // factor < size:
         factor = nextafter(factor, 0.0)

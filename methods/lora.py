@@ -23,13 +23,13 @@ from methods.option_checks import at_least, fraction, positive
 
 @dataclass(frozen=True)
 class LoRAOptions:
-    """What can be chosen about LoRA.
+    """Options of LoRA.
 
-    r: rank of the update; 4 as in DAS's comparison (0.29 M on METER).
-    alpha: the update is scaled by alpha / r; by default alpha = r, so the scale is 1.
+    r: rank of the update; 4 as in DAS's comparison (0.29 M parameters on METER).
+    alpha: the update is scaled by alpha / r; by default alpha = r (a scale of 1).
     targets: projections to update, by the last part of their role (`query`, `key`, `value`, `output`, `up`,
-        `down`; of every attention in the block) or by their whole role (`attention.query`).
-    dropout: probability of dropping an input of the update during training.
+        `down`; in every attention of the block) or by their whole role (`attention.query`).
+    dropout: dropout probability of the update's input.
     """
 
     r: int = 4
@@ -46,7 +46,7 @@ class LoRAOptions:
 
 
 class LowRankUpdate(Inserted):
-    """`scale · B A x`, with A `(r, in)` drawn as a linear map's weight and B `(out, r)` at 0."""
+    """`scale · B A x`, with A `(r, in)` initialised as the weight of a linear map and B `(out, r)` to 0."""
 
     def __init__(
         self, inputs: int, outputs: int, rank: int, scale: float, dropout: float, generator: torch.Generator
@@ -62,7 +62,7 @@ class LowRankUpdate(Inserted):
         """`result` `(N, out)` plus the update at `hidden` `(N, in)`."""
         if self.dropout and self.training:
             hidden = F.dropout(hidden, self.dropout)
-        # One product that adds: at small widths this is faster than a product, a scaling and a sum.
+        # At small widths one addmm is faster than a product, a scaling and a sum.
         return torch.addmm(result, F.linear(hidden, self.A), self.B.t(), alpha=self.scale)
 
     def delta(self) -> Tensor:
@@ -71,7 +71,7 @@ class LowRankUpdate(Inserted):
 
 
 class LoRALinear(nn.Module):
-    """A frozen linear map with a low-rank update; reads like the linear map it wraps."""
+    """A frozen linear map with a low-rank update. It has the attributes of the linear map that it wraps."""
 
     def __init__(self, base: nn.Linear, update: LowRankUpdate) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class LoRALinear(nn.Module):
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
-        """The frozen map with the update added into its weight, in place."""
+        """The frozen map, with the update added to its weight in place."""
         self.base.weight.add_(self.update.delta())
         return self.base
 
@@ -150,7 +150,7 @@ class LoRA(Method[LoRAOptions]):
             )
 
     def finalize(self, backbone: Backbone) -> None:
-        """Merge every update, put the plain linear map back, and fold the blocks."""
+        """Merge every update, restore the plain linear maps, and fold the blocks."""
         for block in cast(Iterable[Block], backbone.blocks):
             for role, module in block.projections().items():
                 if isinstance(module, LoRALinear):
@@ -158,10 +158,10 @@ class LoRA(Method[LoRAOptions]):
         super().finalize(backbone)
 
     def export(self, form: str, target: HuggingFaceForm, blocks: Blocks, output: Path) -> str:
-        """The updates for `adapters` or `peft`.
+        """Write the updates for `adapters` or `peft`.
 
         Raises:
-            UserError: `adapters` has no place for an update of attention's output projection.
+            UserError: `adapters` supports no update of the attention's output projection.
         """
         names = next(iter(blocks.values()))
         paths = {role: path for role, path in target.projections.items() if f"{path}.update.A" in names}
@@ -182,7 +182,7 @@ class LoRA(Method[LoRAOptions]):
         """The `adapters` library's configuration."""
         if "attention.output" in roles:
             raise UserError(
-                "the adapters library puts no LoRA on attention's output projection; export with "
+                "the adapters library has no LoRA for the attention's output projection; export with "
                 "--format peft."
             )
         attention = [role.removeprefix("attention.")[0] for role in roles if role.startswith("attention.")]

@@ -1,4 +1,4 @@
-"""Checks of methods' options that several of them share; each error names the method and the option."""
+"""Checks of options that several methods share. Each error names the method and the option."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from harness.errors import UserError
 
 
 def at_least(method: str, least: int, **options: int | None) -> None:
-    """Each option, where it is given, is `least` or more.
+    """Check that each option that is given is at least `least`.
 
     Raises:
         UserError: one is less.
@@ -17,10 +17,10 @@ def at_least(method: str, least: int, **options: int | None) -> None:
 
 
 def positive(method: str, **options: float | None) -> None:
-    """Each option, where it is given, is a number above 0.
+    """Check that each option that is given is a finite number above 0.
 
     Raises:
-        UserError: one is 0, negative or not a number.
+        UserError: one is 0, negative, infinite or not a number.
     """
     for name, value in options.items():
         if value is not None and not 0 < value < float("inf"):
@@ -28,7 +28,7 @@ def positive(method: str, **options: float | None) -> None:
 
 
 def fraction(method: str, **options: float) -> None:
-    """Each option is a probability short of 1: 0 ≤ value < 1.
+    """Check that each option is a probability below 1: 0 ≤ value < 1.
 
     Raises:
         UserError: one is not.

@@ -1,4 +1,4 @@
-"""`harness list`: what can be named on the command line."""
+"""`harness list`: names that the command line accepts."""
 
 from __future__ import annotations
 

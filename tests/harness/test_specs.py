@@ -86,16 +86,16 @@ def test_arbitrary_text_is_parsed_or_refused_with_a_user_error(text: str) -> Non
     [
         ("das[skip=4", r"character 4: this '\[' is never closed"),
         ("full,das]", r"character 9: '\]' without a '\['"),
-        ("das[a=[1]]", r"character 7: '\[' inside of brackets"),
+        ("das[a=[1]]", r"character 7: '\[' inside brackets"),
         ("das[skip=4]lora", "character 1: a comma is missing before 'lora'"),
         ("das[skip=4][r=2]", "a comma is missing before"),
         ("das[skip]", "an option is written name=value, not 'skip'"),
         ("das[skip=4,]", "an option is written name=value, not ''"),
-        ("das[skip=4,skip=5]", "option 'skip' of das is there twice"),
+        ("das[skip=4,skip=5]", "option 'skip' of das appears twice"),
         ("full,", "character 6: a name is missing"),
         ("", "character 1: a name is missing"),
         ("fu ll", "'fu ll' cannot be a name"),
-        ("lora[r=8],full, lora[ r = 8 ]", r"lora\[r=8\] is there twice"),
+        ("lora[r=8],full, lora[ r = 8 ]", r"lora\[r=8\] appears twice"),
     ],
 )
 def test_malformed_specs_are_refused_with_the_position(text: str, message: str) -> None:
@@ -120,14 +120,14 @@ def test_values_are_converted_to_their_fields_types() -> None:
     ("options", "message"),
     [
         ({"rr": "8"}, "lora: no option 'rr'. Did you mean 'r'?"),
-        ({"r": "8.5"}, "lora: r has to be a whole number, not '8.5'."),
-        ({"r": "none"}, "lora: r has to be a whole number, not 'none'."),
-        ({"alpha": "big"}, "lora: alpha has to be a number or none, not 'big'."),
-        ({"alpha": "nan"}, "lora: alpha has to be a finite number or none, not 'nan'."),
-        ({"merge": "1"}, "lora: merge has to be true or false, not '1'."),
-        ({"variant": "loud"}, "lora: variant has to be one of sound, published, not 'loud'."),
-        ({"sizes": "1+x"}, "lora: sizes has to be values joined by '+', each a whole number, not '1+x'."),
-        ({"betas": "1"}, "lora: betas has to be 2 values joined by '+', not '1'."),
+        ({"r": "8.5"}, "lora: r must be a whole number, not '8.5'."),
+        ({"r": "none"}, "lora: r must be a whole number, not 'none'."),
+        ({"alpha": "big"}, "lora: alpha must be a number or none, not 'big'."),
+        ({"alpha": "nan"}, "lora: alpha must be a finite number or none, not 'nan'."),
+        ({"merge": "1"}, "lora: merge must be true or false, not '1'."),
+        ({"variant": "loud"}, "lora: variant must be one of sound, published, not 'loud'."),
+        ({"sizes": "1+x"}, "lora: sizes must be values joined by '+', each a whole number, not '1+x'."),
+        ({"betas": "1"}, "lora: betas must be 2 values joined by '+', not '1'."),
         ({"r": "0"}, "lora: r must be at least 1"),
     ],
 )
@@ -142,7 +142,7 @@ def test_option_without_default_is_required() -> None:
     class Needs:
         path: str
 
-    with pytest.raises(UserError, match="x: path has to be given"):
+    with pytest.raises(UserError, match="x: path must be given"):
         build_options(Needs, {}, "x")
 
 

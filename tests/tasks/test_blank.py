@@ -61,5 +61,5 @@ def test_every_task_blanks_all_its_splits_and_records_it(name: str, roots: dict[
         assert data.provenance == whole.provenance
         for split, examples in data.splits.items():
             assert examples == blanked(whole.splits[split], blank)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="blank has to be one of none, image, text"):
+    with pytest.raises(UserError, match="blank must be one of none, image, text"):
         build_task(parse_spec(f"{name}[blank=sound]"))

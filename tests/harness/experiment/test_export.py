@@ -103,7 +103,7 @@ def test_methods_without_an_export_format_are_named(
     with pytest.raises(UserError, match="peft has no form for the method adapter"):
         export_cell(by_method["adapter"].id, found.root, tmp_path / "a", "peft", root, None, None)
     output = next(cell for label, cell in cells.items() if "output" in label)
-    with pytest.raises(UserError, match="no LoRA on attention's output projection"):
+    with pytest.raises(UserError, match="no LoRA for the attention's output projection"):
         export_cell(output.id, found.root, tmp_path / "b", "adapters", root, None, None)
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "mine.txt").write_text("keep")

@@ -253,7 +253,7 @@ def test_limits_and_test_split_are_options(root: Path) -> None:
     assert task.config()["test"] == "test2"
     with pytest.raises(UserError, match="nlvr2: limit_val must be at least 1, not 0"):
         build_task(parse_spec("nlvr2[limit_val=0]"))
-    with pytest.raises(UserError, match="test has to be one of test1, test2"):
+    with pytest.raises(UserError, match="test must be one of test1, test2"):
         build_task(parse_spec("nlvr2[test=dev]"))
     assert NLVR2Options() == NLVR2().options
 
