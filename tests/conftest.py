@@ -48,7 +48,7 @@ def make_meter() -> Callable[..., MeterBackbone]:
 
 @pytest.fixture
 def full_size_meter() -> Callable[..., MeterBackbone]:
-    """A function that builds METER at full size without memory or arithmetic: on the meta device."""
+    """A function that builds full-size METER on the meta device, which needs neither memory nor computation."""
 
     def make(image_size: int = 384) -> MeterBackbone:
         with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""The benchmark of every change: what the workflow runs is there."""
+"""The GitHub workflow of the benchmark: the commands and files it uses exist."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What folding saves: deployed forms against the trained ones and against the untouched backbone, folded itself.
+"""Time saved by folding: deployed forms against the trained ones and against the folded untouched backbone.
 
     pytest -o addopts= tests/benchmarks/test_folding_speed.py -s        (-k mini for the small backbones only)
 
@@ -40,9 +40,10 @@ TWO_AND_TWO = ("text.2", "text.4", "image.1", "image.3")
 
 @dataclass(frozen=True)
 class Case:
-    """A method as trained or as deployed; bar: of its time against the reference, where one is set.
+    """A method in its trained or deployed form.
 
-    margin: instead, what the time may be above its share of the reference's MACs.
+    bar: upper limit of its time as a multiple of the reference's, if there is one. margin: instead of a bar, by how
+    much the time ratio may exceed the ratio of MACs.
     """
 
     method: Callable[[], Method[Any]]
@@ -89,7 +90,7 @@ METER = {
 
 @contextmanager
 def threads(count: int) -> Iterator[Clock]:
-    """Within the block torch uses so many; yields the clock to measure with."""
+    """Run the block with this number of torch threads; yields the clock for measurements."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

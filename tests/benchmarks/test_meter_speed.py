@@ -1,5 +1,5 @@
-"""Full-size METER: against this machine's own GEMM rate and its parts' plain composition, with encodings that
-are kept, with blocks skipped, and ranking captions.
+"""Full-size METER: forward pass against the machine's GEMM rate and against Hugging Face's modules, training on
+cached encodings, skipped blocks, and ranking of captions.
 
     pytest -o addopts= tests/benchmarks/test_meter_speed.py -s                    (-k forward for one of them)
 
@@ -92,7 +92,7 @@ def print_times(title: str, samples: dict[str, LatencySample], macs: dict[str, i
 
 
 class PlainComposition(nn.Module):
-    """Hugging Face's own forward passes one after the other: RoBERTa, CLIP, eager fusion layers."""
+    """Hugging Face's modules run one after the other: RoBERTa, CLIP, fusion layers with eager attention."""
 
     def __init__(self, backbone: MeterBackbone) -> None:
         super().__init__()
@@ -233,7 +233,7 @@ def test_fusion_with_blocks_skipped(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 class Numbers(MeterProcessor):
-    """Captions are numbers, which stand for random tokens: there is no vocabulary to be had."""
+    """Captions are numbers that stand for random tokens, as no vocabulary is available."""
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         return [np.random.default_rng(int(text)).integers(3, 50_000, TEXT).tolist() for text in texts]

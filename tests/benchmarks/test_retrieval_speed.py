@@ -2,9 +2,9 @@
 
     pytest -o addopts= tests/benchmarks/test_retrieval_speed.py -s
 
-The plain way takes the captions as they stand in the file, pads each to the longest there is, and embeds both
-sides of every pair anew, in float32. It ranks a few of the images, between the evaluation's own batches, so that both
-see the machine as busy as it is.
+The plain way takes the captions in the order of the file, pads each to the longest one, and embeds both sides of every
+pair again, in float32. It ranks a few of the images, between batches of the evaluation, so that the load of the machine
+affects both alike.
 """
 
 from __future__ import annotations

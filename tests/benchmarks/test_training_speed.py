@@ -90,7 +90,7 @@ MINI_VOCABULARY = Path(registry.__file__).parent / "backbones" / "weights" / "vi
 
 
 def harness_loop(cell: Cell) -> Callable[[], int]:
-    """One epoch by the harness's own function."""
+    """One epoch with the harness's training function."""
     model = adapted_model(cell, cell.method())
     training = cell.testbed.training
     batches = loader(cell.testbed, "train", 0)
@@ -108,7 +108,7 @@ def harness_loop(cell: Cell) -> Callable[[], int]:
 
 
 def bare_loop(cell: Cell) -> Callable[[], int]:
-    """The same model on batches that were made before: forward, backward, step and nothing else."""
+    """The same model on batches made in advance: only forward, backward and optimiser step."""
     model: TaskModel = adapted_model(cell, cell.method()).train()
     task, training = cell.testbed.task, cell.testbed.training
     optimizer = build_optimizer(model, training, cell.learning_rate, training.head_learning_rate)
@@ -142,12 +142,12 @@ class HuggingFaceModel(nn.Module):
                 parameter.requires_grad_(True)
 
     def forward(self, num_items_in_batch: Any = None, **batch: Tensor) -> Any:
-        """`Trainer` says how many examples there are to whoever takes keywords; ViLT does not."""
+        """Drops the number of examples, which `Trainer` passes to models with keyword arguments; ViLT takes none."""
         return self.model(**batch)
 
 
 def trainer_loop(cell: Cell, folder: Path) -> Callable[[], int]:
-    """One epoch by `Trainer.train`, called anew each round as an epoch of a run would be."""
+    """One epoch with `Trainer.train`, called once per round."""
     testbed = cell.testbed
     task, processor, images = testbed.task, testbed.backbone.processor, testbed.images
     examples = list(testbed.data.splits["train"])
@@ -237,7 +237,7 @@ def compare(
 
 
 def write_photographs(root: Path, sizes: tuple[tuple[int, int], ...], number: int) -> Path:
-    """A VQA v2 folder of noise pictures of these sizes (width, height), as slow to train on as photographs."""
+    """A VQA v2 folder with noise images of these sizes (width, height); training on them takes as long as on photographs."""
     rng = np.random.default_rng(0)
     for split in ("train2014", "val2014"):
         (root / split).mkdir(parents=True)
@@ -268,7 +268,7 @@ def write_photographs(root: Path, sizes: tuple[tuple[int, int], ...], number: in
 
 
 def test_losses_agree(tmp_path: Path) -> None:
-    """Both sides compute the same thing: the first loss is the same but for the heads' drawing."""
+    """Both sides compute the same loss, except for the random weights of the heads."""
     root = ensure_vqa(tmp_path, sizes=Sizes(40, 3, 4, 2, 4, 2))
     cell = cell_of(root, "vilt-mini", None, 16)
     batch = next(iter(loader(cell.testbed, "train")))

@@ -47,7 +47,7 @@ def build() -> ViltBackbone:
 
 
 def hugging_face(backbone: ViltBackbone) -> ViltModel:
-    """Its `ViltModel` with the same weights, shared."""
+    """Hugging Face's `ViltModel` with the same, shared weights."""
     model = ViltModel(full_size_config()).eval()
     model.embeddings.text_embeddings.LayerNorm.eps = 1e-12
     model.load_state_dict(backbone.model.state_dict(), assign=True)
@@ -55,7 +55,7 @@ def hugging_face(backbone: ViltBackbone) -> ViltModel:
 
 
 def with_das(backbone: ViltBackbone, skipped: int) -> ViltBackbone:
-    """The same weights, shared, under DAS as deployed; the skipped blocks are spread over the depth."""
+    """The deployed form of DAS on the same, shared weights; the skipped blocks are spread over the depth."""
     adapted = copy.deepcopy(backbone, {id(p): p for p in backbone.parameters()})
     chosen = tuple(str(round((i + 0.5) * 12 / skipped)) for i in range(skipped))
     method = DAS(DASOptions(blocks=chosen))
@@ -166,7 +166,7 @@ def print_table(batch: int, contestants: dict[str, Contestant], samples: dict[st
 
 
 def print_verdicts(contestants: dict[str, Contestant], samples: dict[str, LatencySample]) -> None:
-    """What is promised and what was measured; nothing fails over a time."""
+    """Print targets and measurements. No test fails because of a time."""
     gemm = "GEMM, 12 blocks' weights"
     share = rate(contestants["ours"], samples["ours"]) / rate(contestants[gemm], samples[gemm])
     print(f"share of the GEMM rate: {share:.3f} (promised: 0.9)")

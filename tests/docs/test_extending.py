@@ -1,4 +1,4 @@
-"""The examples of the page on extending make up a package that runs as the page says."""
+"""The examples of the page on extending form a package that runs as the page says."""
 
 from __future__ import annotations
 

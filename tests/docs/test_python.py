@@ -1,4 +1,4 @@
-"""The examples of the page on Python are one script that runs as it stands, without a guard."""
+"""The examples of the page on Python form one script that runs without a `__main__` guard."""
 
 from __future__ import annotations
 

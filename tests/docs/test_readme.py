@@ -32,7 +32,7 @@ def table(experiment: str) -> pd.DataFrame:
 
 
 def rounded(value: float, places: str = "0.1") -> str:
-    """Halves are rounded up, as one reads them in the table, not as binary fractions happen to lie."""
+    """`value` rounded to `places`, decimal halves upwards."""
     return str(Decimal(f"{value:.6f}").quantize(Decimal(places), ROUND_HALF_UP))
 
 

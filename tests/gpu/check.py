@@ -94,7 +94,7 @@ class Report:
 
 
 def every_method(report: Report, folder: Path) -> None:
-    """Each method on each embedded backbone and in each precision: it must finish, with finite figures."""
+    """Run each method on each embedded backbone in each precision. Each must finish with finite figures."""
     for backbone in ("vilt-mini", "meter-mini"):
         for precision in ("32-true", "bf16-mixed"):
             started = time.monotonic()
@@ -121,7 +121,7 @@ def every_method(report: Report, folder: Path) -> None:
 
 
 def killed_run(report: Report, folder: Path) -> None:
-    """A run that is killed during training and issued again finishes with the figures of one that was not."""
+    """A run that is killed during training and resumed has the figures of an uninterrupted run."""
     whole, killed = folder / "whole", folder / "killed"
     command = [
         *(
@@ -160,7 +160,7 @@ def killed_run(report: Report, folder: Path) -> None:
 
 
 def same_on_the_cpu(report: Report, folder: Path) -> None:
-    """The deployed models of the float32 runs give on the GPU what they give on the CPU."""
+    """The deployed models of the float32 runs have equal outputs on GPU and CPU."""
     from safetensors.torch import load_file
 
     from harness.experiment.build import deployed_model
@@ -256,7 +256,7 @@ def seconds_of(step: Callable[[], object], seconds: float) -> float:
 
 
 def loader_rate(report: Report, folder: Path, images: int = 512) -> None:
-    """Examples per second of the loader alone, 640×480 JPEGs: in a first epoch, and once they are decoded."""
+    """Examples per second of the loader alone, 640×480 JPEGs: in the first epoch, and with images already decoded."""
     folder.mkdir()
     generator = np.random.default_rng(0)
     examples = []

@@ -1,4 +1,4 @@
-"""The functions a notebook calls: the same runs as the command line's, with objects in and out."""
+"""The functions for notebooks: runs like those of the command line, with objects as input and output."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Shift(Inserted):
 
 
 class Shifting(Method[Any]):
-    """Registered nowhere."""
+    """An unregistered method."""
 
     name, summary, source = "shifting", "an offset after each sublayer", "this test"
 
@@ -54,7 +54,7 @@ class Shifting(Method[Any]):
 
 
 def define_in_notebook(code: str) -> type[Method[Any]]:
-    """The class `Here` that a notebook's cell defines: in `__main__`, its source known to `linecache` alone."""
+    """The class `Here` as a notebook defines it: in `__main__`, with its source only in `linecache`."""
     space = vars(sys.modules["__main__"])
     space["Shifting"] = Shifting
     linecache.cache["<cell>"] = (len(code), None, code.splitlines(keepends=True), "<cell>")
@@ -85,7 +85,7 @@ def common(data: Path, results: Path, **more: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def made(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Results:
-    """A method by name, one as an object, and one that no other process could import by its name."""
+    """A run of a method by name, one as an object, and one that other processes cannot import."""
     methods = ["classifier", LoRA(LoRAOptions(r=2)), Here()]
     return api.run(methods=methods, **common(data, tmp_path_factory.mktemp("results")))
 

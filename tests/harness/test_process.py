@@ -1,4 +1,4 @@
-"""Ctrl-C counts also where Python loses the exception."""
+"""Ctrl-C is not lost where Python discards the exception."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from harness.process import Interrupts
 
 
 class Interrupted:
-    """Something during whose removal Ctrl-C is pressed: Python ignores what is raised there."""
+    """An object during whose `__del__` Ctrl-C is pressed; Python ignores exceptions there."""
 
     def __del__(self) -> None:
         signal.raise_signal(signal.SIGINT)

@@ -1,4 +1,4 @@
-"""Names resolve lazily, clashes and typos are told, third parties come in by entry points."""
+"""Names are resolved lazily, clashes and typos are reported, third parties register by entry points."""
 
 from __future__ import annotations
 

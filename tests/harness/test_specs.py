@@ -1,4 +1,4 @@
-"""Specs: the inline grammar, typed options, labels, and errors that say where."""
+"""Specs: the inline grammar, typed options, labels, and errors that name the position."""
 
 from __future__ import annotations
 

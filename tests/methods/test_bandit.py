@@ -1,4 +1,4 @@
-"""The bandit's arithmetic by hand."""
+"""The bandit against hand-worked figures."""
 
 from __future__ import annotations
 

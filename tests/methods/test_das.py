@@ -1,4 +1,4 @@
-"""What DAS does to the module tree, and how it searches."""
+"""DAS: changes of the module tree, and the search."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_skipped_block_is_deployed_with_its_norm_in_the_lower_projection(backb
 
 
 class FakeTrainer:
-    """A super-network whose loss rises with every block skipped but the second and the tenth."""
+    """A super-network whose loss rises with every skipped block except the second and the tenth."""
 
     steps_per_epoch = 30
 

@@ -1,4 +1,4 @@
-"""A decision says itself how it is stored, printed and compared."""
+"""DAS's decision defines how it is stored, printed and compared."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def test_divergence_is_weighted_by_the_teacher() -> None:
 
 
 def test_divergence_of_one_logit_per_row_is_zero() -> None:
-    """So that there is no distillation for retrieval."""
+    """So there is no distillation for retrieval."""
     assert float(logit_divergence(torch.randn(4, 1), torch.randn(4, 1))) == 0
 
 

@@ -1,4 +1,4 @@
-"""What holds for each method alike: what trains, where weights come from, outputs, published sizes."""
+"""Properties of every method: trained parameters, source of new weights, equal outputs, published sizes."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_methods_that_should_start_as_the_identity_do(name: str) -> None:
 
 
 class Shapes(nn.Module):
-    """Blocks of METER's fusion stage as far as methods look: projections, slots, streams."""
+    """The parts of METER's fusion blocks that methods use: projections, slots, streams."""
 
     width = 768
     name = "meter"

@@ -1,4 +1,4 @@
-"""Every method on two streams of post-norm blocks: what trains, outputs before and after `finalize`."""
+"""Every method on two streams of post-norm blocks: trained parameters, outputs before and after `finalize`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PuMer: the published counts, its code's oddities, and what the sound variant does instead."""
+"""PuMer: the published counts, the behaviour of the authors' code, and that of the sound variant."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_missing_layers_of_a_short_backbone_are_ignored(make_meter: Maker) -> No
 
 
 def one_pair(text: int, image: int, padded: int = 0) -> tuple[Tokens, Tokens, Tensor, Tensor, Tensor]:
-    """Tokens whose states are their numbers, keys all different, attention on image token j of 1 / (1 + j)."""
+    """Tokens whose states are their numbers, with different keys and attention 1 / (1 + j) on image token j."""
     words = torch.arange(float(text))[None, :, None]
     pixels = 100 + torch.arange(float(image))[None, :, None]
     generator = torch.Generator().manual_seed(0)
@@ -254,7 +254,7 @@ def test_published_merging_protects_the_best_token_and_counts_before_pruning() -
 
 
 def test_a_shorter_row_may_be_left_with_more_tokens_than_a_longer_one() -> None:
-    """Since counts are rounded: of 12 tokens 8 are left, of 13 only 7."""
+    """Because counts are rounded: 8 of 12 tokens are left, but 7 of 13."""
     text, image, text_keys, image_keys, weights = one_pair(4, 13)
     reduce = SoundReduction(0.2, 0.2, 0.0, "mean_head", track_sizes=True)
     both = Tokens(

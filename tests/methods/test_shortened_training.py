@@ -1,4 +1,4 @@
-"""In training and ranking the last blocks compute the pooled token alone; nothing else may change by that."""
+"""In training and ranking the last blocks compute only the pooled token; results must not change."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def test_gated_block_is_shortened_whether_skipped_or_not(skip: bool) -> None:
 
 
 def test_module_that_ignores_queries_runs_on_all_tokens() -> None:
-    """A module put in a block's place by somebody else: its result is cut."""
+    """A third-party module in place of a block: its output is cut."""
 
     class Foreign(nn.Module):
         def forward(self, inputs: BlockInput) -> BlockOutput:

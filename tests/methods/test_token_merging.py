@@ -1,4 +1,4 @@
-"""Matching, merging and pruning against hand-worked cases and a slow reference written from the paper's rules."""
+"""Matching, merging and pruning against hand-worked cases and a slow implementation of the paper's rules."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from methods.token_merging import (
 
 
 def angles(*degrees: float) -> Tensor:
-    """One row of unit vectors; the cosine of two of them is that of the difference of their angles."""
+    """One row of unit vectors with these angles."""
     radians = torch.tensor(degrees, dtype=torch.float64).deg2rad()
     return torch.stack([radians.cos(), radians.sin()], dim=-1)[None]
 
 
 def groups(matching: Matching, tokens: int) -> list[list[list[int]]]:
-    """Of each row and each token of the result: the positions it is made of."""
+    """For each row and each token of the result, the positions that were merged into it."""
     identity = torch.eye(tokens).expand(len(matching.kept), -1, -1)
     return [[token.nonzero().flatten().tolist() for token in row] for row in matching.sum(identity)]
 
@@ -39,7 +39,7 @@ def all_merging(metric: Tensor, count: int, protect_first: bool = True) -> Match
 
 
 def slow_groups(metric: Sequence[Sequence[float]], count: int, protect_first: bool) -> list[list[int]]:
-    """ToMe's rules one token at a time: the positions in each token of the result, in order."""
+    """ToMe's rules applied token by token: for each token of the result, the positions merged into it."""
 
     def cosine(i: int, j: int) -> float:
         norms = math.hypot(*metric[i]) * math.hypot(*metric[j])

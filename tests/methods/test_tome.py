@@ -99,7 +99,7 @@ def test_model_that_merges_nothing_equals_the_plain_one(make_meter: Maker) -> No
 
 @torch.no_grad()
 def test_merging_equal_patches_does_not_change_the_output() -> None:
-    """With proportional attention a token that stands for n equal ones is as good as they are."""
+    """With proportional attention a token that stands for n equal ones has the same effect as they have."""
     hidden = torch.randn(1, 9, 128, generator=torch.Generator().manual_seed(0))
     hidden[:, 4:] = hidden[:, 3:4]  # three words, then patches that are all alike
     results = {}
@@ -226,7 +226,7 @@ def test_eight_tokens_are_merged_at_full_size(full_size_meter: Maker) -> None:
 
 @torch.no_grad()
 def test_tome_can_be_combined_with_lora() -> None:
-    """As after training: LoRA's updates are merged out of the very blocks that reduce tokens."""
+    """LoRA's updates are merged in the blocks that reduce tokens."""
     backbone, lora = mini(), LoRA()
     lora.adapt(backbone, torch.Generator().manual_seed(0))
     trained = {name for name, parameter in backbone.named_parameters() if parameter.requires_grad}

@@ -1,4 +1,4 @@
-"""What a search has trained is where training begins: the same function, under the adapted model's names."""
+"""Training starts with the weights of the search: equal outputs, with the names of the adapted model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SKIPPED = {"vilt-mini": ("joint.1", "joint.10"), "meter-mini": ("text.1", "text.
 
 
 class Untrained:
-    """A trainer that trains nothing: a search in it builds its super-network and that is all."""
+    """A trainer that trains nothing, so that a search only builds its super-network."""
 
     steps_per_epoch = 1
 

@@ -77,7 +77,7 @@ def tiny_vilt() -> ViltBackbone:
 
 @torch.no_grad()
 def randomize(backbone: Backbone) -> None:
-    """Every matrix of the fusion stage, every gain, offset and bias."""
+    """Draw every matrix, gain, offset and bias of the fusion stage at random."""
     generator = torch.Generator().manual_seed(7)
     stage = [backbone.blocks, *([] if backbone.prompt is None else [backbone.prompt])]
     for parameter in (parameter for module in stage for parameter in module.parameters()):
@@ -89,7 +89,7 @@ def randomize(backbone: Backbone) -> None:
 
 
 def adapted(backbone: Backbone, method: Method[Any]) -> Backbone:
-    """The backbone as the method has trained it, by chance."""
+    """The adapted backbone with random weights, as after training."""
     method.adapt(backbone, torch.Generator().manual_seed(0))
     randomize(backbone)
     return backbone.eval()
@@ -121,7 +121,7 @@ def tokens_after(backbone: Backbone, streams: Streams, queries: int | None = Non
 
 
 def _called(backbone: Backbone) -> AbstractContextManager[object]:
-    """What the adapters library wants to be inside of, if it has put anything into the backbone."""
+    """The context that the adapters library needs, if it has changed the backbone."""
     if "fuse" not in vars(backbone):
         return nullcontext()
     context: Any = importlib.import_module("adapters.context").ForwardContext
@@ -129,7 +129,7 @@ def _called(backbone: Backbone) -> AbstractContextManager[object]:
 
 
 def kept_blocks(backbone: Backbone) -> Iterator[nn.Module]:
-    """The blocks, those inside of wrappers, but not those that are skipped."""
+    """The blocks that are not skipped, without their wrappers."""
     for block in backbone.blocks:
         inner = getattr(block, "block", block)
         if not hasattr(inner, "shortcut"):

@@ -41,7 +41,7 @@ def transformer_shapes(tokens: int, width: int, inner: int, blocks: int = 1) -> 
 def gemm_cycle(
     shapes: Sequence[GemmShape], device: torch.device, dtype: torch.dtype = torch.float32
 ) -> Callable[[], None]:
-    """One pass over all `shapes`, to be timed together with models by `measure_latency`."""
+    """One pass over all `shapes`, which `measure_latency` can time together with models."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(rows: int, columns: int) -> torch.Tensor:

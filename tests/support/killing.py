@@ -1,8 +1,8 @@
-"""Kills runs at random moments, again and again, and says whether anything was lost, torn or done twice.
+"""Kills runs at random moments and checks that nothing is lost, damaged or done twice.
 
     python tests/survival/killing.py --kills 50
 
-prints one line a kill and its figures at the end; exit status 1 if something did not survive.
+prints one line per kill and a summary. Exit status 1 if a check fails.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ STEP = 0.01
 
 @dataclass
 class Figures:
-    """What came of it."""
+    """The outcome of all kills."""
 
     kills: int = 0
     rounds: int = 0
@@ -47,11 +47,11 @@ class Figures:
 
 
 class DamageError(AssertionError):
-    """Something did not survive."""
+    """A check has failed."""
 
 
 def command(data: Path, results: Path, seeds: int, epochs: int) -> list[str]:
-    """The run that is killed and issued again."""
+    """The command that is killed and issued again."""
     chosen = ["--methods", METHODS, "--tasks", "vqa", "--seeds", ",".join(map(str, range(seeds)))]
     sizes = ["--epochs", str(epochs), "--batch-size", "16", "--jobs", "2", "--accelerator", "cpu"]
     return [
@@ -66,7 +66,7 @@ def make_data(folder: Path) -> Path:
 
 
 def descendants(process: int) -> Iterator[int]:
-    """All processes below one (Linux)."""
+    """All descendants of a process (Linux)."""
     try:
         children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
     except OSError:
@@ -77,7 +77,7 @@ def descendants(process: int) -> Iterator[int]:
 
 
 def alive(process: int) -> bool:
-    """Whether a process is there and not merely waiting to be buried."""
+    """True if the process exists and is not a zombie."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] not in ("Z", "X")
     except OSError:
@@ -85,18 +85,18 @@ def alive(process: int) -> bool:
 
 
 def start(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
-    """A run with its output in `log`."""
+    """Start a run with its output in `log`."""
     with log.open("wb") as output:
         return subprocess.Popen(arguments, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
 
 
 def begun(results: Path) -> bool:
-    """Whether a first cell has been begun."""
+    """True if the first cell has started."""
     return (results / "cells").is_dir() and any((results / "cells").iterdir())
 
 
 def uninterrupted(data: Path, results: Path, seeds: int, epochs: int) -> tuple[list[Record], float]:
-    """The records of a run that is left alone, and the seconds its cells and its table took."""
+    """Records of a run that is not killed, and the seconds of its cells and of its table."""
     process = start(command(data, results, seeds, epochs), results.with_suffix(".log"))
     while process.poll() is None and not begun(results):
         time.sleep(STEP)
@@ -107,7 +107,7 @@ def uninterrupted(data: Path, results: Path, seeds: int, epochs: int) -> tuple[l
 
 
 def kill(process: subprocess.Popen[bytes]) -> float:
-    """SIGKILL; the seconds until the last of its processes was gone."""
+    """Send SIGKILL; returns the seconds until the last of the processes has ended."""
     below = list(descendants(process.pid))
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -120,7 +120,7 @@ def kill(process: subprocess.Popen[bytes]) -> float:
 
 
 def check(results: Path, expected: dict[str, Record], truth: Store, seen: dict[str, Record]) -> None:
-    """Whatever has a record is whole and right, and nothing that had one has been run again."""
+    """Check that every recorded cell is complete and correct, and that none was run again."""
     store = Store(results)
     for record in store.records():
         cell_id = record.cell.id
@@ -136,7 +136,7 @@ def check(results: Path, expected: dict[str, Record], truth: Store, seen: dict[s
 
 
 def table(store: Store) -> list[dict[str, str]]:
-    """The final table's rows without times."""
+    """Rows of the final table without times."""
     return [
         {key: json.dumps(value, default=str) for key, value in row.items() if not is_time(str(key))}
         for each in build_tables(store.records())
@@ -145,7 +145,7 @@ def table(store: Store) -> list[dict[str, str]]:
 
 
 def is_time(column: str) -> bool:
-    """Whether a column of the table depends on the machine's load."""
+    """True if a column of the table depends on the machine's load."""
     return any(word in column.lower() for word in TIMES)
 
 
@@ -153,7 +153,7 @@ def survive(folder: Path, kills: int, seed: int, seeds: int, epochs: int) -> Fig
     """Kill runs until `kills` are reached, each round from an empty folder until its table is there.
 
     Raises:
-        DamageError: something did not survive.
+        DamageError: a check has failed.
     """
     draw = random.Random(seed)
     data = make_data(folder / "data")
@@ -191,7 +191,7 @@ def survive(folder: Path, kills: int, seed: int, seeds: int, epochs: int) -> Fig
 
 
 def _kill_somewhere(process: subprocess.Popen[bytes], draw: random.Random, seconds: float) -> float:
-    """Kill at a moment drawn evenly from the cells' work, now and then from the start of the process."""
+    """Kill at a random moment of the cells' work, sometimes during the start of the process."""
     results = Path(process.args[-1])  # type: ignore[index,arg-type]
     before = len(list((results / "cells").glob("*/lock"))) if begun(results) else 0
     if draw.random() > 0.15:  # wait until a cell is in hand
@@ -204,7 +204,7 @@ def _kill_somewhere(process: subprocess.Popen[bytes], draw: random.Random, secon
 
 
 def _in_hand(results: Path, process: int, before: int) -> bool:
-    """Whether one of a run's processes holds a cell; old locks hold the numbers of the dead."""
+    """True if a process of the run holds a cell; old locks have ids of ended processes."""
     below = {str(one) for one in descendants(process)}
     for lock in (results / "cells").glob("*/lock"):
         try:
@@ -216,7 +216,7 @@ def _in_hand(results: Path, process: int, before: int) -> bool:
 
 
 def _moment(results: Path) -> str:
-    """What there was when it was killed."""
+    """The state at the moment of the kill."""
     if not begun(results):
         return "before the first cell"
     records = len(list((results / "cells").glob("*/record.json")))

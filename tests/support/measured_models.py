@@ -42,7 +42,7 @@ def build(config: ViltConfig) -> ViltBackbone:
 
 
 def classifier(inputs: int, hidden: int, classes: int) -> nn.Sequential:
-    """The heads of VQA and NLVR2 (REFERENCE.md §4)."""
+    """The heads of VQA and NLVR2."""
     return nn.Sequential(
         nn.Linear(inputs, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Linear(hidden, classes)
     )

@@ -1,4 +1,4 @@
-"""Checkpoints as the original METER writes them: its names and shapes, random weights."""
+"""Checkpoints with the names and shapes of the original METER and random weights."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _image_encoder(name: str, config: MeterConfig) -> Iterator[tuple[str, tuple[
 def _layer(
     name: str, width: int, inner: int, attentions: tuple[str, ...]
 ) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """BERT's layer: its attentions, then the feed-forward, each closed by a norm."""
+    """A BERT layer: its attentions and its feed-forward, each followed by a norm."""
     for attention in attentions:
         for role in ("query", "key", "value"):
             yield from _linear(f"{name}.{attention}.self.{role}", width, width)

@@ -1,4 +1,4 @@
-"""What the tests of the embedded tasks' writers share."""
+"""Functions shared by tests of the embedded tasks' writers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tasks.base import Example
 
 
 def digest(root: Path) -> str:
-    """Of all files below `root`, with their names."""
+    """Digest of the names and bytes of all files below `root`."""
     hasher = hashlib.sha256()
     for path in sorted(root.rglob("*")):
         if path.is_file():
@@ -29,7 +29,7 @@ def unknown_words(texts: Iterable[str]) -> set[str]:
 
 
 def best_guess(examples: Sequence[Example], shown: Iterable[object]) -> float:
-    """Accuracy in percent of the best guesser there can be who sees only `shown` of each example."""
+    """Accuracy in percent of the best possible guesser that sees only `shown` of each example."""
     labels: dict[object, Counter[int]] = defaultdict(Counter)
     for example, seen in zip(examples, shown, strict=True):
         labels[seen][example.target.index] += 1

@@ -1,4 +1,4 @@
-"""Where the checkout is, and real data that may lie beside it."""
+"""Paths of the checkout and of real data, which may be missing."""
 
 from __future__ import annotations
 

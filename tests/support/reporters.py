@@ -9,7 +9,7 @@ from harness.records.record import Record
 
 
 class Notes:
-    """A reporter that remembers."""
+    """A reporter that records what it is told."""
 
     def __init__(self) -> None:
         self.ended: list[tuple[str, str]] = []

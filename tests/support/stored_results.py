@@ -21,7 +21,7 @@ def as_json(
     p50: float = 12.0,
     **changes: Any,
 ) -> dict[str, Any]:
-    """A full record of a small cell, as it lies in the file; `a__b` in `changes` replaces a nested key."""
+    """A complete record of a small cell as JSON; `a__b` in `changes` replaces a nested key."""
     tuned, added = (updated, 0) if method in ("full", "bitfit") else (0, updated)
     groups = {
         "backbone_frozen": 2_400_000 - tuned,
@@ -105,7 +105,7 @@ def as_json(
 
 
 def as_search(**changes: Any) -> dict[str, Any]:
-    """The search of a record: of three blocks the second is skipped."""
+    """The search of a record, which skips the second of three blocks."""
     return {
         "seconds": 9.0,
         "share": 0.4,
@@ -123,7 +123,7 @@ def make_record(*positional: Any, **changes: Any) -> Record:
 
 
 def predictions_of(scores: Sequence[float], group_size: int = TWO_A_PICTURE) -> list[dict[str, Any]]:
-    """VQA predictions with these scores, `group_size` questions a picture."""
+    """VQA predictions with these scores, `group_size` questions per picture."""
     return [
         {
             "id": str(index),

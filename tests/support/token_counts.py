@@ -1,4 +1,4 @@
-"""Backbones whose blocks reduce tokens: what each block reads, closed forms of its cost, padded inputs."""
+"""For backbones that reduce tokens: number of tokens per block, closed forms of costs, padded inputs."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def count(backbone: Backbone, method: Method[Any], size: tuple[int, int], text: 
 
 
 def tokens_read(backbone: Backbone, run: Callable[[], object]) -> list[Tokens]:
-    """What each block reads of its own stream in `run`, in the order of the calls."""
+    """Number of tokens of its own stream that each block reads in `run`, in the order of the calls."""
     seen: list[Tokens] = []
 
     def note(_module: nn.Module, args: tuple[BlockInput]) -> None:
@@ -79,7 +79,7 @@ def meter_layer_macs(own: int, other: int, after: int) -> int:
 
 
 def matching_macs(tokens: int, channels: int = 64) -> int:
-    """Similarity of the tokens at even positions to those at odd ones."""
+    """MACs of the similarities between tokens at even and odd positions."""
     return (tokens + 1) // 2 * (tokens // 2) * channels
 
 

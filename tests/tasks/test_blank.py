@@ -1,4 +1,4 @@
-"""A modality blanked: what is left of an example, and that it is part of the record."""
+"""Blanked modalities: what is left of an example, and that the record says so."""
 
 from __future__ import annotations
 

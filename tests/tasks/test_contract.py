@@ -1,4 +1,4 @@
-"""What every task says of itself, and that it can be profiled without data or weights."""
+"""Properties that every task declares, and profiling of tasks without data or weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The two-level bootstrap against closed forms, and its coverage on models whose truth is known."""
+"""The two-level bootstrap against closed forms, and its coverage for models with a known true value."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def means(scores: np.ndarray, sizes: np.ndarray | None = None) -> Ratios:
 def normal_model(
     random: np.random.Generator, seeds: int, clusters: int, a: float, b: float, e: float
 ) -> np.ndarray:
-    """Scores `(S, G)` with mean 0 and deviations a over seeds, b over clusters, e of what is left."""
+    """Scores `(S, G)` with mean 0 and standard deviations a over seeds, b over clusters, e of the residual."""
     return (
         a * random.standard_normal((seeds, 1))
         + b * random.standard_normal(clusters)

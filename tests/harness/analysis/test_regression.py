@@ -1,4 +1,4 @@
-"""The check against a baseline: every way to get worse, told with by how much."""
+"""The check against a baseline: each kind of regression is found and its size is reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scoring from files: our predictions and the official submissions, each against the official annotations."""
+"""Scoring of prediction files, the harness's and official submissions, against the official annotations."""
 
 from __future__ import annotations
 

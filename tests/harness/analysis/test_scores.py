@@ -1,4 +1,4 @@
-"""Every metric of every task, made from its shares, is the one that the task's score function gives."""
+"""Every metric of every task, computed from its shares, equals the result of the task's score function."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Comparisons and marks in tables: hand-made scores whose differences are known."""
+"""Comparisons and marks in tables, on hand-made scores with known differences."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BASE = RANDOM.integers(0, 2, size=200).astype(float)
 
 
 def flipped(scores: np.ndarray, count: int, seed: int) -> list[float]:
-    """The same scores with `count` examples the other way round."""
+    """The same scores with those of `count` examples inverted."""
     changed = scores.copy()
     places = np.random.default_rng(seed).choice(len(scores), count, replace=False)
     changed[places] = 1 - changed[places]
@@ -34,7 +34,7 @@ def flipped(scores: np.ndarray, count: int, seed: int) -> list[float]:
 
 
 def better(scores: np.ndarray, count: int) -> list[float]:
-    """The same scores with the first `count` wrong examples right."""
+    """The same scores with the first `count` wrong examples made right."""
     changed = scores.copy()
     changed[np.flatnonzero(scores == 0)[:count]] = 1
     return [float(value) for value in changed]
@@ -42,7 +42,7 @@ def better(scores: np.ndarray, count: int) -> list[float]:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    """full and lora alike but for noise, das 15 points better, over three seeds."""
+    """Three seeds: full and lora differ only by noise, das is 15 points better."""
     scores: dict[tuple[str, int], list[float]] = {}
     for seed in range(3):
         full = np.array(flipped(BASE, 4, seed))

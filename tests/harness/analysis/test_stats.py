@@ -1,4 +1,4 @@
-"""Statistics against figures worked by hand."""
+"""Statistics against hand-worked figures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What blocks read and give back: the tokens wanted, and what goes with tokens that are fewer than before."""
+"""Inputs and outputs of blocks: the tokens whose result is wanted, and blocks that return fewer tokens."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Maker = Callable[..., MeterBackbone]
 
 
 class Halving(nn.Module):
-    """Means of neighbouring tokens behind the first, as a merging block gives them back."""
+    """Merges neighbouring tokens after the first into their mean."""
 
     def __init__(self, name: str, stream: str) -> None:
         super().__init__()

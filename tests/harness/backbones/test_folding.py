@@ -1,4 +1,4 @@
-"""Deployed blocks: equal to the trained ones, for every method, backbone, mask and batch."""
+"""Deployed blocks are equal to the trained ones, for every method, backbone, mask and batch."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def cases(backbone: Backbone) -> dict[str, tuple[Streams, int | None]]:
 
 
 def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float, what: str) -> None:
-    """The greatest difference is at most `tolerance`, or that share of the greatest value if it is more than 1."""
+    """The largest difference is at most `tolerance` times 1 or the largest absolute value, whichever is greater."""
     assert found.keys() == expected.keys()
     for name in expected:
         assert found[name].shape == expected[name].shape
@@ -173,14 +173,14 @@ def test_folding_a_second_time_changes_nothing(fresh: Callable[[], Backbone]) ->
 
 
 class Shift(nn.Module):
-    """What no folding knows."""
+    """A module that folding does not know."""
 
     def forward(self, hidden: Tensor) -> Tensor:
         return hidden + 1
 
 
 class OtherAdapter(BottleneckAdapter):
-    """Inherits the parameters of a branch, and has another arithmetic."""
+    """Has the parameters of a branch but another forward pass."""
 
     def forward(self, hidden: Tensor) -> Tensor:
         return super().forward(hidden) * 2

@@ -1,4 +1,4 @@
-"""Image-text pairs: what depends on one side only is computed once, and no score shows it."""
+"""Image-text pairs: parts that depend on one side only are computed once, with equal scores."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LENGTHS = (3, 6, 6, 4)
 
 
 def pairs_of(images: int, side: int = 32, sizes: Tensor | None = None) -> Inputs:
-    """Every image with the same four texts; the second and the third are one text."""
+    """Every image with the same four texts, of which the second and the third are equal."""
     generator = torch.Generator().manual_seed(5)
     ids = torch.randint(3, 40, (len(LENGTHS), max(LENGTHS)), generator=generator)
     ids[2] = ids[1]
@@ -80,7 +80,7 @@ def test_blocks_skipped_at_the_first_depth(blocks: tuple[str, ...], make_meter: 
 
 
 class Pruning(torch.nn.Module):
-    """A text layer that leaves the first two image tokens."""
+    """A text layer that keeps only the first two image tokens."""
 
     name, stream = "text.0", "text"
 

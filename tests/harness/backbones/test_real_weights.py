@@ -1,4 +1,4 @@
-"""The way of a user's weights: the original's file is read, adapted by every method, trained, and read again."""
+"""Original checkpoints are loaded, adapted by every method, trained, saved and loaded again."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def model_of(method: Method[Any], options: BackboneOptions) -> TaskModel:
 
 
 def assert_it_comes_through(text: str, options: BackboneOptions, learning_rate: float, folder: Path) -> None:
-    """Adapted by the method, trained for four steps, saved, read into a fresh model, and merged."""
+    """Adapt, train for four steps, save, load into a new model, and finalize; outputs must stay equal."""
     method = of_method(text)
     model = model_of(method, options)
     assert options.image_size is not None

@@ -1,4 +1,4 @@
-"""Experiment files: what is read from them, and errors that say where."""
+"""Experiment files: what is read from them, and errors that name the place."""
 
 from __future__ import annotations
 

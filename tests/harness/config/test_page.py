@@ -1,4 +1,4 @@
-"""The page of all settings is up to date, and says of each what the declaration says."""
+"""The page of all settings is up to date and agrees with the declarations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every setting arrives from everywhere it can be set, is recorded, and comes back from the record."""
+"""Every setting is read from flag, file and Python, recorded, and restored from the record."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def backbone() -> Backbone:
-    """One with encoders, so that nothing about their cache is without effect."""
+    """A backbone with encoders, so that the settings of their cache have an effect."""
     settings = make_settings(**BASE, backbone="meter-mini")
     return load_backbone(settings.backbone, settings.backbone_options)
 
@@ -234,7 +234,7 @@ def test_choices_match_the_available_values() -> None:
 
 
 def test_committed_records_have_settings() -> None:
-    """They were written before records kept them."""
+    """These records are older than the settings in records."""
     for folder in ("leaderboard", "leaderboard-meter"):
         for record in Store(ROOT / "results" / folder).records():
             found = settings_of(record, from_keywords({}))

@@ -1,4 +1,4 @@
-"""Wrong values are refused in the same words wherever they come from; right ones mean what they say."""
+"""Wrong values are refused with the same message from every source; right ones are parsed correctly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everything that code reaches by imports is found; what cannot be found is refused."""
+"""All modules that code imports, directly or not, are found; code that cannot be found is refused."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ BESIDE = {"beside", "lone_package", "lone_package.inner"}
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder on the path with a package and modules of a third party."""
+    """A folder on `sys.path` with a package and modules of a third party."""
     write(tmp_path, FILES)
     monkeypatch.syspath_prepend(str(tmp_path))
     before = set(sys.modules)

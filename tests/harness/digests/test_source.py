@@ -1,4 +1,4 @@
-"""Words, layout and annotations of code do not count; everything else does, also of a script or a notebook."""
+"""Comments, layout and annotations do not change a digest; all other code does, also in a script or notebook."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ for number, text in enumerate({cells!r}):
 
 
 def run_script(folder: Path, script: str, notebook: bool = False) -> str:
-    """What a process prints that runs the script, or its parts as the cells of a notebook."""
+    """Run a script, or its parts as cells of a notebook, in a process; returns what it prints."""
     (folder / "beside.py").write_text(BESIDE) if not (folder / "beside.py").exists() else None
     path = folder / "script.py"
     if notebook:

@@ -1,4 +1,4 @@
-"""Results of other code are adopted if a sample of them comes out the same, and else left as they are."""
+"""Results of other code are adopted if a rerun sample of them is equal, and otherwise not changed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ FILES = {RECORD, WEIGHTS, CURVE, f"{PREDICTIONS}.gz"}
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Models as small as these are slowed down by more."""
+    """More threads slow down models as small as these."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -64,13 +64,13 @@ def settings_of_four(data: Path) -> RunSettings:
 
 @pytest.fixture(scope="module")
 def today(settings_of_four: RunSettings) -> list[Cell]:
-    """The cells as today's code plans them."""
+    """The cells as the current code plans them."""
     return build_cells(settings_of_four, open_testbeds(settings_of_four))
 
 
 @pytest.fixture(scope="module")
 def made(settings_of_four: RunSettings, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A results folder whose cells other code has finished."""
+    """A results folder with cells that other code finished."""
     folder = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan, "code_of", lambda *things: OLD)
@@ -88,7 +88,7 @@ def store(made: Path, tmp_path: Path) -> Store:
 
 @pytest.fixture
 def open_today(today: list[Cell]) -> Callable[[Record], Cell]:
-    """Gives the cells that `today` has loaded already."""
+    """Returns the cells that the fixture `today` loaded."""
     cells = {(cell.label, cell.seed): cell for cell in today}
     return lambda record: cells[record.cell.method.label, record.cell.seed]
 
@@ -107,7 +107,7 @@ def content(folder: Path) -> dict[str, str]:
 
 
 def change_record(store: Store, change: Callable[[dict[str, Any]], object], which: int = 0) -> str:
-    """Change what lies in one cell's record; returns the cell's id."""
+    """Change one cell's record; returns the cell's id."""
     cell = store.records()[which].cell.id
     path = store.folder(cell) / RECORD
     written = json.loads(path.read_text())
@@ -219,7 +219,7 @@ def test_newer_of_two_results_of_a_cell_is_adopted(
 
 
 def forget_configuration(cell: Cell) -> Callable[[dict[str, Any]], None]:
-    """As records were written that counted images by name and size and did not store their configuration."""
+    """Make the record like older ones, which hashed images by name and size and did not store the configuration."""
 
     def change(record: dict[str, Any]) -> None:
         del record["cell"]["configuration"]
@@ -283,11 +283,11 @@ def test_old_records_with_other_images_or_settings_are_not_adopted(
 
 
 class StoppedError(Exception):
-    """Stands for the end of the process."""
+    """Simulates the end of the process."""
 
 
 def stop_at(moment: int, patch: pytest.MonkeyPatch) -> None:
-    """End the process at the `moment`-th thing that adopting does to the disk, before it is done."""
+    """Simulate the end of the process before the `moment`-th operation of adopting on the disk."""
     done = iter(range(1, 1000))
 
     def stopping(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""A cell's id covers the code that decides its result, and no other."""
+"""A cell's id covers all code that decides its result, and no other code."""
 
 from __future__ import annotations
 

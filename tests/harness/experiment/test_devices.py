@@ -1,6 +1,6 @@
-"""Nothing is made on another device than the model's: every method's and task's passes, on the meta device.
+"""All tensors are created on the model's device: passes of every method and task, on the meta device.
 
-It stands for a GPU here: what a forward pass makes on the CPU meets tensors that are not there.
+The meta device stands for a GPU: a tensor that is created on the CPU by mistake is detected.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ DATA: dict[str, Callable[[Path], Path]] = {
 
 
 class OneDevice(TorchDispatchMode):
-    """Refuses operators over tensors of several devices; single numbers may come from the CPU, as on a GPU."""
+    """Refuses operators on tensors of several devices, except for single numbers from the CPU, as on a GPU."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         tensors = [part for part in tree_flatten((args, kwargs or {}))[0] if isinstance(part, Tensor)]
@@ -74,7 +74,7 @@ def cells(backbone: str, task: str, root: Path) -> list[Cell]:
 
 @pytest.fixture(autouse=True)
 def _no_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which this device does not know."""
+    """Replaces autocast, which the meta device does not support."""
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)
 
 
@@ -125,7 +125,7 @@ def _train_pass(cell: Cell, model: TaskModel) -> None:
 
 
 def _search_pass(cell: Cell, method: DAS) -> None:
-    """The super-network's steps with some blocks skipped."""
+    """Training steps of the super-network with some blocks skipped."""
 
     class FakeTrainer:
         backbone = cell.testbed.fresh_backbone()

@@ -1,4 +1,4 @@
-"""Estimates of a cell's time count the passes through the backbone that it will take."""
+"""Estimates of a cell's time count its passes through the backbone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exported weights, loaded by their README's code into other libraries, give our finalised model's features."""
+"""Exported weights, loaded into other libraries by the code in their README, give the deployed model's features."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LABELS = (
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, dict[str, Any], Path]:
-    """A results folder with a cell of each label, its tuned weights moved well away from their start."""
+    """A results folder with a cell per label, whose tuned weights are far from their initial values."""
     root = ensure_vqa(tmp_path_factory.mktemp("data"), sizes=Sizes(60, 2, 3, 1, 3, 1))
     settings = make_settings(
         methods=",".join(LABELS),
@@ -58,7 +58,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, dict[str, An
 
 
 def load(folder: Path) -> Any:
-    """What the README's code makes of the folder."""
+    """Run the code in the folder's README; returns its model."""
     (code,) = re.findall(r"^```python\n(.*?)^```$", (folder / "README.md").read_text(), re.M | re.S)
     code = re.sub(r"^BASE = .*$", f'BASE = "{MINI_FOLDER}"', code, flags=re.M)
     code = code.replace('Path(".")', f'Path("{folder}")')

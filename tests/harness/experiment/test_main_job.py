@@ -1,4 +1,4 @@
-"""The main job on a few questions: every part from the plan to the table, twice."""
+"""The main job on a few questions, from the plan to the table, run twice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a third party's method can do beyond adapting: each hook, from the contract to the record."""
+"""The hooks of third-party methods, from the contract to the record."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def testbeds(settings_of_one: RunSettings) -> Any:
 
 @pytest.fixture
 def cell_of(settings_of_one: RunSettings, testbeds: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The cell of a method that is registered nowhere."""
+    """The cell of an unregistered method."""
 
     def make(method: type[Method[Any]]) -> Cell:
         monkeypatch.setattr(registry, "build_method", lambda spec: method())
@@ -179,7 +179,7 @@ def test_group_with_a_frozen_parameter_fails_the_cell(cell_of: Any, tmp_path: Pa
 
 @dataclass(frozen=True)
 class Sign(Decision):
-    """Which way the offsets begin."""
+    """The sign with which the offsets start."""
 
     sign: int
     losses: tuple[float, ...] = ()
@@ -206,7 +206,7 @@ class Sign(Decision):
 
 
 class Signed(Shifts):
-    """Compares two signs on held-out data, and trains on from the head that it has trained meanwhile."""
+    """Compares two signs on held-out data; training continues with the head trained in the search."""
 
     name: ClassVar[str] = "signed"
     searches: ClassVar[bool] = True
@@ -270,7 +270,7 @@ def test_decision_defines_its_record_table_and_figures(cell_of: Any, tmp_path: P
 
 
 class ForLongTexts(nn.Module):
-    """Runs the block only where the text is long."""
+    """Runs the block only if the text is long."""
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()

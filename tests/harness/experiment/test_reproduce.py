@@ -1,4 +1,4 @@
-"""A record is made again from what it stores, and whatever differs is named."""
+"""A cell is run again from its record, and differences are named."""
 
 from __future__ import annotations
 

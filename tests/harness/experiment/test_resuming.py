@@ -1,4 +1,4 @@
-"""An interrupted cell goes on at its last epoch, and ends as if nothing had happened: bit by bit on the CPU."""
+"""An interrupted cell resumes at its last epoch and equals an uninterrupted one bit by bit (CPU)."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ METHODS = "das[search_epochs=3,period=1],lora[dropout=0.1]"
 
 
 class StoppedError(Exception):
-    """Stands for the end of the process."""
+    """Simulates the end of the process."""
 
 
 class Counting:
-    """Progress that stops the cell at one moment, given as a stage and examples into it."""
+    """Progress that stops the cell after a number of examples in a stage."""
 
     def __init__(self, stage: str = "", examples: int = 0) -> None:
         self.at = (stage, examples)
@@ -84,7 +84,7 @@ def interrupted(cell: Cell, scratch: Path, *moments: tuple[str, int]) -> tuple[O
 
 
 def _padded(examples: int) -> int:
-    """Examples of an epoch as progress counts them: in whole batches."""
+    """Examples of an epoch as progress counts them, in whole batches."""
     return ceil(examples / BATCH) * BATCH
 
 

@@ -1,4 +1,4 @@
-"""What a run does where its results folder holds something unexpected: each said in one line."""
+"""Runs with an unexpected state of the results folder, which is reported in one line."""
 
 from __future__ import annotations
 

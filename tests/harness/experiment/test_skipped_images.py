@@ -1,4 +1,4 @@
-"""Unreadable images in a run: an error that names the file, or left out, counted by split and named in the record."""
+"""Unreadable images in a run give an error that names the file, or are skipped and counted in the record."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tasks.mini.snli_ve import Sizes, ensure_snli_ve
 
 
 class Silent:
-    """Progress that nobody is told of."""
+    """Progress that prints nothing."""
 
     def stage(self, name: str, total: int) -> None:
         """A stage begins."""

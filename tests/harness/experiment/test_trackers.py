@@ -1,4 +1,4 @@
-"""Trackers are told of every epoch and of the final figures, and none of them can cost a cell."""
+"""Trackers receive every epoch and the final figures, and their failures fail no cell."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ EPOCHS = [
 
 
 class Calls(list[tuple[str, Any]]):
-    """What a fake module was asked for, in order."""
+    """The calls of a fake module, in order."""
 
     def take(self, name: str, result: Any = None) -> Any:
         def called(*arguments: Any, **named: Any) -> Any:

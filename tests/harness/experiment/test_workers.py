@@ -1,4 +1,4 @@
-"""Cells side by side: the same results as one after the other, and a process that dies takes one cell with it."""
+"""Cells in parallel have the results of cells in sequence, and a process that dies fails only its own cell."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def settings_of_two(tmp_path_factory: pytest.TempPathFactory) -> RunSettings:
 
 
 def killed(settings: RunSettings, folder: Path, threads: int, pipe: Connection) -> None:
-    """A worker that the system kills at its first cell."""
+    """A worker that the system kills during its first cell."""
     pipe.recv()
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def sleeping(settings: RunSettings, folder: Path, threads: int, pipe: Connection) -> None:
-    """A worker whose cell never comes to an end, and that hears no polite request."""
+    """A worker whose cell never ends and that ignores SIGTERM."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     pipe.recv()
     pipe.send(("begin",))
@@ -50,7 +50,7 @@ def sleeping(settings: RunSettings, folder: Path, threads: int, pipe: Connection
 
 
 def complaining(settings: RunSettings, folder: Path, threads: int, pipe: Connection) -> None:
-    """A worker that finds something the user has to mend."""
+    """A worker that raises a user error."""
     pipe.recv()
     pipe.send(("mend", "cat.jpg: no such image"))
     pipe.recv()

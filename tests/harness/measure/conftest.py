@@ -11,7 +11,7 @@ from tests.support.measured_models import build
 
 @pytest.fixture
 def full_size() -> ViltBackbone:
-    """ViLT-B/32 without memory or arithmetic: on the meta device."""
+    """Full-size ViLT-B/32 on the meta device, which needs neither memory nor computation."""
     with torch.device("meta"):
         return build(full_size_config())
 

@@ -19,7 +19,7 @@ WIDTH = 768
 
 
 class Classification:
-    """One pass for each image, features concatenated: VQA, NLVR2 and image-text pairs."""
+    """One pass per image, features concatenated; for VQA, NLVR2 and image-text pairs."""
 
     def __init__(self, images_per_example: int = 1) -> None:
         self.images_per_example = images_per_example
@@ -170,7 +170,7 @@ def test_macs_are_proportional_to_the_batch(tiny: ViltBackbone) -> None:
 
 
 class Attending(Inserted):
-    """A module without weights of its own whose attention is the method's all the same."""
+    """A module without weights, whose attention still counts for the method."""
 
     def forward(self, hidden: Tensor) -> Tensor:
         heads = hidden[:, None]

@@ -1,4 +1,4 @@
-"""Parameters and MACs of deployed models, whose matrices are the backbone's and the method's, in closed form."""
+"""Parameters and MACs of deployed models, whose matrices hold backbone and method weights, in closed form."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Features:
 
 
 def deploy(backbone: Backbone, method: Method[Any]) -> tuple[ParameterCounts, ParameterCounts]:
-    """Adapts and finalises; parameters before and after."""
+    """Adapt and finalize; returns the parameter counts before and after."""
     method.adapt(backbone, torch.Generator().manual_seed(0))
     head = nn.Linear(backbone.feature_dim, 3)
     before = count_parameters(backbone, head, method.method_modules(backbone))

@@ -13,7 +13,7 @@ CPU = torch.device("cpu")
 
 
 class Stage:
-    """A clock that only the contestants move, and the order in which they ran."""
+    """A clock that advances only while a contestant runs; records the order of the contestants."""
 
     def __init__(self) -> None:
         self.now = 0.0

@@ -11,7 +11,7 @@ CUDA = torch.device("cuda")
 
 @pytest.fixture
 def allocated(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Bytes that an allocator has given out, one entry for each moment; stands for CUDA's."""
+    """Allocated bytes over time; stands for CUDA's allocator."""
     moments = [9 * MIB]
 
     def forget(device: torch.device) -> None:

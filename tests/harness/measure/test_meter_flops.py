@@ -1,4 +1,4 @@
-"""METER's published figures (REFERENCE.md §1), to the unit, on the meta device."""
+"""METER's published parameters and MACs, to the unit, on the meta device."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_nlvr2_with_two_images_at_288(full_size_meter: Callable[..., MeterBackbo
 
 
 def block_macs(own: int, other: int) -> int:
-    """Three projections and the output map of own tokens, attention to own; the same to the other's; mlp."""
+    """MACs of a block: self-attention with its four projections, the same for cross-attention, feed-forward."""
     self_attention = 4 * D**2 * own + 2 * D * own**2
     cross_attention = 2 * D**2 * own + 2 * D**2 * other + 2 * D * own * other
     return self_attention + cross_attention + 8 * D**2 * own
@@ -131,7 +131,7 @@ def adapted(backbone: MeterBackbone, method: Method[Any]) -> MeterBackbone:
 def changes(
     make: Callable[..., MeterBackbone], method: Method[Any], finalize: bool = True
 ) -> tuple[int, int, float]:
-    """Change of pure MACs, of MACs with LayerNorm at 5 per element, and the latter in percent."""
+    """Change of MACs, change of MACs with LayerNorm counted as 5 per element, and the latter in percent."""
     head = on_meta(classifier(1536, 1536, 3129))
     before = count(make(), head)
     backbone = adapted(make(), method)

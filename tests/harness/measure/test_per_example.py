@@ -1,4 +1,4 @@
-"""Costs of real examples, for a model that skips a block where a text is short."""
+"""Costs of single examples, for a model that skips a block if the text is short."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LENGTHS = (3, 9, 3, 10)
 
 
 class ForLongTexts(nn.Module):
-    """Runs the block only where there are more than `tokens` tokens."""
+    """Runs the block only if there are more than `tokens` tokens."""
 
     def __init__(self, block: nn.Module, tokens: int) -> None:
         super().__init__()

@@ -20,7 +20,7 @@ DAS_OF_THE_PAPER = "das[blocks=text.2+text.4+image.1+image.3]"
 
 @pytest.fixture(scope="module")
 def meter() -> Profile:
-    """VQA on METER at full size, as the paper compares it, with DAS decided and undecided."""
+    """VQA on full-size METER as in the paper, with a decided and an undecided DAS."""
     setting = make_setting("meter", Spec("vqa"), None, 40)
     names = [Spec(name) for name in BUILT_IN["methods"]]
     return profile_setting(setting, [*names, *parse_specs(DAS_OF_THE_PAPER)])

@@ -1,4 +1,4 @@
-"""Several processes: the mean of their gradients, one report, and an end for all when one of them fails."""
+"""Several processes average their gradients, report once, and all end if one of them fails."""
 
 from __future__ import annotations
 

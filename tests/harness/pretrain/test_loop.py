@@ -1,4 +1,4 @@
-"""Processes that agree, stages, going on after a stop, and what the shipped weights were made by."""
+"""Agreement of processes, stages, resuming, and the recipe of the shipped weights."""
 
 from __future__ import annotations
 

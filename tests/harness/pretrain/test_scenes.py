@@ -1,4 +1,4 @@
-"""What is asked of a batch, and what it depends on."""
+"""Targets of a batch, and what a batch depends on."""
 
 from __future__ import annotations
 

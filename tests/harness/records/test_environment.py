@@ -1,4 +1,4 @@
-"""The environment fits its record and tells nothing of host or user."""
+"""The environment fits the record and does not reveal host or user."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The results folder survives a kill at any moment, and no two processes run one cell."""
+"""The results folder stays valid after a kill at any moment, and no two processes run one cell."""
 
 from __future__ import annotations
 

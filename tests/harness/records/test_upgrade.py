@@ -1,4 +1,4 @@
-"""Records of schema 1 read as today's, and lose nothing when they are written again."""
+"""Records of schema 1 are read as current ones and lose nothing when they are written again."""
 
 from __future__ import annotations
 

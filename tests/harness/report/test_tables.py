@@ -1,4 +1,4 @@
-"""Tables: a golden one worked by hand, what may not stand side by side, and each format's rules."""
+"""Tables: one worked by hand, cells that must not be compared, and the rules of each format."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FAILURE = {"error": "operator unknown"}
 
 
 def small_results() -> list[Record]:
-    """DAS before full tuning, as a folder may list them; LoRA's latency failed."""
+    """Results in any order, DAS before full tuning; LoRA's latency failed."""
     return [
         make_record("das", 0, 59.0, 24_000, 60_000_000, 8.0, search=as_search()),
         make_record("lora[r=8]", 0, 60.5, 12_500, 80_000_000, latency=FAILURE),

@@ -1,4 +1,4 @@
-"""Encodings that are computed once: equal to those computed anew, and never another model's."""
+"""Cached encodings equal newly computed ones and are never those of another model."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Maker = Callable[..., MeterBackbone]
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How many texts and images METER's encoders have seen."""
+    """Number of texts and images that METER's encoders have processed."""
     seen: Counter[str] = Counter()
     for name in ("encode_text", "encode_image"):
         plain = getattr(MeterBackbone, name)
@@ -56,14 +56,14 @@ def memory() -> EncodingStore:
 
 
 def frozen(make_meter: Maker) -> MeterBackbone:
-    """As methods leave the encoders; the digest is taken of the weights as loaded, as a plan does."""
+    """A backbone with frozen encoders, whose digest was computed from the loaded weights, as in a plan."""
     backbone = make_meter().requires_grad_(False)
     backbone.digest()
     return backbone
 
 
 def padded_inputs(lengths: Sequence[int] = (3, 5, 5, 8), images: Sequence[int] = (0, 1, 0, 2)) -> Inputs:
-    """Texts of these lengths, and these of some pictures, under the keys a loader would give them."""
+    """Texts of these lengths and these pictures, with the keys that a loader gives them."""
     generator = torch.Generator().manual_seed(3)
     pictures = torch.randn(3, 3, 32, 32, generator=generator)
     ids = torch.ones(len(lengths), max(lengths), dtype=torch.long)
@@ -74,7 +74,7 @@ def padded_inputs(lengths: Sequence[int] = (3, 5, 5, 8), images: Sequence[int] =
 
 
 def only(inputs: Inputs, rows: Sequence[int]) -> Inputs:
-    """Some rows, as padded as before."""
+    """Some rows, with their padding."""
     assert inputs.text_mask is not None
     assert inputs.image_keys is not None
     keys = tuple(inputs.image_keys[row] for row in rows)
@@ -317,7 +317,7 @@ def test_precisions_do_not_mix(make_meter: Maker, calls: Counter[str]) -> None:
 
 
 class Letters(MeterProcessor):
-    """Tokens are letters; there is no vocabulary to be had."""
+    """Tokens are letters, as no vocabulary is available."""
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         rows = [[3 + ord(letter) % 47 for letter in text[:: len(text) // 6 or 1]] for text in texts]

@@ -1,4 +1,4 @@
-"""The loop on a model of one number, against arithmetic by hand."""
+"""The training loop on a model with one parameter, against hand-worked figures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which rate and decay each parameter gets."""
+"""Learning rate and weight decay of each parameter."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from methods.base import ParameterGroup
 
 
 class Parts(nn.Module):
-    """A backbone with two matrices and a vector, and a head; nothing else of a model is needed here."""
+    """A backbone with two matrices and a vector, and a head."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Files count by their bytes, and are read again only if they may have changed."""
+"""Files are hashed by their bytes, and read again only if they may have changed."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def images(tmp_path: Path) -> list[Path]:
-    """Files in two folders, changed for the last time an hour ago."""
+    """Files in two folders, last changed an hour ago."""
     paths = [tmp_path / folder / f"{number}.png" for folder in ("a", "b") for number in range(50)]
     for number, path in enumerate(paths):
         path.parent.mkdir(exist_ok=True)
@@ -109,7 +109,7 @@ def test_a_changed_file_is_read_again(
 def test_digest_of_a_recently_written_file_is_not_cached(
     cache: Path, images: list[Path], reads: list[str]
 ) -> None:
-    """It may be written again within one tick of the file system's clock, with the same size."""
+    """It could be written again with the same size and the same time of change."""
     images[1].write_bytes(b"image 001")
     status = images[1].stat()
     before = digest_files(images)

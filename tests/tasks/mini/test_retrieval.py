@@ -1,4 +1,4 @@
-"""The embedded retrieval: Karpathy's format, descriptions that single out their picture."""
+"""The embedded retrieval: Karpathy's format, and descriptions that fit only their picture."""
 
 from __future__ import annotations
 

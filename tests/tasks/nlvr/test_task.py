@@ -1,4 +1,4 @@
-"""NLVR's first corpus: six images an example, accuracy over images, consistency over sentences and orders."""
+"""The first NLVR corpus: six images per example, accuracy over images, consistency over the six."""
 
 from __future__ import annotations
 

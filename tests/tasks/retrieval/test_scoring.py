@@ -1,4 +1,4 @@
-"""Recall at K by hand, with several captions an image and with ties, and what holds for any scores."""
+"""Recall at K by hand, with several captions per image and with ties, and properties for any scores."""
 
 from __future__ import annotations
 

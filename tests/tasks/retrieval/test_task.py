@@ -266,7 +266,7 @@ def test_loss_is_cross_entropy_with_the_match_first() -> None:
 
 
 def redness_and_length(batch: Batch) -> Tensor:
-    """A score that depends on image and text alone: what batches they come in must not show."""
+    """A score that depends on image and text only, not on their batch."""
     inputs = batch.inputs[0].paired()
     mask = inputs.input_ids != 0
     if inputs.text_mask is not None:

@@ -1,4 +1,4 @@
-"""SNLI-VE: the image is the premise, the model reads the hypothesis alone; accuracy overall and per class."""
+"""SNLI-VE: the image is the premise, the hypothesis the only text; accuracy overall and per class."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""VQA v2's files: what is read from them, and that bad ones are named on one line with the place at fault."""
+"""VQA v2's files: what is read from them, and one-line errors that name the place."""
 
 from __future__ import annotations
 

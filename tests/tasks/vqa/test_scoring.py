@@ -1,4 +1,4 @@
-"""VQA's official normalisation and soft accuracy: each quirk by hand, and what must hold for any input."""
+"""VQA's official normalisation and soft accuracy: each quirk by hand, and properties for any input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Our forward pass against the original's stored outputs, and its checkpoints' keys against our modules."""
+"""METER's forward pass against stored outputs of the original, and keys of original checkpoints against our modules."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def inputs(original: dict[str, Tensor]) -> Inputs:
 
 
 def watched(backbone: MeterBackbone) -> Iterator[tuple[str, nn.Module]]:
-    """Modules by the name under which the original's output is stored."""
+    """Modules, by the name under which the output of the original is stored."""
     model = backbone.model
     yield "full.text.embeddings", model.text_encoder.embeddings
     yield "full.vit.out", model.image_encoder.post_layernorm
@@ -66,7 +66,7 @@ def watched(backbone: MeterBackbone) -> Iterator[tuple[str, nn.Module]]:
 
 
 def hidden_of(out: Tensor | tuple[Tensor, ...] | BlockOutput) -> Tensor:
-    """Hidden states of what a module returned: a block's output, or one of Hugging Face's."""
+    """Hidden states in the output of one of our blocks or of a Hugging Face module."""
     if isinstance(out, BlockOutput):
         return out.tokens.hidden
     return out[0] if isinstance(out, tuple) else out
@@ -94,7 +94,7 @@ def test_every_stored_state_of_the_original_is_reproduced(
 
 
 def classify(heads: dict[str, Tensor], name: str, features: Tensor) -> Tensor:
-    """Linear → LN → GELU → Linear (REFERENCE.md §4)."""
+    """Linear → LN → GELU → Linear."""
     weights = {key.removeprefix(f"{name}."): heads[key] for key in heads if key.startswith(f"{name}.")}
     hidden = F.linear(features, weights["0.weight"], weights["0.bias"])
     hidden = F.gelu(F.layer_norm(hidden, hidden.shape[-1:], weights["1.weight"], weights["1.bias"]))
@@ -139,7 +139,7 @@ def test_logits_and_losses_of_the_originals_heads_are_reproduced(
 
 
 def full_size_keys() -> dict[str, dict[str, Tensor]]:
-    """Checkpoints of the original by their heading in the list of keys, on the meta device."""
+    """Original checkpoints on the meta device, by their heading in the list of keys."""
     if not KEYS.is_file():
         return {}
     found: dict[str, dict[str, Tensor]] = {}

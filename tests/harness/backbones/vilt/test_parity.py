@@ -1,4 +1,4 @@
-"""Our forward pass against the original's stored outputs and against Hugging Face's."""
+"""ViLT's forward pass against stored outputs of the original and against Hugging Face's model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report: all of it in one file, everything from data escaped, both right and wrong shown."""
+"""The report is one file, escapes all text from data, and shows right and wrong predictions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ VOID = {"meta", "img", "br", "path", "use", "rect", "circle", "polyline"}
 
 
 class Checker(HTMLParser):
-    """Collects tags and attributes; every tag has to be closed in its turn."""
+    """Collects tags and attributes; tags must be closed in order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class Checker(HTMLParser):
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    """Two methods on data that are not there any more; a question that is a script."""
+    """Two methods on data that no longer exist; one question is a script."""
     changes = {"data__benchmark": "VQA2.0", "cell__task__options": {}}
     store = store_scores(
         tmp_path / "results", {("full", 0): [1.0, 0.0] * 10, ("lora", 0): [1.0, 1.0, 0.0, 0.5] * 5}, **changes

@@ -1,4 +1,4 @@
-"""Figures: what is drawn, from hand-made results; and the same bytes again."""
+"""Figures of hand-made results: their content, and equal bytes when drawn again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The label placer: nothing overlaps where there is room, and the same input gives the same places."""
+"""Placement of labels: no overlap if there is room, and the same places for the same input."""
 
 from __future__ import annotations
 
