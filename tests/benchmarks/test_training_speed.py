@@ -237,7 +237,7 @@ def compare(
 
 
 def write_photographs(root: Path, sizes: tuple[tuple[int, int], ...], number: int) -> Path:
-    """A VQA v2 folder with noise images of these sizes (width, height); training on them takes as long as on photographs."""
+    """A VQA v2 folder with noise images of these sizes (width, height), as slow to train on as photographs."""
     rng = np.random.default_rng(0)
     for split in ("train2014", "val2014"):
         (root / split).mkdir(parents=True)
