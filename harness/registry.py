@@ -48,6 +48,7 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
         "vilt-mini": "harness.backbones.vilt.loading:load_vilt_mini",
         "meter": "harness.backbones.meter.loading:load_meter",
         "meter-mini": "harness.backbones.meter.loading:load_meter_mini",
+        "bridgetower": "harness.backbones.bridgetower.loading:load_bridgetower",
     },
 }
 """`module:attribute` by name, in the order in which tables list them."""

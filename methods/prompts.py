@@ -48,6 +48,11 @@ class Prompt(Inserted):
         tokens = self.tokens.to(hidden.dtype).expand(hidden.shape[0], -1, -1)
         return torch.cat([hidden[:, :1], tokens, hidden[:, 1:]], dim=1)
 
+    def leave_room(self, states: Tensor) -> Tensor:
+        """States `(B, T, D)` that are added to tokens → `(B, T + N, D)`; to the prompt, 0 is added."""
+        zeros = states.new_zeros(states.shape[0], len(self.tokens), states.shape[-1])
+        return torch.cat([states[:, :1], zeros, states[:, 1:]], dim=1)
+
     def widen(self, mask: Tensor) -> Tensor:
         """A mask `(…, T)` → `(…, T + N)` that lets tokens attend to the prompt.
 
@@ -81,6 +86,7 @@ class StreamPrompts(nn.Module):
                 hidden=prompt(stream.hidden),
                 mask=mask,
                 text_length=None if length is None else length + len(prompt.tokens),  # type: ignore[arg-type]
+                links=tuple(prompt.leave_room(states) for states in stream.links),  # type: ignore[operator]
             )
         return prompted
 

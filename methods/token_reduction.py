@@ -115,6 +115,11 @@ def require_own_blocks(method: str, backbone: Backbone, kind: type[torch.nn.Modu
     Raises:
         UserError: another method has replaced or wrapped a block, or the backbone is not supported.
     """
+    if backbone.fixed_tokens:
+        raise UserError(
+            f"{method}: {backbone.name} adds encoder states to its tokens before each depth, so that their number "
+            "must stay; tokens can be reduced in ViLT and METER only."
+        )
     for block in backbone.blocks:
         if type(block) is not kind:
             raise UserError(

@@ -86,6 +86,8 @@ class Backbone(nn.Module, ABC):
     pooled_token_only: bool = False
     """True if the last blocks compute only the pooled token in training and in ranking, with the same result. Costs
     are measured with all tokens, as published. See `Method.per_token`."""
+    fixed_tokens: bool = False
+    """True if the number of tokens must not change between blocks, because links add encoder states to them."""
     encoder: Callable[[Backbone, Inputs], Streams] | None = None
     """Replaces `encode` in `forward` while it is set (`harness.training.encoder_cache`)."""
 

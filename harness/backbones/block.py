@@ -22,16 +22,21 @@ class Tokens:
     text_length: in a stream that joins both modalities, how many of the leading tokens are text; None in a
         stream of one modality.
     sizes: `(B, T)` float, how many original tokens each token stands for; None: one each.
+    links: states `(B, T, D)` that the backbone adds to the tokens before its later blocks, in that order. They stay
+        with the tokens whatever the blocks do, also where a block is skipped.
     """
 
     hidden: Tensor
     mask: Tensor | None = None
     text_length: int | None = None
     sizes: Tensor | None = None
+    links: tuple[Tensor, ...] = ()
 
     def with_hidden(self, hidden: Tensor) -> Self:
         """The same tokens with other hidden states `(B, T, D)`."""
-        return type(self)(hidden, self.mask, self.text_length, self.sizes)  # a third of `replace`'s time
+        return type(self)(
+            hidden, self.mask, self.text_length, self.sizes, self.links
+        )  # a third of `replace`'s time
 
     def first(self, count: int) -> Self:
         """The leading `count` tokens."""
@@ -41,6 +46,7 @@ class Tokens:
             mask=None if self.mask is None else self.mask[..., :count],
             text_length=None if self.text_length is None else min(self.text_length, count),
             sizes=None if self.sizes is None else self.sizes[:, :count],
+            links=tuple(states[:, :count] for states in self.links),
         )
 
     def __len__(self) -> int:
@@ -55,13 +61,11 @@ class BlockInput:
     tokens: the tokens of its own stream.
     context: the other stream's tokens, for blocks with cross-attention; None where there is one stream.
     queries: how many of the leading tokens the result is wanted of; the others are only attended to. None: all.
-    bridge: what a link adds from outside the fusion stage, `(B, T, D)`; None where the backbone has no links.
     """
 
     tokens: Tokens
     context: Tokens | None = None
     queries: int | None = None
-    bridge: Tensor | None = None
 
     @property
     def asking(self) -> Tensor:

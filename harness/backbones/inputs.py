@@ -71,12 +71,14 @@ class Stream:
 
     token_type: row of the token-type table that `fuse` will add; None if there is nothing to add.
     text_length: in a stream that joins both modalities, number of leading tokens that are text; else None.
+    links: encoder states `(B, T, D)` that the backbone adds before its later blocks, in that order; none in most.
     """
 
     hidden: Tensor
     mask: Tensor | None = None
     token_type: int | None = None
     text_length: int | None = None
+    links: tuple[Tensor, ...] = ()
 
 
 Streams = dict[str, Stream]

@@ -28,6 +28,7 @@ class Rows:
             tokens,
             hidden=self.of(name, tokens.hidden),
             mask=None if tokens.mask is None else self.of(name, tokens.mask),
+            links=tuple(self.of(name, states) for states in tokens.links),
         )
 
     def spread(self, streams: Streams) -> Streams:
@@ -37,6 +38,7 @@ class Rows:
                 stream,
                 hidden=self.of(name, stream.hidden),
                 mask=None if stream.mask is None else self.of(name, stream.mask),
+                links=tuple(self.of(name, states) for states in stream.links),
             )
             for name, stream in streams.items()
         }

@@ -9,6 +9,7 @@ that a method for the fusion layers trains, and can be computed once.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +38,7 @@ PAIRED_IMAGE_SIZE = 288
 class MeterModel(PreTrainedModel):
     """METER's modules; `MeterBackbone` runs them. `layers` are the text layers by depth, then the image layers."""
 
-    config_class = MeterConfig
+    config_class: type[MeterConfig] = MeterConfig
     base_model_prefix = "model"
     _supports_sdpa = True
 
@@ -75,6 +76,7 @@ class MeterBackbone(Backbone):
     """METER as a backbone of twelve (or fewer) fusion layers in two streams."""
 
     stream_names = STREAMS
+    model_class: ClassVar[type[MeterModel]] = MeterModel
     sequential: bool = False
     """True: an image layer reads the text as the text layer of its depth has left it (PuMer's METER). False: as it
     was before that depth (METER)."""
@@ -89,7 +91,7 @@ class MeterBackbone(Backbone):
     ) -> None:
         """Random weights; the default rates are those of METER's fine-tuning on VQA (5e-6, fusion ×5, head ×50)."""
         super().__init__()
-        self.model = MeterModel(config)
+        self.model = self.model_class(config)
         self.config = config
         self.processor = processor
         self.name = name
@@ -131,12 +133,7 @@ class MeterBackbone(Backbone):
 
     def encode_text(self, input_ids: Tensor, text_mask: Tensor | None) -> Tensor:
         """RoBERTa and the projection: `(B, L)` → `(B, L, D)`."""
-        length = input_ids.shape[1]
-        if length > self.config.text_positions:
-            raise UserError(
-                f"{self.name}: a text of {length} tokens is longer than the {self.config.text_positions} "
-                "positions of its text encoder; lower the text length."
-            )
+        self.check_text(input_ids)
         encoder = self.model.text_encoder
         hidden = encoder.embeddings(input_ids)
         mask = additive_mask(text_mask, hidden)
@@ -144,6 +141,31 @@ class MeterBackbone(Backbone):
 
     def encode_image(self, pixels: Tensor, image_sizes: Tensor | None) -> Tensor:
         """CLIP and the projection: `(B, 3, H, W)` → `(B, 1 + patches, D)`."""
+        self.check_image(pixels, image_sizes)
+        encoder = self.model.image_encoder
+        hidden = encoder.pre_layrnorm(encoder.embeddings(pixels))
+        hidden = encoder.encoder(inputs_embeds=hidden).last_hidden_state
+        return self.model.image_projection(encoder.post_layernorm(hidden))  # type: ignore[no-any-return]
+
+    def check_text(self, input_ids: Tensor) -> None:
+        """Refuse texts longer than the text encoder's positions.
+
+        Raises:
+            UserError: the texts are too long.
+        """
+        length = input_ids.shape[1]
+        if length > self.config.text_positions:
+            raise UserError(
+                f"{self.name}: a text of {length} tokens is longer than the {self.config.text_positions} "
+                "positions of its text encoder; lower the text length."
+            )
+
+    def check_image(self, pixels: Tensor, image_sizes: Tensor | None) -> None:
+        """Refuse images that the position embeddings do not fit.
+
+        Raises:
+            UserError: the images have another size, or are padded.
+        """
         height, width = pixels.shape[-2:]
         side = self.config.image_size
         if (height, width) != (side, side) or image_sizes is not None:
@@ -152,10 +174,6 @@ class MeterBackbone(Backbone):
                 f"{self.name}: {what}, but its position embeddings are for whole images of {side}x{side}; "
                 "set the image size when loading it (--image-size)."
             )
-        encoder = self.model.image_encoder
-        hidden = encoder.pre_layrnorm(encoder.embeddings(pixels))
-        hidden = encoder.encoder(inputs_embeds=hidden).last_hidden_state
-        return self.model.image_projection(encoder.post_layernorm(hidden))  # type: ignore[no-any-return]
 
     def fuse(self, streams: Streams) -> Tensor:
         """The pooled first tokens of both streams after all blocks, text first: `(B, 2 D)`."""
@@ -185,7 +203,8 @@ class MeterBackbone(Backbone):
         entered: dict[str, Tokens] = {}
         for name in STREAMS:
             stream = self._add_token_type(streams[name])
-            entered[name] = Tokens(stream.hidden, additive_mask(stream.mask, stream.hidden))
+            mask = additive_mask(stream.mask, stream.hidden)
+            entered[name] = Tokens(stream.hidden, mask, links=stream.links)
         return entered
 
     def run_depths(
@@ -198,6 +217,7 @@ class MeterBackbone(Backbone):
         text, image = (tokens[name] for name in STREAMS)
         depths = len(self.blocks) // 2
         for depth in range(first, depths):
+            text, image = self.link("text", depth, text), self.link("image", depth, image)
             wanted = queries if depth == depths - 1 else None
             of_text = run_block(
                 self.blocks[depth], BlockInput(text, image, None if self.sequential else wanted)
@@ -209,11 +229,15 @@ class MeterBackbone(Backbone):
             text, image = of_text.tokens, of_image.tokens
         return {"text": text, "image": image}
 
+    def link(self, name: str, depth: int, tokens: Tokens) -> Tokens:
+        """What the blocks of a depth read of stream `name`: the tokens as the depth before has left them."""
+        return tokens
+
     def _add_token_type(self, stream: Stream) -> Stream:
         if stream.token_type is None:
             return stream
         row = self.model.token_type_embeddings.weight[stream.token_type]
-        return Stream(stream.hidden + row, stream.mask)
+        return Stream(stream.hidden + row, stream.mask, links=tuple(states + row for states in stream.links))
 
     def pool(self, tokens: Mapping[str, Tokens]) -> Tensor:
         """Poolers of both streams' first tokens: `(B, 2 D)`."""

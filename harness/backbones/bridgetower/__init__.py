@@ -1,0 +1,1 @@
+"""BridgeTower: METER's fusion layers, linked to the top layers of both encoders."""
