@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from harness.errors import UserError, did_you_mean
 from harness.options import build_options, format_value, guess_value
-from harness.specs import Spec, canonical, parse_specs
+from harness.specs import Spec, canonical, combine, member_names, parse_specs
 
 if TYPE_CHECKING:
     from harness.backbones.base import Backbone, BackboneOptions
@@ -82,6 +82,7 @@ ADAPTERS_LIBRARY = (
 """Configurations of the `adapters` library that work here, with the prefix `adapters:` where the name is taken."""
 
 _ADAPTERS_METHOD = "methods.adapters_library:AdaptersMethod"
+_COMPOSED_METHOD = "methods.composed:Composed"
 
 
 def names(kind: Kind) -> list[str]:
@@ -116,14 +117,18 @@ def locate(kind: Kind, name: str) -> str:
 
 
 def resolve_method(name: str) -> type[Method[Any]]:
-    """The class of a method. Those of the `adapters` library share one; `build_method` tells it which.
+    """The class of a method. Those of the `adapters` library share one, and so do all combined methods.
 
     Raises:
         UserError: there is no such method, or it cannot be imported or is not a subclass of Method.
     """
-    locate("methods", name)  # An unknown name is reported before anything heavy is imported.
+    members = member_names(name)
+    for member in members:
+        locate("methods", member)  # An unknown name is reported before anything heavy is imported.
     from methods.base import Method
 
+    if len(members) > 1:
+        return cast("type[Method[Any]]", _import(_COMPOSED_METHOD))
     found: type[Method[Any]] = _subclass(_load("methods", name), Method, "methods", name)
     return found
 
@@ -179,6 +184,8 @@ def build_method(spec: Spec) -> Method[Any]:
     if spec.instance is not None:
         return cast("Method[Any]", copy.deepcopy(spec.instance))
     method_class: Callable[..., Method[Any]] = resolve_method(spec.name)
+    if spec.members:
+        return method_class([build_method(member) for member in spec.members])
     if spec.name in ADAPTERS_LIBRARY:
         overrides = {key: guess_value(text) for key, text in spec.options.items()}
         method = method_class(spec.name.removeprefix("adapters:"), overrides)
@@ -216,6 +223,8 @@ def read_specs(value: object, kind: Kind) -> list[Spec]:
         else:
             raise UserError(f"must be the names of {kind}, not {item!r}.")
         for spec in specs:
+            if spec.members and kind != "methods":
+                raise UserError(f"{canonical(spec)}: only methods are combined with '+'.")
             if spec in found:
                 raise UserError(f"{canonical(spec)} appears twice.")
             found.append(spec)
@@ -228,6 +237,8 @@ def _spec_of(method: object) -> Spec:
 
     if not isinstance(method, Method):
         raise UserError(f"must be names or objects of methods, not {method!r}.")
+    if method.members:
+        return combine(map(_spec_of, method.members), method)
     if method.name in names("methods") and type(method) is not resolve_method(method.name):
         raise UserError(
             f"{type(method).__qualname__} calls itself '{method.name}', which is another method; "
@@ -247,6 +258,11 @@ def _third_parties(kind: Kind) -> dict[str, EntryPoint]:
                 f"{_origin(entry)} registers {kind[:-1]} '{entry.name}', which is built in; "
                 "rename its entry point or uninstall it."
             )
+        if len(member_names(entry.name)) > 1:
+            raise UserError(
+                f"{_origin(entry)} registers {kind[:-1]} '{entry.name}', but '+' combines methods; "
+                "rename its entry point."
+            )
         if entry.name in found and found[entry.name] != entry:
             raise UserError(
                 f"{_origin(found[entry.name])} and {_origin(entry)} both register {kind[:-1]} "
@@ -258,14 +274,18 @@ def _third_parties(kind: Kind) -> dict[str, EntryPoint]:
 
 def _load(kind: Kind, name: str) -> Any:
     location = locate(kind, name)
-    module, _, attribute = location.partition(":")
     entry = _third_parties(kind).get(name)
     if entry is None:
-        return getattr(importlib.import_module(module), attribute)
+        return _import(location)
     try:
         return entry.load()
     except (ImportError, AttributeError) as error:
         raise UserError(f"{kind[:-1]} '{name}' of {_origin(entry)} cannot be loaded: {error}.") from error
+
+
+def _import(location: str) -> Any:
+    module, _, attribute = location.partition(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 def _subclass(found: Any, base: type[Any], kind: Kind, name: str) -> Any:

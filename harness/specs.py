@@ -1,15 +1,20 @@
-"""Specs: a method, task or backbone with options, as `das[skip=4],lora[r=8]` or in an experiment file."""
+"""Specs: a method, task or backbone with options, as `das[skip=4],lora[r=8]` or in an experiment file.
+
+Methods combine with `+`: `lora[r=8]+das`. A `+` separates two methods if a name follows it; `compacter++` is one name.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from harness.errors import UserError
 from harness.options import format_value
 
-_NAME = re.compile(r"[A-Za-z0-9_.:+-]+")
+_NAME = re.compile(r"[A-Za-z0-9_.:-]+\+*")
+_COMBINES = re.compile(r"\+(?=\s*[A-Za-z0-9_.:-])")
 
 
 OPTION_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -20,11 +25,38 @@ class Spec:
     """A name and its options as they were written: `lora[r=8]` is `Spec("lora", {"r": "8"})`.
 
     instance: the method object that was given instead of a name; its name need not be registered.
+    members: the specs that are combined, in alphabetical order of their names; () for a single one.
     """
 
     name: str
     options: Mapping[str, str] = field(default_factory=dict)
     instance: object | None = field(default=None, compare=False, repr=False)
+    members: tuple[Spec, ...] = ()
+
+
+def combine(members: Iterable[Spec], instance: object | None = None) -> Spec:
+    """Several specs as one, whose name joins theirs: `das+lora`. Their order makes no difference.
+
+    Raises:
+        UserError: a name appears twice.
+    """
+    ordered = tuple(sorted(members, key=lambda member: member.name))
+    for one, other in pairwise(ordered):
+        if one.name == other.name:
+            raise UserError(f"{one.name} cannot be combined with itself.")
+    return Spec("+".join(member.name for member in ordered), {}, instance, ordered)
+
+
+def member_names(name: str) -> list[str]:
+    """The names that a spec's name combines: `das+lora` → das, lora. A single name is returned as it is."""
+    return [part.strip() for part in _COMBINES.split(name)]
+
+
+def with_defaults(spec: Spec, tables: Mapping[str, Mapping[str, str]]) -> Spec:
+    """The spec with more options by name, which the spec's own options override; for members of it likewise."""
+    if spec.members:
+        return combine((with_defaults(member, tables) for member in spec.members), spec.instance)
+    return Spec(spec.name, {**tables.get(spec.name, {}), **spec.options}, spec.instance)
 
 
 def parse_specs(text: str) -> list[Spec]:
@@ -57,6 +89,8 @@ def parse_spec(text: str) -> Spec:
 
 def canonical(spec: Spec) -> str:
     """A spec as text: options in alphabetical order, no blanks. `parse_spec` reads it back."""
+    if spec.members:
+        return "+".join(map(canonical, spec.members))
     options = ",".join(f"{key}={spec.options[key]}" for key in sorted(spec.options))
     return f"{spec.name}[{options}]" if options else spec.name
 
@@ -93,6 +127,28 @@ def _split(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _parse_one(part: tuple[int, str], text: str) -> Spec:
+    """One spec, or several that are combined."""
+    position, piece = part
+    members = [_parse_member(member, text) for member in _split_members(position, piece)]
+    if len(members) == 1:
+        return members[0]
+    try:
+        return combine(members)
+    except UserError as error:
+        raise UserError(f"'{text}': character {position}: {error}") from None
+
+
+def _split_members(position: int, piece: str) -> Iterator[tuple[int, str]]:
+    """Parts between `+` outside brackets, each with the position of its first character."""
+    start = 0
+    for match in _COMBINES.finditer(piece):
+        if piece.count("[", 0, match.start()) == piece.count("]", 0, match.start()):
+            yield position + start, piece[start : match.start()]
+            start = match.end()
+    yield position + start, piece[start:]
+
+
+def _parse_member(part: tuple[int, str], text: str) -> Spec:
     position, piece = part
     written, _, inside = piece.strip().partition("[")
     name = written.strip()

@@ -13,7 +13,7 @@ from harness.backbones.base import Backbone, HuggingFaceForm
 from harness.backbones.block import Block
 from harness.backbones.folding import Activation
 from harness.errors import UserError
-from methods.base import Method, freeze
+from methods.base import Method, Slot, freeze
 from methods.bottleneck import BottleneckAdapter, bottleneck_size
 from methods.exporting import Blocks, export_bottlenecks
 from methods.option_checks import at_least, positive
@@ -51,6 +51,7 @@ class SequentialAdapter(Method[SequentialAdapterOptions]):
     learning_rate_scale: ClassVar[float] = 5.0
     per_token: ClassVar[bool] = True
     exports: ClassVar[tuple[str, ...]] = ("adapters",)
+    fills: ClassVar[frozenset[Slot] | None] = frozenset({Slot.SEQUENTIAL})
 
     def adapt(self, backbone: Backbone, generator: torch.Generator) -> None:
         """Fill every sequential slot. Weights with standard deviation 0.01 start it near the identity (section 2.1)."""

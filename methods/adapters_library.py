@@ -10,20 +10,20 @@ import importlib
 import logging
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from harness.backbones.base import Backbone
-from harness.backbones.block import Block
+from harness.backbones.block import own_blocks
 from harness.backbones.inputs import Streams
 from harness.errors import UserError, did_you_mean
-from methods.base import Method, NoOptions, freeze
+from methods.base import Method, NoOptions, Slot, freeze
 
 Override = str | int | float | bool
 
@@ -82,6 +82,8 @@ class AdaptersMethod(Method[NoOptions]):
     summary: ClassVar[str] = "a configuration of the adapters library"
     source: ClassVar[str] = "adapters library, Poth et al., EMNLP 2023"
     learning_rate_scale: ClassVar[float] = 5.0
+    fills: ClassVar[frozenset[Slot] | None] = frozenset({Slot.PROJECTIONS})
+    """For bottlenecks too, which the library calls by hooks on the projections of METER."""
 
     def __init__(self, config_name: str, overrides: Mapping[str, Override] | None = None) -> None:
         super().__init__(NoOptions())
@@ -127,8 +129,8 @@ class AdaptersMethod(Method[NoOptions]):
         # A partial, not a closure: a copy of the backbone must run its own blocks.
         backbone.fuse = partial(_fuse_in_context, backbone)  # type: ignore[method-assign]
 
-    def finalize(self, backbone: Backbone) -> None:
-        """Replace each updated projection by one plain linear map, and fold the blocks.
+    def merge(self, backbone: Backbone) -> None:
+        """Replace each updated projection by one plain linear map.
 
         Blocks with bottlenecks are not folded, because the library calls the bottlenecks by hooks.
 
@@ -136,19 +138,17 @@ class AdaptersMethod(Method[NoOptions]):
         weight and bias are computed from the outputs of the adapted map, which is affine: f(x) = W x + b.
         """
         if self.settings.architecture != "lora" or self.settings.use_gating:
-            super().finalize(backbone)
             return
         context = importlib.import_module("adapters.context").ForwardContext
         model: Any = backbone.model
         backbone.eval()
         with torch.no_grad(), context(model):
-            for block in cast(Iterable[Block], backbone.blocks):
+            for block in own_blocks(backbone.blocks):
                 for role, module in block.projections().items():
                     plain = merged_linear(module)
                     block.set_projection(role, plain)
         model.shared_parameters.clear()
         del backbone.fuse
-        super().finalize(backbone)
 
     def method_modules(self, backbone: Backbone) -> list[nn.Module]:
         """The modules whose name is the adapter's; the library names them so."""

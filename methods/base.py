@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeAlias, TypeVar
 
@@ -163,6 +164,21 @@ class CostCase:
     decision: Decision | None = None
 
 
+class Slot(Enum):
+    """A part of a backbone that a method may fill. Methods combine if they fill different slots.
+
+    Methods that fill a later one adapt after those that fill an earlier one.
+    """
+
+    WEIGHTS = "the choice of pretrained weights that train"
+    PROJECTIONS = "the projections of the blocks"
+    SEQUENTIAL = "the slots after the sublayers"
+    PARALLEL = "the slots beside the sublayers"
+    PROMPT = "the place before the first block"
+    TOKENS = "the number of tokens within a block"
+    BLOCKS = "the places of whole blocks"
+
+
 class Method(ABC, Generic[OptionsT]):
     """One way of adapting a backbone; a subclass is one file in `methods/`."""
 
@@ -184,6 +200,12 @@ class Method(ABC, Generic[OptionsT]):
     test examples."""
     exports: ClassVar[tuple[str, ...]] = ()
     """Formats of `harness export` that `export` can write: `adapters`, `peft`."""
+
+    fills: ClassVar[frozenset[Slot] | None] = None
+    """What the method fills, so that it combines with others (`lora+das`); None: it does not combine. A method that
+    combines must put what `finalize` does before folding into `merge`."""
+    members: Sequence[Method[Any]] = ()
+    """The methods that this one combines (`methods.composed`)."""
 
     searches: ClassVar[bool] = False
     """Whether `search` runs before training."""
@@ -259,10 +281,16 @@ class Method(ABC, Generic[OptionsT]):
     def finalize(self, backbone: Backbone) -> None:
         """Turn the trained backbone into its deployed form, with the same outputs.
 
-        This default folds the blocks (`harness.backbones.folding`). A method that does more, such as merging updates
-        into the projections, does so first.
+        By default `merge`, then the blocks are folded (`harness.backbones.folding`).
         """
+        self.merge(backbone)
         fold(backbone)
+
+    def merge(self, backbone: Backbone) -> None:
+        """What must happen before the blocks are folded, such as merging updates into the projections.
+
+        Other methods may have replaced blocks, or filled their slots, too.
+        """
 
     def export(
         self, form: str, target: HuggingFaceForm, blocks: Mapping[int, Mapping[str, Tensor]], output: Path

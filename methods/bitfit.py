@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 
 from harness.backbones.base import Backbone
-from methods.base import Method, NoOptions, freeze
+from methods.base import Method, NoOptions, Slot, freeze
 
 
 class BitFit(Method[NoOptions]):
@@ -18,6 +18,7 @@ class BitFit(Method[NoOptions]):
     source: ClassVar[str] = "Ben Zaken et al., ACL 2022"
     learning_rate_scale: ClassVar[float] = 10.0
     per_token: ClassVar[bool] = True
+    fills: ClassVar[frozenset[Slot] | None] = frozenset({Slot.WEIGHTS})
 
     def adapt(self, backbone: Backbone, generator: torch.Generator) -> None:
         """Freeze everything except the biases of the blocks."""

@@ -24,7 +24,7 @@ from harness.backbones.folding import HasBranch, is_hooked
 from harness.backbones.inputs import Streams
 from harness.errors import UserError, did_you_mean
 from methods.bandit import Bandit, Findings, Update, reward_of
-from methods.base import CostCase, Inserted, Method, SearchTrainer, freeze
+from methods.base import CostCase, Inserted, Method, SearchTrainer, Slot, freeze
 from methods.bottleneck import BottleneckAdapter
 from methods.das_decision import DASDecision
 
@@ -144,6 +144,7 @@ class DAS(Method[DASOptions]):
     Options: ClassVar[type[Any]] = DASOptions
     learning_rate_scale: ClassVar[float] = 5.0
     per_token: ClassVar[bool] = True
+    fills: ClassVar[frozenset[Slot] | None] = frozenset({Slot.PARALLEL, Slot.BLOCKS})
     Decision: ClassVar[type[Any]] = DASDecision
 
     def __init__(self, options: DASOptions | None = None) -> None:

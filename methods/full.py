@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 
 from harness.backbones.base import Backbone
-from methods.base import Method, NoOptions
+from methods.base import Method, NoOptions, Slot
 
 
 class Full(Method[NoOptions]):
@@ -18,6 +18,7 @@ class Full(Method[NoOptions]):
     source: ClassVar[str] = "Devlin et al., NAACL 2019"
     learning_rate_scale: ClassVar[float] = 1.0
     per_token: ClassVar[bool] = True
+    fills: ClassVar[frozenset[Slot] | None] = frozenset({Slot.WEIGHTS})
 
     def adapt(self, backbone: Backbone, generator: torch.Generator) -> None:
         """Make all parameters trainable."""

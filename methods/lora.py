@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness.backbones.base import Backbone, HuggingFaceForm
-from harness.backbones.block import Block
+from harness.backbones.block import Block, own_blocks
 from harness.errors import UserError, did_you_mean
-from methods.base import Inserted, Method, freeze
+from methods.base import Inserted, Method, Slot, freeze
 from methods.exporting import LOAD_PEFT, NAME, Blocks, export_adapters, load_peft
 from methods.option_checks import at_least, fraction, positive
 
@@ -121,6 +121,7 @@ class LoRA(Method[LoRAOptions]):
     learning_rate_scale: ClassVar[float] = 10.0
     per_token: ClassVar[bool] = True
     exports: ClassVar[tuple[str, ...]] = ("adapters", "peft")
+    fills: ClassVar[frozenset[Slot] | None] = frozenset({Slot.PROJECTIONS})
 
     def adapt(self, backbone: Backbone, generator: torch.Generator) -> None:
         """Wrap the target projections.
@@ -149,13 +150,12 @@ class LoRA(Method[LoRAOptions]):
                 f"lora: targets: {backbone.name} has no projection '{target}'.{did_you_mean(target, known)}"
             )
 
-    def finalize(self, backbone: Backbone) -> None:
-        """Merge every update, restore the plain linear maps, and fold the blocks."""
-        for block in cast(Iterable[Block], backbone.blocks):
+    def merge(self, backbone: Backbone) -> None:
+        """Merge every update, and restore the plain linear maps."""
+        for block in own_blocks(backbone.blocks):
             for role, module in block.projections().items():
                 if isinstance(module, LoRALinear):
                     block.set_projection(role, module.merged())
-        super().finalize(backbone)
 
     def export(self, form: str, target: HuggingFaceForm, blocks: Blocks, output: Path) -> str:
         """Write the updates for `adapters` or `peft`.

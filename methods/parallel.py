@@ -12,7 +12,7 @@ import torch
 from harness.backbones.base import Backbone, HuggingFaceForm
 from harness.backbones.block import Block
 from harness.backbones.folding import Activation
-from methods.base import Method, freeze
+from methods.base import Method, Slot, freeze
 from methods.bottleneck import BottleneckAdapter, bottleneck_size
 from methods.exporting import Blocks, export_bottlenecks
 from methods.option_checks import at_least, positive
@@ -53,6 +53,7 @@ class ParallelAdapter(Method[ParallelAdapterOptions]):
     learning_rate_scale: ClassVar[float] = 4.0
     per_token: ClassVar[bool] = True
     exports: ClassVar[tuple[str, ...]] = ("adapters",)
+    fills: ClassVar[frozenset[Slot] | None] = frozenset({Slot.PARALLEL})
 
     def adapt(self, backbone: Backbone, generator: torch.Generator) -> None:
         """Fill the parallel slots."""
@@ -73,9 +74,8 @@ class ParallelAdapter(Method[ParallelAdapterOptions]):
                     zero_up=True,
                 )
 
-    def finalize(self, backbone: Backbone) -> None:
+    def merge(self, backbone: Backbone) -> None:
         """Fold the blocks; where a backbone knows no folding, the factor into the upper projections."""
-        super().finalize(backbone)
         for module in self.method_modules(backbone):
             if isinstance(module, BottleneckAdapter):
                 module.fold_scale()

@@ -13,7 +13,7 @@ from harness.backbones.base import Backbone
 from harness.backbones.block import Block, BlockInput, BlockOutput, run_block
 from harness.backbones.folding import fold_block
 from harness.backbones.inputs import Streams
-from methods.base import Inserted, Method, freeze
+from methods.base import Inserted, Method, Slot, freeze
 from methods.option_checks import at_least
 
 INITIAL_STD = 0.02
@@ -135,6 +135,16 @@ class PromptedBlock(Block):
         """The same as the wrapped block's."""
         return self.block.parallel
 
+    @property
+    def normalizes_last(self) -> bool:  # type: ignore[override]
+        """The same as the wrapped block's."""
+        return self.block.normalizes_last
+
+    @property
+    def post_norm(self) -> nn.ModuleDict:  # type: ignore[override]
+        """The same as the wrapped block's."""
+        return self.block.post_norm
+
     def projections(self) -> dict[str, nn.Linear]:
         """The same as the wrapped block's."""
         return self.block.projections()
@@ -158,6 +168,7 @@ class ShallowPrompt(Method[PromptOptions]):
     Options: ClassVar[type[Any]] = PromptOptions
     learning_rate_scale: ClassVar[float] = 15.0
     per_token: ClassVar[bool] = True
+    fills: ClassVar[frozenset[Slot] | None] = frozenset({Slot.PROMPT})
 
     def adapt(self, backbone: Backbone, generator: torch.Generator) -> None:
         """Insert the prompts between `encode` and the first block."""
@@ -177,6 +188,7 @@ class DeepPrompt(Method[PromptOptions]):
     Options: ClassVar[type[Any]] = PromptOptions
     learning_rate_scale: ClassVar[float] = 1.5
     per_token: ClassVar[bool] = True
+    fills: ClassVar[frozenset[Slot] | None] = frozenset({Slot.TOKENS})
 
     def adapt(self, backbone: Backbone, generator: torch.Generator) -> None:
         """Wrap every block with a prompt."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from harness.backbones.base import Backbone
 from harness.backbones.block import Tokens
 from harness.errors import UserError
-from methods.base import Method, freeze
+from methods.base import Method, Slot, freeze
 from methods.option_checks import fraction
 from methods.token_attention import AttentionStyle, additive, mask_weights
 from methods.token_merging import (
@@ -107,6 +107,7 @@ class Pumer(Method[PumerOptions]):
     source: ClassVar[str] = "Cao et al., ACL 2023"
     Options: ClassVar[type[Any]] = PumerOptions
     per_token: ClassVar[bool] = True
+    fills: ClassVar[frozenset[Slot] | None] = frozenset({Slot.TOKENS})
 
     @property
     def learning_rate_scale(self) -> float:  # type: ignore[override]

@@ -14,7 +14,7 @@ from torch import Tensor
 from harness.backbones.base import Backbone
 from harness.backbones.block import Tokens
 from harness.errors import UserError
-from methods.base import Method, freeze
+from methods.base import Method, Slot, freeze
 from methods.option_checks import at_least
 from methods.token_attention import AttentionStyle, additive, mask_weights
 from methods.token_merging import Merges, bipartite_matching, cap_merges, merge, merge_schedule
@@ -79,6 +79,7 @@ class Tome(Method[TomeOptions]):
     Options: ClassVar[type[Any]] = TomeOptions
     learning_rate_scale: ClassVar[float] = 5.0
     per_token: ClassVar[bool] = True
+    fills: ClassVar[frozenset[Slot] | None] = frozenset({Slot.TOKENS})
 
     def adapt(self, backbone: Backbone, generator: torch.Generator) -> None:
         """Freeze the backbone and make its blocks merge tokens."""

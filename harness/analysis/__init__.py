@@ -1,1 +1,1 @@
-"""Statistics from records: per-example scores, intervals, significance tests, and the CI baseline."""
+"""Records to evidence: per-example scores, intervals, significance tests, and the CI baseline."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol, Self
 
@@ -143,6 +144,11 @@ class Block(nn.Module, ABC):
     def folded(self) -> nn.Module:
         """What is deployed in the block's place, with the same outputs: by default the block as it is."""
         return self
+
+
+def own_blocks(blocks: Iterable[nn.Module]) -> Iterator[Block]:
+    """The blocks that have projections and slots; methods may have replaced the others."""
+    return (block for block in blocks if isinstance(block, Block))
 
 
 def run_block(block: nn.Module, inputs: BlockInput) -> BlockOutput:

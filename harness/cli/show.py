@@ -1,20 +1,23 @@
-"""`harness show`: a readable summary of one cell."""
+"""`harness show`: one record for people."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from harness.report.describe import describe
 
+if TYPE_CHECKING:
+    pass
+
 
 def show(
-    cell: Annotated[str, typer.Argument(help="Cell id, or its first characters.")],
+    cell: Annotated[str, typer.Argument(help="Id of a cell, or how it begins.")],
     results: Annotated[Path, typer.Option("--results", "-r", help="Results folder.")] = Path("results"),
 ) -> None:
-    """Show a cell's settings, scores and costs."""
+    """Show what a cell was, what it scored and what it cost."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

@@ -22,7 +22,7 @@ from typing import Any
 from harness.errors import UserError, did_you_mean
 from harness.options import format_value
 from harness.registry import Kind, read_specs
-from harness.specs import OPTION_NAME, Spec, canonical
+from harness.specs import OPTION_NAME, Spec, canonical, with_defaults
 
 _TABLES: Mapping[Kind, str] = {"methods": "methods", "tasks": "tasks", "backbones": "backbone"}
 """Tables of options, and the key of `[run]` that names what they are for."""
@@ -85,13 +85,13 @@ def _read_options(values: object, where: str) -> dict[str, str]:
 def _merge(tables: Mapping[str, Mapping[str, str]], specs: list[Spec] | None, where: str) -> list[Spec]:
     if specs is None:
         return [Spec(name, options) for name, options in tables.items()]
-    named = [spec.name for spec in specs]
+    named = [member.name for spec in specs for member in (spec.members or (spec,))]
     for name in tables:
         if name not in named:
             raise UserError(f"{where.format(name)}: [run] does not name it.{did_you_mean(name, named)}")
     full: list[Spec] = []
     for spec in specs:
-        merged = Spec(spec.name, {**tables.get(spec.name, {}), **spec.options})
+        merged = with_defaults(spec, tables)
         if merged in full:
             raise UserError(f"{where.format(spec.name)}: {canonical(merged)} would run twice.")
         full.append(merged)

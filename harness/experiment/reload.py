@@ -15,8 +15,8 @@ from harness.experiment.plan import Cell, build_cell, build_testbed, load_backbo
 from harness.options import format_value
 from harness.records.record import MethodChoice, Record
 from harness.registry import build_method
-from harness.specs import Spec, parse_specs
-from tasks.data.image_cache import ImageCache
+from harness.specs import Spec, combine, member_names, parse_specs
+from tasks.data.images import ImageCache
 
 
 def cell_of(
@@ -52,7 +52,7 @@ def cell_of(
             f"({chosen.backbone.digest[:12]}, these are {backbone.digest()[:12]}); "
             f"name them with {here.where('weights')}."
         )
-    images = ImageCache(backbone.processor, settings.data.image_budget_mib, settings.data.image_cache)
+    images = ImageCache(backbone.processor, settings.data.image_budget_mib)
     encodings = open_encodings(settings, backbone)
     testbed = build_testbed(settings, settings.tasks[0], backbone, images, encodings=encodings)
     classes = record.data.details.get("answers")
@@ -109,7 +109,10 @@ def _method_spec(method: MethodChoice) -> Spec:
     (spec,) = parse_specs(method.label)
     if json.loads(json.dumps(build_method(spec).config(), default=str)) == method.options:
         return spec
-    return Spec(method.name, _texts(method.options))
+    names = member_names(method.name)
+    if len(names) == 1:
+        return Spec(method.name, _texts(method.options))
+    return combine(Spec(name, _texts(method.options[name])) for name in names)
 
 
 def _texts(options: object) -> dict[str, str]:

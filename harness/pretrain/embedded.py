@@ -1,4 +1,4 @@
-"""Embedded backbones and how each is pre-trained."""
+"""The backbones that can be pre-trained here, by name."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ from harness.pretrain.recipe import METER_STAGES, VILT_STAGES, Recipe
 
 @dataclass(frozen=True)
 class EmbeddedBackbone:
-    """A backbone and its pre-training recipe.
+    """What is pre-trained, and how.
 
-    load: loads it with the weights of a folder, or with `weights="random"`.
-    folder: weights that ship with this package.
-    copied: files in `folder` that every folder of weights needs: configuration and vocabulary.
-    stages: recipes that are run one after the other.
+    load: with the weights of a folder, or `weights="random"`.
+    folder: of the weights that ship with this package.
+    copied: files of it that a new folder of weights needs as well: configuration and vocabulary.
     """
 
     load: Callable[[BackboneOptions], Pretrainable]

@@ -1,1 +1,1 @@
-"""Tables, figures and the HTML report of a results folder."""
+"""Records to paper: tables, figures and the HTML page."""

@@ -1,4 +1,4 @@
-"""A readable summary of one record."""
+"""One record as lines for people."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def describe(record: Record) -> Iterator[tuple[str, str]]:
-    """(name, value) pairs, the most important first."""
+    """Lines of (what, value) in the order in which one asks for them."""
     cell = record.cell
     yield "cell", cell.id
     yield "status", record.status if record.error is None else f"{record.status}: {record.error}"
@@ -54,7 +54,10 @@ def _with_options(name: str, options: object) -> str:
     from harness.options import format_value
 
     pairs = options.items() if isinstance(options, dict) else ()
-    listed = ", ".join(f"{key}={format_value(value)}" for key, value in pairs)
+    listed = ", ".join(
+        _with_options(key, value) if isinstance(value, dict) else f"{key}={format_value(value)}"
+        for key, value in pairs
+    )
     return f"{name} ({listed})" if listed else name
 
 

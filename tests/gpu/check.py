@@ -53,6 +53,8 @@ METHODS = (
     "shallow_prompt",
     "deep_prompt",
     "das",
+    "lora+das[search_epochs=2]",
+    "lora+tome",
 )
 SMALL_TASK = "vqa[limit_train=160,limit_val=48,limit_test=96]"
 FULL_SIZE = (384, 576)

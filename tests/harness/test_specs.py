@@ -31,7 +31,7 @@ class Options:
             raise ValueError("r must be at least 1")
 
 
-NAMES = st.from_regex(r"[A-Za-z0-9_.:+-]{1,12}", fullmatch=True)
+NAMES = st.from_regex(r"[A-Za-z0-9_.:-]{1,12}\+{0,2}", fullmatch=True)
 KEYS = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,8}", fullmatch=True)
 TEXTS = st.text(st.characters(blacklist_characters="[],", blacklist_categories=["Cs"]), max_size=12).map(
     str.strip

@@ -19,6 +19,8 @@ from methods.adapters_library import AdaptersMethod
 from methods.base import Method
 from methods.bitfit import BitFit
 from methods.classifier import Classifier
+from methods.composed import Composed
+from methods.das import DAS, DASOptions
 from methods.full import Full
 from methods.lora import LoRA, LoRAOptions
 from methods.parallel import ParallelAdapter, ParallelAdapterOptions
@@ -46,6 +48,11 @@ MAKERS: dict[str, Callable[[], Method[Any]]] = {
     "pumer, published": lambda: Pumer(PumerOptions(variant="published")),
     "seq_bn": lambda: AdaptersMethod("seq_bn"),
     "dora": lambda: AdaptersMethod("dora"),
+    "bitfit+adapter": lambda: Composed([BitFit(), SequentialAdapter()]),
+    "das+lora": lambda: Composed([LoRA(), DAS(DASOptions(blocks=("3",)))]),
+    "lora+pumer": lambda: Composed([LoRA(), Pumer()]),
+    "adapter+seq_bn+tome": lambda: Composed([SequentialAdapter(), AdaptersMethod("seq_bn"), Tome()]),
+    "das+deep_prompt": lambda: Composed([DAS(DASOptions(blocks=("3",))), DeepPrompt()]),
 }
 every_method = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS.keys())
 
@@ -70,17 +77,20 @@ def randomize(method: Method[Any], backbone: Backbone) -> None:
 def test_exactly_the_methods_own_and_chosen_parameters_train(make: Callable[[], Method[Any]]) -> None:
     method = make()
     backbone = mini()
-    pretrained = {id(p) for p in backbone.parameters()}
+    kept = list(backbone.parameters())  # so that no new parameter gets the id of one that left
+    pretrained = {id(p) for p in kept}
     method.adapt(backbone, torch.Generator().manual_seed(0))
-    chosen = {
+    by_method = {
         "full": pretrained,
         "pumer": pretrained,
-        "bitfit": {id(p) for n, p in backbone.blocks.named_parameters() if n.endswith("bias")},
-    }.get(method.name, set())
+        "bitfit": pretrained & {id(p) for n, p in backbone.blocks.named_parameters() if n.endswith("bias")},
+    }
+    alone = [each.name for each in method.members if each.name != "pumer"] or [method.name]
+    chosen = set().union(*(by_method.get(name, set()) for name in alone))
     own = {id(p) for p in method.method_parameters(backbone)}
     assert own == {id(p) for p in backbone.parameters()} - pretrained
     assert {id(p) for p in backbone.parameters() if p.requires_grad} == own | chosen
-    assert pretrained <= {id(p) for p in backbone.parameters()}
+    assert pretrained <= {id(p) for p in backbone.parameters()} or "das" in alone
 
 
 @every_method

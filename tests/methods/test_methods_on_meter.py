@@ -42,7 +42,8 @@ def test_method_trains_its_parameters_and_finalize_keeps_outputs(
         "bitfit": {id(p) for n, p in backbone.blocks.named_parameters() if n.endswith("bias")},
     }
     trains = {id(parameter) for parameter in backbone.parameters() if parameter.requires_grad}
-    assert trains == own | chosen.get(method.name, set())
+    members = [each.name for each in method.members or (method,)]
+    assert trains == own.union(*(chosen.get(name, set()) for name in members))
     randomize(method, backbone)
     before = pooled(backbone.eval())
     if trains:

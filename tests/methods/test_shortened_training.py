@@ -18,6 +18,7 @@ from methods.adapter import SequentialAdapter
 from methods.adapters_library import AdaptersMethod
 from methods.base import Method
 from methods.bitfit import BitFit
+from methods.composed import Composed
 from methods.das import DAS, DASOptions, GatedBlock
 from methods.full import Full
 from methods.lora import LoRA
@@ -44,6 +45,10 @@ METHODS: dict[str, Callable[[tuple[str, ...]], Method[Any]]] = {
     "pumer": lambda last: Pumer(PumerOptions(text=0.4)),
     "pumer, last layer": lambda last: Pumer(PumerOptions(layers=(int(last[0].split(".")[-1]),), text=0.4)),
     "pumer, published": lambda last: Pumer(PumerOptions(variant="published")),
+    "das+deep_prompt+lora": lambda last: Composed(
+        [DAS(DASOptions(blocks=last)), LoRA(), DeepPrompt(PromptOptions(tokens=3))]
+    ),
+    "lora+tome": lambda last: Composed([LoRA(), Tome(TomeOptions(r=2))]),
 }
 every_method = pytest.mark.parametrize("make", METHODS.values(), ids=METHODS.keys())
 

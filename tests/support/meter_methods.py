@@ -14,6 +14,7 @@ from methods.adapters_library import AdaptersMethod
 from methods.base import Method
 from methods.bitfit import BitFit
 from methods.classifier import Classifier
+from methods.composed import Composed
 from methods.das import DAS, DASOptions
 from methods.full import Full
 from methods.lora import LoRA
@@ -43,6 +44,14 @@ METHODS: dict[str, Callable[[], Method[Any]]] = {
     "ia3": lambda: AdaptersMethod("ia3"),
     "dora": lambda: AdaptersMethod("dora"),
     "adapters:lora": lambda: AdaptersMethod("lora"),
+    "das+lora": lambda: Composed([DAS(DASOptions(blocks=("text.1", "image.0"))), LoRA()]),
+    "adapter+bitfit+tome": lambda: Composed([SequentialAdapter(), BitFit(), Tome()]),
+    "das+seq_bn": lambda: Composed(
+        [DAS(DASOptions(blocks=("image.1",))), AdaptersMethod("seq_bn", {"reduction_factor": 8})]
+    ),
+    "das+deep_prompt": lambda: Composed(
+        [DAS(DASOptions(blocks=("text.0",))), DeepPrompt(PromptOptions(tokens=3))]
+    ),
 }
 every_method = pytest.mark.parametrize("make", METHODS.values(), ids=METHODS.keys())
 

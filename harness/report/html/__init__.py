@@ -1,1 +1,1 @@
-"""A results folder as one self-contained HTML page."""
+"""One HTML page of a results folder that needs no network."""
