@@ -23,6 +23,11 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f" Known: {', '.join(choices)}." if choices else ""
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun in singular or plural: `1 cell`, `2 cells`, `1,200 examples`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def one_line(error: BaseException) -> str:
     """Type and message of an exception as one line, for records and progress lines."""
     return traceback.format_exception_only(error)[-1].strip().splitlines()[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar
@@ -50,6 +50,21 @@ class Batch:
             inputs=tuple(part.to(device) for part in self.inputs),
             targets=None if self.targets is None else self.targets.to(device, non_blocking=True),
         )
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory, from which a GPU copies by itself."""
+        return replace(
+            self,
+            inputs=tuple(part.pin_memory() for part in self.inputs),
+            targets=None if self.targets is None else self.targets.pin_memory(),
+        )
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All tensors on the device of the batch."""
+        for part in self.inputs:
+            yield from part.tensors().values()
+        if self.targets is not None:
+            yield self.targets
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -1,1 +1,1 @@
-"""Records to evidence: per-example scores, intervals, significance tests, and the CI baseline."""
+"""Statistics from records: per-example scores, intervals, significance tests, and the CI baseline."""

@@ -1,22 +1,22 @@
-"""The baseline of a benchmark that is run again and again: what each cell came to when it was accepted.
+"""The baseline of a repeated benchmark: the figures of each cell when they were accepted.
 
 A baseline is a JSON file under version control (schema 1):
 
     {"schema_version": 1,
      "accepted": when, "commit": of the code that made it, "platform": where,
      "cells": [{"method": label, "task": name, "backbone": name, "seed": number,
-                "protocol": digest of all that has to agree for two results to compare,
+                "protocol": digest of everything that must agree before two results may be compared,
                 "metric": name, "higher_is_better": true,
-                "score": in percent, "low": , "high": its 95 % interval over test examples,
-                "parameters": all, "updated_parameters": trained by the method,
-                "deployed_parameters": all, of the finalised model,
-                "macs": of one pass of the finalised model,
-                "tuned_file_bytes": size of the tuned weights,
-                "latency_ratio": {"ratio": , "low": , "high": } or null}]}
+                "score": in percent, "low", "high": its 95 % interval over test examples,
+                "parameters": of the trained model, "updated_parameters": those the method trains,
+                "deployed_parameters": of the finalised model,
+                "macs": of one forward pass of the finalised model,
+                "tuned_file_bytes": size of the file of tuned weights,
+                "latency_ratio": {"ratio", "low", "high"} or null}]}
 
-latency_ratio: batch 1, median over that of the untouched backbone in the same interleaved measurement, with the
-95 % interval; milliseconds of different machines do not compare, ratios do better. Cells are known by method,
-task, backbone and seed: a cell's id changes with its code, which is what is under test.
+latency_ratio: at batch size 1, the median divided by the untouched backbone's median in the same interleaved
+measurement, with its 95 % interval. Ratios can be compared between machines better than milliseconds. Cells are
+identified by method, task, backbone and seed, because a cell's id changes with the code, which is under test.
 """
 
 from __future__ import annotations
@@ -46,21 +46,23 @@ RESAMPLES = 10_000
 
 
 class Ratio(Part):
-    """A latency over the reference's."""
+    """Latency relative to the reference, with its interval."""
 
-    ratio: float = Field(description="Median over the untouched backbone's median.")
+    ratio: float = Field(description="Median divided by the untouched backbone's median.")
     low: float = Field(description="Lower end of the 95 % interval.")
     high: float = Field(description="Upper end of the 95 % interval.")
 
 
 class BaselineCell(Part):
-    """What a cell came to."""
+    """The accepted figures of one cell."""
 
     method: str = Field(description="Label, such as lora[r=8].")
     task: str = Field(description="Registered name.")
     backbone: str = Field(description="Registered name.")
     seed: int = Field(description="Seed of the cell.")
-    protocol: str = Field(description="SHA-256 (16 hex digits) of what has to agree for scores to compare.")
+    protocol: str = Field(
+        description="SHA-256 (16 hex digits) of what must agree before scores may be compared."
+    )
     metric: str = Field(description="The task's primary metric.")
     higher_is_better: bool = Field(description="Its direction.")
     score: float = Field(description="In percent.")
@@ -75,27 +77,29 @@ class BaselineCell(Part):
 
     @property
     def key(self) -> tuple[str, str, str, int]:
-        """What the cell is known by."""
+        """Backbone, task, method and seed, which identify the cell."""
         return self.backbone, self.task, self.method, self.seed
 
     @property
     def name(self) -> str:
-        """For people."""
+        """The cell in words: `lora on vqa (vilt-mini), seed 0`."""
         return f"{self.method} on {self.task} ({self.backbone}), seed {self.seed}"
 
 
 class Baseline(Part):
-    """The file."""
+    """Contents of a baseline file."""
 
     schema_version: Literal[1] = Field(default=1, description="Version of these keys.")
     accepted: AwareDatetime = Field(description="When it was written.")
-    commit: str | None = Field(description="Commit of the code that made the cells, where it is one.")
+    commit: str | None = Field(
+        description="Commit of the code that made the cells, if all were made by the same one."
+    )
     platform: str = Field(description="Operating system and architecture.")
-    cells: tuple[BaselineCell, ...] = Field(description="One a method, task, backbone and seed.")
+    cells: tuple[BaselineCell, ...] = Field(description="One per method, task, backbone and seed.")
 
 
 def summarize(store: Store, records: Sequence[Record]) -> list[BaselineCell]:
-    """The finished cells of a results folder, of equal cells the newest.
+    """Figures of the finished cells of a results folder; of repeated cells, those of the newest.
 
     Raises:
         UserError: a cell's predictions are missing or do not fit its record.
@@ -133,7 +137,7 @@ def _summarize(store: Store, record: Record) -> BaselineCell:
 
 
 def _latency_ratio(record: Record) -> Ratio | None:
-    """At batch 1; of the last measurement that the untouched backbone took part in."""
+    """At batch size 1, from the last measurement that included the untouched backbone."""
     if isinstance(record.latency, Failure):
         return None
     references = {each.group: each for each in record.full_latency if each.batch_size == 1}
@@ -153,13 +157,13 @@ def _digest(protocol: dict[str, str]) -> str:
 
 
 def read_baseline(path: Path) -> Baseline:
-    """Read a baseline.
+    """Read a baseline file.
 
     Raises:
-        UserError: it is not there (and how to make it), or not a baseline of this schema.
+        UserError: the file does not exist or is not a baseline of this schema.
     """
     if not path.exists():
-        raise UserError(f"{path}: no such baseline; --update writes one from the results.")
+        raise UserError(f"{path}: no such file; --update writes a baseline from the results.")
     try:
         content: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -167,8 +171,8 @@ def read_baseline(path: Path) -> Baseline:
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != SCHEMA_VERSION:
         raise UserError(
-            f"{path}: a baseline of schema {version}, this harness reads {SCHEMA_VERSION}; "
-            "--update writes it anew."
+            f"{path}: a baseline of schema {version}, but this harness reads schema {SCHEMA_VERSION}; "
+            "--update replaces it."
         )
     try:
         return Baseline.model_validate(content)
@@ -179,7 +183,7 @@ def read_baseline(path: Path) -> Baseline:
 
 
 def write_baseline(path: Path, cells: Sequence[BaselineCell], records: Sequence[Record]) -> None:
-    """Write `cells` as the baseline to compare with from now on.
+    """Write `cells` as the new baseline.
 
     Raises:
         UserError: the folder cannot be written.

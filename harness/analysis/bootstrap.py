@@ -1,24 +1,25 @@
-"""The two-level bootstrap: intervals and tests that count seeds as well as test examples.
+"""Two-level bootstrap: intervals and tests that account for both seeds and test examples.
 
-S models, one a seed, are scored on the same examples, which fall into G clusters (questions of one image). With
-a seed's effect a, a cluster's effect b and what is left e, a score is  y_sg = μ + a_s + b_g + e_sg,  and the mean
-over seeds and clusters has the variance
+S models, one per seed, are scored on the same examples, which form G clusters (all questions about one image).
+With seed effect a, cluster effect b and residual e, a score is  y_sg = μ + a_s + b_g + e_sg,  and the mean over
+seeds and clusters has the variance
 
     σ_a² / S  +  σ_b² / G  +  σ_e² / (S·G).                                                               (1)
 
-Clusters and seeds cross: drawing both anew with replacement counts σ_e² three times (Owen, The pigeonhole
-bootstrap, Annals of Applied Statistics 1, 2007), and three seeds drawn with replacement never show a tail beyond
-the worst of them. So each level is drawn in the way that its number allows, and a resample is
+Clusters and seeds are crossed. Drawing both with replacement counts σ_e² three times (Owen, The pigeonhole
+bootstrap, Annals of Applied Statistics 1, 2007), and resamples of three seeds never reach beyond the worst of the
+three. So only clusters are resampled, and the seeds enter through Student's t. A resample is
 
     θ* = θ(clusters drawn with replacement, scores averaged over seeds)  +  σ̂_a / √S · t,    t ~ Student(S − 1)
 
-The first part has the variance σ_b²/G + σ_e²/(S·G); the second the rest of (1), and is the t-interval over seeds
-where there is nothing else. The variance s² of the S seeds' scores has the expectation σ_a² + σ_e²/G, whence
+The first term has the variance σ_b²/G + σ_e²/(S·G), the second the rest of (1). If seeds are the only source of
+variance, this is the usual t-interval over seeds. The sample variance s² of the S seeds' scores has the expectation
+σ_a² + σ_e²/G, so
 
     σ̂_a² = max(0, s² − v),    v = G/(G − 1) · Σ_s Σ_g (z_sg − z̄_g)² / (S − 1)
 
-where z_sg is the influence of cluster g on the score with seed s (for a mean: cluster's deviation ÷ G). With one
-seed the spread over seeds is not known and the interval is that of the examples alone.
+where z_sg is the influence of cluster g on the score of seed s (for a mean: the cluster's deviation divided by G).
+With one seed the variance over seeds is unknown, and the interval covers the examples only.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ RESAMPLES = 10_000
 
 
 _ELEMENTS_AT_ONCE = 4_000_000
-"""Drawn clusters held in memory at a time (32 MB)."""
+"""Number of drawn clusters held in memory at a time (32 MB)."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Ratios:
     """A metric as a weighted sum of ratios of sums: Σ_c weight_c · Σ_g numerator / Σ_g denominator.
 
     numerators: `(S, C, G)` by seed, ratio and cluster. denominators: `(C, G)`. weights: `(C,)`.
-    An accuracy is one ratio (of summed scores to numbers of examples); recall sums are several.
+    An accuracy is one ratio (sum of scores over number of examples), a sum of recalls is several.
     """
 
     numerators: Floats
@@ -64,7 +65,7 @@ class Ratios:
 
     @property
     def by_seed(self) -> Floats:
-        """The metric of each seed, `(S,)`."""
+        """Metric of each seed, `(S,)`."""
         return (self.numerators.sum(axis=2) / self.denominators.sum(axis=1)) @ self.weights
 
     @property
@@ -73,10 +74,10 @@ class Ratios:
         return self.denominators.shape[1]
 
     def minus(self, other: Ratios) -> Ratios:
-        """The paired difference: same seeds, same clusters.
+        """Paired difference `self − other` on the same seeds and clusters.
 
         Raises:
-            ValueError: they are not the same.
+            ValueError: seeds or clusters differ.
         """
         same = self.numerators.shape == other.numerators.shape
         if not same or not np.array_equal(self.denominators, other.denominators):
@@ -84,7 +85,7 @@ class Ratios:
         return Ratios(self.numerators - other.numerators, self.denominators, self.weights)
 
     def of_seeds(self, chosen: Sequence[int]) -> Ratios:
-        """Only the seeds at these positions."""
+        """Ratios of the seeds at these positions only."""
         return Ratios(self.numerators[list(chosen)], self.denominators, self.weights)
 
 
@@ -96,21 +97,21 @@ class Draws:
     values: Floats
 
     def interval(self, level: float = 0.95) -> Interval:
-        """Percentile interval."""
+        """Percentile interval at `level`."""
         low, high = np.quantile(self.values, [(1 - level) / 2, (1 + level) / 2])
         return Interval(self.estimate, float(low), float(high), level)
 
     def p_value(self) -> float:
-        """Two-sided, of the hypothesis that the metric is 0: the least 1 − level whose interval leaves it out.
+        """Two-sided p-value of the hypothesis that the metric is 0: the smallest α whose 1 − α interval excludes 0.
 
-        Never below 2 / (R + 1) (Davison & Hinkley, Bootstrap Methods and their Application, 1997, (4.11)).
+        At least 2 / (R + 1) (Davison & Hinkley, Bootstrap Methods and their Application, 1997, (4.11)).
         """
         beyond = min(int((self.values <= 0).sum()), int((self.values >= 0).sum()))
         return min(1.0, 2 * (beyond + 1) / (len(self.values) + 1))
 
 
 def seed_deviation(ratios: Ratios) -> float:
-    """σ̂_a: the standard deviation over seeds beyond what the examples explain; 0 for one seed."""
+    """σ̂_a: standard deviation over seeds that the examples do not explain; 0 for one seed."""
     seeds, _, clusters = ratios.numerators.shape
     if seeds < 2 or clusters < 2:
         return float(ratios.by_seed.std(ddof=1)) if seeds > 1 else 0.0
@@ -124,10 +125,10 @@ def seed_deviation(ratios: Ratios) -> float:
 
 
 def resample(metrics: Sequence[Ratios], resamples: int = RESAMPLES, seed: int = 0) -> list[Draws]:
-    """Draws of several metrics of the same clusters, which are drawn once for all of them.
+    """Resamples of several metrics on the same clusters; each resample draws the same clusters for all metrics.
 
     Raises:
-        ValueError: the clusters differ in number or content.
+        ValueError: the metrics have different clusters.
     """
     if not metrics:
         return []
@@ -150,7 +151,7 @@ def resample(metrics: Sequence[Ratios], resamples: int = RESAMPLES, seed: int = 
     summed = np.concatenate(sums)
     top = summed[:, : len(metrics) * ratios].reshape(resamples, len(metrics), ratios)
     bottom = summed[:, None, len(metrics) * ratios :]
-    drawn_with = (bottom > 0).all(axis=(1, 2))  # a rare class may be missing from a resample
+    drawn_with = (bottom > 0).all(axis=(1, 2))  # resamples without any example of a rare class are dropped
     values = (top[drawn_with] / bottom[drawn_with]) @ weights
     result = []
     for index, metric in enumerate(metrics):

@@ -1,4 +1,4 @@
-"""Results against a baseline, figure by figure: what got worse, what got better, what is no longer there."""
+"""Compare results with a baseline, figure by figure."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from typing import Literal
 from xml.etree import ElementTree
 
 from harness.analysis.baseline import Baseline, BaselineCell
+from harness.errors import counted
 from harness.files import write_atomically
 
 Verdict = Literal["same", "better", "worse", "changed", "missing", "new"]
 
 
 FAILING: tuple[Verdict, ...] = ("worse", "changed", "missing")
-"""changed: a figure that has to agree exactly does not, or is measured otherwise, with no worse side to it."""
+"""Verdicts that make a check fail. changed: a figure that must agree exactly differs without being worse."""
 
 
 LATENCY_TOLERANCE = 0.10
-"""Share by which a latency ratio may exceed the baseline's interval: rounds of one process resemble each other
-more than processes do, so the interval alone is too narrow between runs."""
+"""Fraction by which a latency ratio may exceed the baseline's interval. Rounds within a process vary less than
+processes do, so the interval alone is too narrow between runs."""
 
 
 _EXACT = (
@@ -34,7 +35,7 @@ _EXACT = (
 
 @dataclass(frozen=True)
 class Finding:
-    """One figure of one cell, or a cell as a whole (figure "cell")."""
+    """Verdict on one figure of a cell, or on the whole cell (figure "cell")."""
 
     cell: BaselineCell
     figure: str
@@ -43,7 +44,7 @@ class Finding:
 
     @property
     def fails(self) -> bool:
-        """Whether it has to be mended or accepted."""
+        """Whether the check fails because of it."""
         return self.verdict in FAILING
 
 
@@ -53,12 +54,12 @@ def check(
     failures: dict[tuple[str, str, str, int], str] | None = None,
     latency_tolerance: float = LATENCY_TOLERANCE,
 ) -> list[Finding]:
-    """A finding for every figure of the baseline's cells, then the cells it does not know.
+    """Findings for every figure of the baseline's cells, then for cells that the baseline lacks.
 
     failures: why a cell has no result, by `BaselineCell.key`.
-    Parameters, FLOPs and file sizes have to agree exactly. A score is worse (better) outside the interval that
-    the baseline holds of it. A latency ratio is worse where its whole interval lies above the baseline's by more
-    than the tolerance, and better where it lies below by as much.
+    Parameters, FLOPs and file sizes must agree exactly. A score is worse or better if it lies outside the
+    baseline's interval. A latency ratio is worse if its whole interval lies above the baseline's by more than the
+    tolerance, and better if it lies below by as much.
     """
     now = {cell.key: cell for cell in cells}
     found: list[Finding] = []
@@ -77,8 +78,8 @@ def check(
 def _check_cell(before: BaselineCell, after: BaselineCell, tolerance: float) -> list[Finding]:
     found = [_exact(before, after, key, name) for key, name in _EXACT]
     if (before.protocol, before.metric) != (after.protocol, after.metric):
-        text = "was run under another protocol than the baseline's (data, epochs, backbone, …)"
-        return [Finding(before, before.metric, "changed", f"{text}: scores do not compare"), *found]
+        text = "was run with another protocol than the baseline (data, epochs, backbone, …)"
+        return [Finding(before, before.metric, "changed", f"{text}: the scores cannot be compared"), *found]
     return [_score(before, after), *found, _latency(before, after, tolerance)]
 
 
@@ -87,7 +88,7 @@ def _score(before: BaselineCell, after: BaselineCell) -> Finding:
     if not before.low <= after.score <= before.high:
         verdict = "better" if (after.score > before.high) == before.higher_is_better else "worse"
     text = (
-        f"{after.score:.2f} after {before.score:.2f} ({after.score - before.score:+.2f} points; "
+        f"{after.score:.2f}, was {before.score:.2f} ({after.score - before.score:+.2f} points; "
         f"interval {before.low:.2f} to {before.high:.2f})"
     )
     return Finding(before, before.metric, verdict, text)
@@ -99,9 +100,9 @@ def _exact(before: BaselineCell, after: BaselineCell, key: str, name: str) -> Fi
         return Finding(before, name, "same", _count(new))
     if old is None or new is None:
         verdict: Verdict = "changed" if old is None else "worse"
-        return Finding(before, name, verdict, f"{_count(new)} after {_count(old)}")
+        return Finding(before, name, verdict, f"{_count(new)}, was {_count(old)}")
     share = f", {100 * (new - old) / old:+.2f} %" if old else ""
-    text = f"{_count(new)} after {_count(old)} ({new - old:+,}{share})"
+    text = f"{_count(new)}, was {_count(old)} ({new - old:+,}{share})"
     return Finding(before, name, "worse" if new > old else "changed", text)
 
 
@@ -118,7 +119,7 @@ def _latency(before: BaselineCell, after: BaselineCell, tolerance: float) -> Fin
     elif new.high < old.low / (1 + tolerance):
         verdict = "better"
     text = (
-        f"{new.ratio:.3f} [{new.low:.3f}, {new.high:.3f}] of the untouched backbone's after {old.ratio:.3f} "
+        f"{new.ratio:.3f} [{new.low:.3f}, {new.high:.3f}] of the untouched backbone's, was {old.ratio:.3f} "
         f"[{old.low:.3f}, {old.high:.3f}] ({100 * (new.ratio / old.ratio - 1):+.1f} %)"
     )
     return Finding(before, name, verdict, text)
@@ -130,7 +131,7 @@ def _count(value: int | None) -> str:
 
 _HEADINGS: dict[Verdict, str] = {
     "worse": "Worse",
-    "changed": "Changed, though it has to agree exactly",
+    "changed": "Changed (must agree exactly)",
     "missing": "Missing",
     "better": "Better",
     "new": "New",
@@ -138,7 +139,7 @@ _HEADINGS: dict[Verdict, str] = {
 
 
 def describe(findings: Sequence[Finding]) -> str:
-    """What is not as it was, for people; the last line counts."""
+    """Readable list of all differences, with the counts in the last line."""
     lines: list[str] = []
     for verdict, heading in _HEADINGS.items():
         chosen = [each for each in findings if each.verdict == verdict]
@@ -149,12 +150,17 @@ def describe(findings: Sequence[Finding]) -> str:
                 lines.append(f"  {each.cell.name}:{what} {each.text}")
     failed = sum(each.fails for each in findings)
     cells = len({each.cell.key for each in findings if each.verdict != "new"})
-    summary = "nothing got worse" if not failed else f"{failed} figures to mend, or to accept with --update"
-    return "\n".join([*lines, f"{cells} cells of the baseline, {len(findings)} figures: {summary}."])
+    summary = (
+        "nothing got worse"
+        if not failed
+        else f"{counted(failed, 'figure')} to fix, or to accept with --update"
+    )
+    compared = f"{counted(cells, 'cell')} of the baseline, {counted(len(findings), 'figure')}"
+    return "\n".join([*lines, f"{compared}: {summary}."])
 
 
 def write_junit(findings: Sequence[Finding], path: Path) -> None:
-    """JUnit XML: a test case for each figure, a suite for each task on a backbone.
+    """Write JUnit XML: one test suite per task and backbone, one test case per figure.
 
     Raises:
         UserError: the folder cannot be written.

@@ -1,4 +1,4 @@
-"""Metrics from a predictions file and an official annotation file, no model and no training data needed."""
+"""Metrics from a predictions file and an official annotation file, without model or training data."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from tasks.scorer import Answers, OfficialFiles, Scorer
 
 @dataclass(frozen=True)
 class Scored:
-    """Metrics in percent, and over how many examples.
+    """Metrics in percent and the numbers of examples.
 
-    examples: scored. missing: annotated and not predicted. unknown: predicted and not annotated, left out.
+    examples: scored. missing: annotated but not predicted. unknown: predicted but not annotated, left out.
     """
 
     metrics: Mapping[str, float]
@@ -26,10 +26,10 @@ class Scored:
 
 
 def score_files(task: str, predictions: Path, annotations: Path, partial: bool = False) -> Scored:
-    """Score `predictions` (ours, JSON lines, or the task's official submission file) on `annotations`.
+    """Score `predictions` (a cell's JSON lines or the task's official submission file) on `annotations`.
 
-    Only ids and answers are read of the predictions; scores that a file brings along are not believed.
-    partial: score what is predicted where that is not everything.
+    Only ids and answers are read from the predictions; scores stored in the file are ignored.
+    partial: score the predicted examples even if others have no prediction.
 
     Raises:
         UserError: no such task, a broken file, or (without `partial`) examples without a prediction.
@@ -51,26 +51,26 @@ def score_files(task: str, predictions: Path, annotations: Path, partial: bool =
 
 
 def find_files(task: str) -> tuple[Scorer, OfficialFiles]:
-    """A task's scorer and how its official files are read.
+    """A task's scorer and the reader of its official files.
 
     Raises:
-        UserError: no such task, or one that cannot be scored from files.
+        UserError: unknown task, or its scorer reads no files.
     """
     scorer = resolve_scorer(task)
     if scorer.files is None:
-        raise UserError(f"{task}: cannot be scored from files; its scorer reads none.")
+        raise UserError(f"{task}: cannot be scored from files, as its scorer reads none.")
     return scorer, scorer.files
 
 
 def read_answers(files: OfficialFiles, path: Path) -> Answers:
-    """Answers by example id; which format it is, the first line tells.
+    """Answers by example id. The format is recognised from the first line.
 
     Raises:
-        UserError: naming file and line.
+        UserError: the file is malformed; the message names file and line.
     """
     text, _ = read_text(path)
     if not text.strip():
-        raise UserError(f"{path}: is empty")
+        raise UserError(f"{path}: the file is empty")
     first = text.lstrip().partition("\n")[0]
     if not first.startswith("{") or '"id"' not in first:
         return files.read_submission(path)

@@ -1,4 +1,4 @@
-"""Per-example scores of stored cells, in the form that intervals and tests are made from."""
+"""Per-example scores of stored cells, as input for intervals and significance tests."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from harness.registry import resolve_scorer
 from tasks.scorer import Prediction, Share
 
 Units = dict[str, tuple[float, str]]
-"""Value and group of each unit that a share counts."""
+"""Value and group of each unit that a share counts, by unit."""
 
 
 _TOLERANCE = 1e-6
-"""Points by which a metric may differ from the record's: the order of a sum."""
+"""Points by which a metric may differ from the record's, as sums in another order do."""
 
 
 @dataclass(frozen=True)
 class MethodScores:
-    """One method on one task: its metric by seed and cluster of examples.
+    """A method's metric on one task by seed and cluster of examples.
 
-    seeds: as in `ratios.numerators`. examples: number of test examples.
+    seeds: in the order of `ratios.numerators`. examples: number of test examples.
     """
 
     label: str
@@ -36,18 +36,18 @@ class MethodScores:
     ratios: Ratios
 
     def of_seeds(self, chosen: Iterable[int]) -> Ratios:
-        """Only these seeds, in this order."""
+        """Ratios of these seeds only, in this order."""
         return self.ratios.of_seeds([self.seeds.index(seed) for seed in chosen])
 
 
 def read_scores(store: Store, records: Sequence[Record], metric: str | None = None) -> list[MethodScores]:
-    """Scores of finished cells of one task on one backbone, one entry a method, clusters the same in all.
+    """Scores of the finished cells of one task and backbone, one entry per method, all with the same clusters.
 
-    metric: the task's primary metric by default.
+    metric: None means the task's primary metric.
 
     Raises:
-        UserError: predictions are missing, are not those of the record, are of other examples in another cell,
-            or it is not known what the metric counts.
+        UserError: a cell's predictions are missing or contradict its record, two cells predicted different
+            examples, or it is unknown which examples the metric counts.
     """
     finished = [record for record in records if record.primary is not None]
     if not finished:
@@ -60,7 +60,7 @@ def read_scores(store: Store, records: Sequence[Record], metric: str | None = No
     by_method: dict[str, list[tuple[int, np.ndarray]]] = {}
     denominators = np.empty(0)
     for record in sorted(finished, key=lambda each: each.cell.seed):
-        # In one order, so that equal scores have equal sums.
+        # Always in the same order, so that equal scores have equal sums.
         predictions = sorted(store.predictions(record.cell.id), key=lambda each: str(each["id"]))
         units = [_units(predictions, share, record) for share in shares]
         _check_metric(units, shares, record, metric)
@@ -71,7 +71,7 @@ def read_scores(store: Store, records: Sequence[Record], metric: str | None = No
         elif any(a.keys() != b.keys() for a, b in zip(units, reference, strict=True)):
             raise UserError(
                 f"cell {record.cell.id} ({record.cell.method.label}, seed {record.cell.seed}) and cell "
-                f"{finished[0].cell.id} predicted other test examples: they do not compare."
+                f"{finished[0].cell.id} predicted different test examples and cannot be compared."
             )
         sums = _sums(units, clusters)
         by_method.setdefault(record.cell.method.label, []).append((record.cell.seed, sums))
@@ -88,13 +88,13 @@ def read_scores(store: Store, records: Sequence[Record], metric: str | None = No
 
 
 def shares_of(task: TaskChoice, metric: str) -> tuple[Share, ...]:
-    """The shares that add up to a metric, as the task's scorer tells them.
+    """The shares that add up to a metric, from the task's scorer.
 
-    The primary metric of a task that tells none, or is not installed, is taken to be the mean score. Every
-    figure made from shares is checked against the one in the record.
+    If the scorer names none or the task is not installed, the primary metric is taken to be the mean score. Metrics
+    computed from shares are always checked against the record.
 
     Raises:
-        UserError: it is not known what the metric counts.
+        UserError: it is unknown which examples the metric counts.
     """
     try:
         found = resolve_scorer(task.name).shares(metric)
@@ -104,7 +104,7 @@ def shares_of(task: TaskChoice, metric: str) -> tuple[Share, ...]:
         return found
     if metric == task.primary_metric:
         return (Share(),)
-    raise UserError(f"{task.name}: it is not known which examples '{metric}' counts, so it has no interval.")
+    raise UserError(f"{task.name}: it is unknown which examples '{metric}' counts, so it has no interval.")
 
 
 def _units(predictions: Sequence[Prediction], share: Share, record: Record) -> Units:
@@ -116,7 +116,9 @@ def _units(predictions: Sequence[Prediction], share: Share, record: Record) -> U
                 lowest = min(value, found[unit][0]) if unit in found else value
                 found[unit] = (lowest, str(prediction["group"]))
     except (KeyError, TypeError) as error:
-        raise UserError(f"cell {record.cell.id}: predictions without scores have no interval.") from error
+        raise UserError(
+            f"cell {record.cell.id}: its predictions have no scores, so there is no interval."
+        ) from error
     return found
 
 
@@ -135,13 +137,13 @@ def _check_metric(units: Sequence[Units], shares: Sequence[Share], record: Recor
         if abs(made - known[metric]) <= _TOLERANCE:
             return
     raise UserError(
-        f"cell {record.cell.id}: its predictions do not come to the {metric} of {known[metric]:.4f} in its "
-        "record; run the cell again."
+        f"cell {record.cell.id}: its predictions do not give the {metric} of {known[metric]:.4f} in its "
+        "record; delete the cell's folder and run it again."
     )
 
 
 def _clusters(predictions: Sequence[Prediction], shares: Sequence[Share]) -> dict[str, int]:
-    """Index of each group's cluster; groups that a unit ties together (images of a sentence) are one cluster."""
+    """Cluster index of each group; groups linked by a unit (all images of a sentence) share a cluster."""
     above = {str(prediction["group"]): str(prediction["group"]) for prediction in predictions}
 
     def top(group: str) -> str:
@@ -160,7 +162,7 @@ def _clusters(predictions: Sequence[Prediction], shares: Sequence[Share]) -> dic
 
 
 def _sums(units: Sequence[Units], clusters: dict[str, int], counted: bool = False) -> np.ndarray:
-    """`(C, G)` sums of the units' values by cluster, or their numbers."""
+    """`(C, G)` sums of the units' values by cluster, or their counts."""
     total = len(set(clusters.values()))
     rows = []
     for each in units:

@@ -22,10 +22,10 @@ SIGNIFICANT = 0.05
 
 @dataclass(frozen=True)
 class Comparison:
-    """`first − second` in points of a metric, on the same examples with the same seeds.
+    """`first − second` in points of a metric, on the same examples and seeds.
 
-    p_value: two-sided; adjusted: after Holm's correction over all comparisons made together.
-    clusters: groups of examples that were drawn together.
+    p_value: two-sided. adjusted: after Holm's correction over all comparisons of the call.
+    clusters: number of groups of examples that are resampled together.
     """
 
     first: str
@@ -43,7 +43,7 @@ class Comparison:
 
     @property
     def significant(self) -> bool:
-        """At the 5 % level, after correction."""
+        """Whether the difference is significant at the 5 % level after correction."""
         return self.adjusted < SIGNIFICANT
 
 
@@ -57,13 +57,13 @@ def compare(
     resamples: int = RESAMPLES,
     records: Sequence[Record] | None = None,
 ) -> list[Comparison]:
-    """Test each pair of method labels on every task and backbone that has both; empty choices mean all.
+    """Test each pair of method labels on every task and backbone that has both.
 
-    records: of the folder, where not all of it is meant.
+    tasks, backbones: empty means all. records: None means all records of the folder.
 
     Raises:
-        UserError: a label, task or backbone that is not there, cells of different protocols, no cell to
-            compare, or predictions that do not fit (see `scores.read_scores`).
+        UserError: no finished cell of a label, task or backbone, cells of different protocols, nothing to
+            compare, or unusable predictions (see `scores.read_scores`).
     """
     records = [r for r in (store.records() if records is None else records) if r.primary is not None]
     _check_names("method", [label for pair in pairs for label in pair], records)
@@ -71,7 +71,7 @@ def compare(
     _check_names("backbone", backbones, records)
     for first, second in pairs:
         if first == second:
-            raise UserError(f"{first} and {second}: a method is not compared with itself.")
+            raise UserError(f"{first} and {second}: a method cannot be compared with itself.")
     found: list[Comparison] = []
     for backbone, task in dict.fromkeys((r.cell.backbone.name, r.cell.task.name) for r in records):
         if (tasks and task not in tasks) or (backbones and backbone not in backbones):
@@ -82,7 +82,7 @@ def compare(
         members = {label for pair in asked for label in pair}
         chosen = newest(record for record in here if record.cell.method.label in members)
         if chosen:
-            check_protocol(chosen, remedy="Compare cells that were run alike.")
+            check_protocol(chosen, remedy="Compare cells that were run with the same protocol.")
             found += _compare_here(store, chosen, asked, metric, resamples)
     if not found:
         raise UserError(f"{store.root}: no task and backbone has finished cells of both methods of a pair.")

@@ -1,4 +1,4 @@
-"""Means, spreads, intervals, and p-values adjusted for being several."""
+"""Means, standard deviations, intervals, and p-values adjusted for multiple comparisons."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from math import sqrt
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and the bounds of its confidence interval at `level`."""
+    """An estimate with the bounds of its confidence interval at `level`."""
 
     estimate: float
     low: float
@@ -21,15 +21,15 @@ def mean(values: Sequence[float]) -> float:
     """Arithmetic mean.
 
     Raises:
-        ValueError: there are no values.
+        ValueError: `values` is empty.
     """
     if not values:
-        raise ValueError("the mean of no values")
+        raise ValueError("no values to average")
     return sum(values) / len(values)
 
 
 def sample_sd(values: Sequence[float]) -> float | None:
-    """Sample standard deviation (divided by n − 1); None for a single value, which has none."""
+    """Sample standard deviation (divided by n − 1); None for fewer than two values."""
     if len(values) < 2:
         return None
     centre = mean(values)
@@ -37,9 +37,9 @@ def sample_sd(values: Sequence[float]) -> float | None:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values adjusted for being several, in the given order: Holm's step-down procedure (1979).
+    """p-values adjusted for multiple comparisons, in the given order: Holm's step-down procedure (1979).
 
-    The k-th smallest of m is multiplied by m − k + 1; none comes out below a smaller one, or above 1.
+    The k-th smallest of m is multiplied by m − k + 1, never less than the one before, and at most 1.
     """
     adjusted = [0.0] * len(p_values)
     so_far = 0.0

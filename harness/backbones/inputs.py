@@ -16,7 +16,8 @@ class Inputs:
     input_ids: `(B, L)` int64 token ids, special tokens included, padded on the right.
     text_mask: `(B, L)` bool, True for tokens, False for padding; None if no row is padded.
     pixels: `(B, 3, H, W)` float32, normalised as the backbone expects, padded right and below with 0.
-    image_sizes: `(B, 2)` int64 height and width in pixels before padding; None if no image is padded.
+    image_sizes: `(B, 2)` int64 height and width in pixels before padding; None if no image is padded. Always on the
+        CPU: shapes follow from them, and reading them from a GPU would wait for it.
     image_token_type: row of the token-type table for image tokens (ViLT on NLVR2: 1, then 2).
     image_keys: a digest of each image's processed pixels, under which its encoding may be cached; None if not
         computed, or if the pixels do not occur again (augmented images).
@@ -30,13 +31,24 @@ class Inputs:
     image_keys: tuple[bytes, ...] | None = None
 
     def to(self, device: torch.device) -> Inputs:
-        """The same inputs on `device`."""
+        """The same inputs on `device`, except `image_sizes`, which stay on the CPU."""
         moved: dict[str, Any] = {
-            name: value.to(device, non_blocking=True)
-            for name, value in vars(self).items()
-            if isinstance(value, Tensor)
+            name: value.to(device, non_blocking=True) for name, value in self.tensors().items()
         }
         return replace(self, **moved)
+
+    def pin_memory(self) -> Inputs:
+        """The same inputs in page-locked memory, from which a GPU copies by itself."""
+        pinned: dict[str, Any] = {name: value.pin_memory() for name, value in self.tensors().items()}
+        return replace(self, **pinned)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by field, except `image_sizes`."""
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor) and name != "image_sizes"
+        }
 
     def paired(self) -> Inputs:
         """One row per pair: each of B images is repeated for its T = rows of text / B texts, `(B · T, …)`."""

@@ -1,4 +1,4 @@
-"""`harness compare`: is the difference between two methods more than chance?"""
+"""`harness compare`: test whether two methods differ significantly."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def compare(
     methods: Annotated[
         list[str],
-        typer.Argument(help="Pairs of method labels as tables show them: das full, lora[r=8] full."),
+        typer.Argument(help="Pairs of methods as tables name them: das full, or lora[r=8] full."),
     ],
     results: Annotated[Path, typer.Option("--results", "-r", help="Results folder.")] = Path("results"),
     task: Annotated[list[str] | None, typer.Option(help="Only this task; may be given again.")] = None,
@@ -24,17 +24,21 @@ def compare(
         list[str] | None, typer.Option(help="Only this backbone; may be given again.")
     ] = None,
     metric: Annotated[
-        str | None, typer.Option(help="Such as consistency or rsum; default: the task's primary metric.")
+        str | None,
+        typer.Option(help="Metric, such as consistency or rsum; default: the task's primary metric."),
     ] = None,
     resamples: Annotated[int, typer.Option(min=100, help="Resamples of the bootstrap.")] = 10_000,
 ) -> None:
-    """Test METHOD_A − METHOD_B on the same test examples and seeds; several pairs with Holm's correction."""
+    """Test the difference between methods (first − second) on the same test examples and seeds.
+
+    Several pairs are tested together with Holm's correction.
+    """
     from harness.analysis.significance import compare as compare_pairs
     from harness.errors import UserError
     from harness.records.store import Store
 
     if len(methods) % 2:
-        raise UserError(f"methods come in pairs, such as das full; '{methods[-1]}' has none to compare with.")
+        raise UserError(f"METHODS: give pairs, such as das full; '{methods[-1]}' has no partner.")
     pairs = list(zip(methods[::2], methods[1::2], strict=True))
     found = compare_pairs(
         Store(results), pairs, tasks=task or (), backbones=backbone or (), metric=metric, resamples=resamples
@@ -43,7 +47,7 @@ def compare(
 
 
 def print_comparisons(found: Sequence[Comparison], resamples: int) -> None:
-    """A line for each comparison, then what was tested and how."""
+    """Print one line per comparison, then the test and its sample sizes."""
     from tabulate import tabulate
 
     from harness.analysis.significance import TEST
@@ -73,11 +77,11 @@ def print_comparisons(found: Sequence[Comparison], resamples: int) -> None:
         typer.echo(
             f"{each.first} − {each.second}, {each.task}: the same {each.examples} examples in {each.clusters} "
             f"groups, seed{'s' if len(each.seeds) > 1 else ''} {', '.join(map(str, each.seeds))}"
-            + (": the chance of training is not in it." if len(each.seeds) == 1 else ".")
+            + ("; one seed, so the variance of training is not included." if len(each.seeds) == 1 else ".")
         )
 
 
 def _p(value: float, resamples: int, comparisons: int = 1) -> str:
-    """A p-value as far as the resamples resolve it."""
+    """A p-value, or the smallest one that the resamples can resolve."""
     least = 2 / (resamples + 1)
     return f"≤ {value:.2g}" if value <= least * comparisons else f"{value:.2g}"

@@ -1,4 +1,4 @@
-"""`harness plot`: the figures of a results folder."""
+"""`harness plot`: figures of a results folder."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def plot(
         Path | None, typer.Option("--output", "-o", help="Folder for the figures [default: RESULTS/plots].")
     ] = None,
     all_protocols: Annotated[
-        bool, typer.Option("--all-protocols", help="Cells whose protocol differs get figures each.")
+        bool, typer.Option("--all-protocols", help="One set of figures per protocol where protocols differ.")
     ] = False,
 ) -> None:
-    """Draw accuracy against costs, learning curves and the gates of searches, as PNG and SVG."""
+    """Draw accuracy against costs, learning curves and the gates of searches, each as PNG and SVG."""
     from harness.records.store import Store
     from harness.report.plots.figures import write_figures
 

@@ -1,4 +1,4 @@
-"""`harness report`: a results folder as one self-contained HTML page."""
+"""`harness report`: a results folder as one HTML page."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def report(
     ] = None,
     data_root: Annotated[
         Path | None,
-        typer.Option(help="The official files, for images beside predictions; the embedded data need none."),
+        typer.Option(help="Folder of the official data, for images beside predictions."),
     ] = None,
     all_protocols: Annotated[
-        bool, typer.Option("--all-protocols", help="Cells whose protocol differs get a table each.")
+        bool, typer.Option("--all-protocols", help="One table per protocol where protocols differ.")
     ] = False,
 ) -> None:
-    """Write tables, figures and every cell with its predictions into one HTML page that needs no network."""
+    """Write tables, figures and all cells with sample predictions to one HTML page that needs no network."""
     from harness.files import write_atomically
     from harness.records.store import Store
     from harness.report.html.page import build_report

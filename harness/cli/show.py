@@ -1,23 +1,20 @@
-"""`harness show`: one record for people."""
+"""`harness show`: a readable summary of one cell."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from harness.report.describe import describe
 
-if TYPE_CHECKING:
-    pass
-
 
 def show(
-    cell: Annotated[str, typer.Argument(help="Id of a cell, or how it begins.")],
+    cell: Annotated[str, typer.Argument(help="Cell id, or its first characters.")],
     results: Annotated[Path, typer.Option("--results", "-r", help="Results folder.")] = Path("results"),
 ) -> None:
-    """Show what a cell was, what it scored and what it cost."""
+    """Show a cell's settings, scores and costs."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

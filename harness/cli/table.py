@@ -1,4 +1,4 @@
-"""`harness table`: the records of a results folder as a table."""
+"""`harness table`: tables of a results folder."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ def table(
     ),
     format: Annotated[
         Literal["terminal", "github", "latex", "csv", "html", "svg"] | None,
-        typer.Option("--format", "-f", help="By default what --output's ending says, else terminal."),
+        typer.Option("--format", "-f", help="Format; default: from the ending of --output, else terminal."),
     ] = None,
     all_protocols: Annotated[
-        bool, typer.Option("--all-protocols", help="Cells whose protocol differs get a table each.")
+        bool, typer.Option("--all-protocols", help="One table per protocol where protocols differ.")
     ] = False,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="File to write: .md, .tex, .csv, .html or .svg.")
     ] = None,
 ) -> None:
-    """Put the results of a folder into tables, one a backbone."""
+    """Print the results of a folder as tables, one per backbone."""
     from rich.console import Console
 
-    from harness.errors import UserError
+    from harness.errors import UserError, counted
     from harness.files import write_atomically
     from harness.records.store import Store
     from harness.report.intervals import with_intervals
@@ -43,11 +43,11 @@ def table(
     store = Store(results)
     records = store.records()
     if not records:
-        raise UserError(f"{results}: no results in there; make some with `harness run`.")
+        raise UserError(f"{results}: no results in this folder; make some with `harness run`.")
     if output is not None and format == "terminal":
         raise UserError(f"--output {output}: a file needs a format other than terminal.")
     if output is not None and format is None and output.suffix not in endings:
-        raise UserError(f"--output {output}: ends in none of {', '.join(endings)}; say --format.")
+        raise UserError(f"--output {output}: unknown ending; use {', '.join(endings)} or give --format.")
     tables = [with_intervals(each, store) for each in build_tables(records, all_protocols)]
     chosen = endings[output.suffix] if format is None and output is not None else format
     if chosen is None or chosen == "terminal":
@@ -58,4 +58,5 @@ def table(
     else:
         write_atomically(output, render_all(tables, chosen).encode())
     if unfinished := store.unfinished():
-        typer.echo(f"{unfinished} cells are unfinished and not in the table.", err=True)
+        verb = "is" if unfinished == 1 else "are"
+        typer.echo(f"{counted(unfinished, 'cell')} {verb} unfinished and not in the table.", err=True)

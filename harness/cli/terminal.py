@@ -23,17 +23,19 @@ from harness.report.rendering import Format, print_table, render_all
 from harness.report.tables import build_tables
 
 INTERRUPTED = 130
-"""Exit status of a shell's command that Ctrl-C ended."""
+"""Exit status after Ctrl-C, as shells use it."""
 
 
 FORMATS: dict[Format, str] = {"github": "md", "latex": "tex", "csv": "csv", "html": "html"}
 
 
 def run_and_show(settings: RunSettings, dry_run: bool) -> int:
-    """Plan, run, measure, tabulate; the exit status (1: some cell failed; 130: interrupted).
+    """Plan, run, measure and print the table.
+
+    Returns the exit status: 0, 1 if a cell failed, or 130 if interrupted.
 
     Raises:
-        UserError: something the user has to mend.
+        UserError: something the user must fix.
     """
     console = make_console()
     with console.status("loading the backbone") if console.is_terminal else nullcontext():
@@ -74,9 +76,9 @@ def run_and_show(settings: RunSettings, dry_run: bool) -> int:
 
 
 def show_tables(records: Sequence[Record], store: Store, console: Console) -> None:
-    """Print the tables of `records` and save them in every format beside the records.
+    """Print the tables of `records` and save them in all formats in the results folder.
 
-    A task that was run twice with other options gets a table each.
+    A task that was run with several sets of options gets one table for each.
     """
     tables = [with_intervals(each, store) for each in build_tables(records, all_protocols=True)]
     console.print()

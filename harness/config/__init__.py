@@ -65,9 +65,11 @@ class DataSettings(Group):
     augment: Annotated[Literal["none", "randaugment"], About(Decides.PROTOCOL)] = "none"
     """Augmentation of training images; randaugment is 2 operations at magnitude 9 of 30."""
     workers: Annotated[int, Field(ge=0), About(Decides.NOTHING)] = 0
-    """Processes that decode images; 0 decodes in threads."""
+    """Processes that decode images; 0 decodes in threads: one per core on a GPU, else at most four."""
     image_budget_mib: Annotated[NotNegative, About(Decides.NOTHING)] = 2048.0
     """MiB of memory for decoded images, which are kept between epochs."""
+    image_cache: Annotated[LocalPath | None, About(Decides.NOTHING, local=True, unset="none")] = None
+    """Folder for resized images, shared by all runs on a machine; 3 bytes per pixel."""
 
 
 class BackboneSettings(Group):

@@ -1,4 +1,4 @@
-"""Which code a cell's id covers: everything that decides its result."""
+"""The code that a cell's id covers: everything that can change its result."""
 
 from __future__ import annotations
 
@@ -15,33 +15,34 @@ RUN = "harness.experiment.cell"
 """The module that runs a cell."""
 
 NOT_COVERED: Mapping[str, str] = {
-    "harness": "offers the harness to notebooks; decides nothing itself",
+    "harness": "only offers the Python interface",
     "harness.config.*": "reads settings, whose values are part of a cell's configuration",
     "harness.specs": "reads names and options, whose values are part of a cell's configuration",
     "harness.options": "reads options, whose values are part of a cell's configuration",
     "harness.registry": "finds classes by name; the classes it finds are covered",
-    "harness.experiment.cell_progress": "tells how far a cell is",
-    "harness.experiment.covered": "says what is covered; what follows from it is in the digests",
-    "harness.digests.code": "finds what is covered; what follows from it is in the digests",
-    "harness.digests.source": "reads what is covered; what follows from it is in the digests",
-    "harness.errors": "words of messages",
-    "harness.files": "writes down what has been decided",
-    "harness.measure.flops": "counts after training, and draws no random number",
-    "harness.measure.parameters": "counts, and draws no random number",
-    "harness.measure.per_example": "counts after training, and draws no random number",
-    "harness.measure.errors": "words of messages",
-    "methods.exporting": "writes down what has been trained",
-    "tasks.mini.*": "draws the embedded benchmark's files, whose bytes are part of a cell's configuration",
+    "harness.experiment.cell_progress": "reports progress",
+    "harness.experiment.covered": "lists what is covered; its effect is in the digests",
+    "harness.digests.code": "finds what is covered; its effect is in the digests",
+    "harness.digests.source": "reads what is covered; its effect is in the digests",
+    "harness.errors": "only words messages",
+    "harness.files": "writes files after the result is known",
+    "harness.measure.flops": "only counts after training, and draws no random number",
+    "harness.measure.parameters": "only counts, and draws no random number",
+    "harness.measure.per_example": "only counts after training, and draws no random number",
+    "harness.measure.errors": "only words messages",
+    "methods.exporting": "writes weights after training",
+    "tasks.mini.*": "generates the embedded benchmark's files, whose bytes are part of a cell's configuration",
 }
-"""Modules that running a cell reaches and that decide no result, each with the reason; `.*`: and all below.
+"""Modules that a running cell imports but that cannot change its result, each with the reason. `.*` includes all
+submodules.
 
-Peak memory (`harness.measure.live`) is not among them: it is measured over two training steps before training, which
-draw from the same generator as training's dropout.
+`harness.measure.live`, which measures peak memory, is covered: it runs two training steps before training, which draw
+from the same random generator as training's dropout.
 """
 
 
 def code_of(method: Method[Any], task: Task[Any], backbone: Backbone, backbone_name: str) -> dict[str, str]:
-    """Digests of the code that makes a cell, by part: run (what all cells share), method, task, backbone.
+    """Digests of the code that decides a cell's result, by part: run (shared by all cells), method, task, backbone.
 
     Raises:
         UserError: a module cannot be found or has no source.
@@ -64,5 +65,5 @@ def code_of(method: Method[Any], task: Task[Any], backbone: Backbone, backbone_n
 
 
 def _classes(thing: object, contract: type) -> list[type]:
-    """The class of `thing` and what it inherits from, which may be of another package, down to the contract."""
+    """The class of `thing` and its base classes, which may be of other packages, up to the contract."""
     return [each for each in type(thing).__mro__ if issubclass(each, contract)]

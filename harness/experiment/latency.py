@@ -1,4 +1,4 @@
-"""Latency of finished cells, measured side by side."""
+"""Measure the latency of finished cells side by side."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from harness.training.seeds import generator
 from tasks.base import Batch, Example
 
 UNTOUCHED = "untouched"
-"""Name of the backbone as loaded, folded, in a latency measurement: what full tuning deploys."""
+"""Name of the folded pretrained backbone in a latency measurement. Full tuning deploys the same architecture."""
 
 
 SINGLE, SMALL_BATCH = (1, 50, 1.0), (16, 10, 1.0)
-"""Batch size, least iterations, least seconds of a latency measurement."""
+"""Batch size, minimum number of iterations and minimum seconds of a latency measurement."""
 
 
 def measure_side_by_side(
@@ -37,9 +37,13 @@ def measure_side_by_side(
     on_stage: Callable[[str], None] = lambda text: None,
     again: bool = False,
 ) -> list[Record]:
-    """Interleaved latency of one finished cell a method, and of the untouched backbone, for each testbed.
+    """Measure one finished cell per method and the untouched backbone, interleaved, for each testbed.
 
-    Nothing is measured where the very same cells have been measured together already, unless `again`.
+    again: also measure cells that have already been measured together.
+    Returns the changed records. A measurement that crashes is stored in them as a `Failure`.
+
+    Raises:
+        UserError: a record or its weights cannot be read.
     """
     by_testbed: dict[int, list[Cell]] = {}
     for cell in cells:
@@ -76,15 +80,15 @@ def _measure(cells: Sequence[Cell], store: Store) -> list[Record]:
     testbed = cells[0].testbed
     fabric = make_fabric(testbed.settings)
     models = {cell.id: _deployed(cell, store).to(fabric.device) for cell in cells}
-    backbone = testbed.fresh_backbone()  # building a head may widen its token types
-    fold(backbone)  # as all that it is compared with
+    backbone = testbed.fresh_backbone()  # not the shared one: building a head may add token types
+    fold(backbone)  # like the models it is compared with
     head = testbed.task.build_head(backbone, generator(0, "latency"))
     untouched = TaskModel(testbed.task, backbone, head)
     models[UNTOUCHED] = untouched.requires_grad_(False).eval().to(fabric.device)
     moment = datetime.now().astimezone().isoformat()
     group = digest_json([moment, sorted(models)])
     measured: dict[str, list[Latency]] = {name: [] for name in models}
-    # Where one method's cost depends on the input, all are timed on the same real examples.
+    # If any method's cost depends on the input, all methods are timed on the same real examples.
     dynamic = any(cell.method().dynamic for cell in cells)
     examples = chosen_examples(testbed.data.splits["test"]) if dynamic else None
     for batch_size, least, seconds in (SINGLE, SMALL_BATCH):
@@ -103,7 +107,7 @@ def _measure(cells: Sequence[Cell], store: Store) -> list[Record]:
 
 
 def _deployed(cell: Cell, store: Store) -> TaskModel:
-    """A cell's model to be timed. Time depends on no weight's value, so that records shared without weights do."""
+    """A cell's deployed model. Without its weights' file the weights are random, as values do not affect latency."""
     record = store.record(cell.id)
     weights = store.folder(cell.id) / WEIGHTS
     decision = None if record.search is None else record.search.decision
@@ -113,12 +117,12 @@ def _deployed(cell: Cell, store: Store) -> TaskModel:
 def _batches(
     testbed: Testbed, batch_size: int, examples: Sequence[Example] | None, device: torch.device
 ) -> list[Batch]:
-    """Batches of these examples, or one random batch at the measured input."""
+    """Batches of `examples`, or one random batch of the measured input size if None."""
     if examples is not None:
         return [
             batch.to(device)
             for batch in loader(testbed, "test", examples=examples, batch_size=batch_size)
-            if len(batch) == min(batch_size, len(examples))  # a last one with fewer is no measure
+            if len(batch) == min(batch_size, len(examples))  # a smaller last batch would distort the times
         ]
     size = testbed.measured_input
     inputs = testbed.backbone.example_inputs(
@@ -131,7 +135,7 @@ def _batches(
 def _latencies(
     testbed: Testbed, models: dict[str, TaskModel], batches: Sequence[Batch], least: int, seconds: float
 ) -> dict[str, LatencySample]:
-    """Every model takes the batches in turn; in each round all take the same."""
+    """Latency samples by model. Models cycle through the batches, and all use the same batch in a round."""
     device = next(next(iter(models.values())).parameters()).device
     fabric = make_fabric(testbed.settings)
 

@@ -23,7 +23,7 @@ from harness.specs import Spec, canonical, options_label
 from harness.training.encoding_store import Budgets, EncodingStore
 from methods.base import Method, NoOptions
 from tasks.base import Data, Task
-from tasks.data.images import ImageCache
+from tasks.data.image_cache import ImageCache
 
 SHAPES_LOOKED_AT = 256
 """Test examples whose image shapes decide at which shape compute and latency are measured."""
@@ -132,7 +132,7 @@ def label_of(spec: Spec, method: Method[Any]) -> str:
 def open_testbeds(settings: RunSettings) -> list[Testbed]:
     """The backbone and the data of every task, loaded."""
     backbone = load_backbone(settings.backbone, settings.backbone_options)
-    images = ImageCache(backbone.processor, settings.data.image_budget_mib)
+    images = ImageCache(backbone.processor, settings.data.image_budget_mib, settings.data.image_cache)
     encodings = open_encodings(settings, backbone)
     return [build_testbed(settings, spec, backbone, images, encodings=encodings) for spec in settings.tasks]
 

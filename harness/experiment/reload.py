@@ -16,7 +16,7 @@ from harness.options import format_value
 from harness.records.record import MethodChoice, Record
 from harness.registry import build_method
 from harness.specs import Spec, combine, member_names, parse_specs
-from tasks.data.images import ImageCache
+from tasks.data.image_cache import ImageCache
 
 
 def cell_of(
@@ -52,7 +52,7 @@ def cell_of(
             f"({chosen.backbone.digest[:12]}, these are {backbone.digest()[:12]}); "
             f"name them with {here.where('weights')}."
         )
-    images = ImageCache(backbone.processor, settings.data.image_budget_mib)
+    images = ImageCache(backbone.processor, settings.data.image_budget_mib, settings.data.image_cache)
     encodings = open_encodings(settings, backbone)
     testbed = build_testbed(settings, settings.tasks[0], backbone, images, encodings=encodings)
     classes = record.data.details.get("answers")

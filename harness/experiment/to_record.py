@@ -1,4 +1,4 @@
-"""From a cell's outcome to its record."""
+"""Build a cell's record from its outcome."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ CONVENTION = "multiply-accumulates of matrix products, convolutions and attentio
 
 
 def finished_record(cell: Cell, outcome: Outcome, started: datetime, tuned_file_bytes: int) -> Record:
-    """The record of a cell that came to its end."""
+    """Record of a finished cell."""
     task = cell.testbed.task
     reported = "test" if task.primary_metric in outcome.metrics.get("test", {}) else "val"
     return Record(
@@ -69,12 +69,12 @@ def finished_record(cell: Cell, outcome: Outcome, started: datetime, tuned_file_
 
 
 def failed_record(cell: Cell, error: str, started: datetime) -> Record:
-    """The record of a cell that crashed."""
+    """Record of a cell that crashed."""
     return Record(**_frame(cell, started), status="failed", error=error)
 
 
 def _frame(cell: Cell, started: datetime) -> dict[str, Any]:
-    """What is known of a cell however it ends."""
+    """Parts that every record has, finished or failed."""
     device = make_fabric(cell.testbed.settings).device.type
     return {
         **planned_parts(cell),
@@ -84,7 +84,7 @@ def _frame(cell: Cell, started: datetime) -> dict[str, Any]:
 
 
 def planned_parts(cell: Cell) -> dict[str, Any]:
-    """The parts of a record that are known before the cell is run: cell, protocol, data."""
+    """Parts that are known before the cell runs: cell, settings, protocol, data."""
     testbed = cell.testbed
     method, task, backbone = cell.method(), testbed.task, testbed.backbone
     return {
@@ -119,7 +119,7 @@ def planned_parts(cell: Cell) -> dict[str, Any]:
 
 
 def _jsonable(value: Any) -> Any:
-    """Tuples as lists and paths as text, all the way down."""
+    """Convert tuples to lists and other objects, such as paths, to text, recursively."""
     if isinstance(value, Mapping):
         return {str(key): _jsonable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -174,7 +174,7 @@ def _search(found: Searched, outcome: Outcome) -> SearchCost:
 
 
 def search_history(outcome: Outcome) -> SearchHistory | None:
-    """How the cell's search got to its decision, for the file beside the record."""
+    """Course of the cell's search, stored in a file beside the record; None without a search."""
     if outcome.search is None:
         return None
     return SearchHistory.model_validate({"trace": outcome.search.trace, "history": outcome.search.history})

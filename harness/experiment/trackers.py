@@ -1,7 +1,7 @@
-"""Learning curves and final figures of cells for experiment trackers, through Fabric's loggers.
+"""Send learning curves and final metrics to experiment trackers, through Fabric's logger interface.
 
-`csv` and `tensorboard` are Fabric's own; `mlflow` and `wandb` are written to folders beside the results and need
-no network unless their own environment variables (MLFLOW_TRACKING_URI, WANDB_MODE) say otherwise.
+`csv` and `tensorboard` are Fabric's own loggers. `mlflow` and `wandb` write to folders beside the results and need
+no network unless MLFLOW_TRACKING_URI or WANDB_MODE is set.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ PACKAGES: Mapping[str, tuple[str, ...]] = {
     "mlflow": ("mlflow",),
     "wandb": ("wandb",),
 }
-"""Packages of which a tracker needs one; the extra that brings it bears the tracker's name."""
+"""Packages by tracker, any one of which it needs. The extra that installs it has the tracker's name."""
 
 
 PROJECT = "petl-harness"
-"""Name of the experiment in MLflow, of the project in Weights & Biases."""
+"""Name of the MLflow experiment and of the Weights & Biases project."""
 
 
 _ODD = re.compile(r"[^\w.+-]+")
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Whether all of them are installed.
+    """Check that all named trackers are installed.
 
     Raises:
-        UserError: one is not.
+        UserError: one is not installed.
     """
     for name in names:
         packages = PACKAGES[name]
@@ -54,7 +54,7 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 class MLflowLogger(Logger):
-    """A run in an MLflow experiment, by its client: several runs may be open at once."""
+    """A run in an MLflow experiment. It uses the client, so that several runs may be open at once."""
 
     def __init__(self, folder: Path, name: str) -> None:
         client = importlib.import_module("mlflow.tracking").MlflowClient
@@ -76,12 +76,12 @@ class MLflowLogger(Logger):
         return self._run
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Figures of a step; MLflow takes no @ in a name."""
+        """Log metrics of a step; "@" in names becomes "at", as MLflow forbids it."""
         for key, value in metrics.items():
             self._client.log_metric(self._run, key.replace("@", " at "), value, step=step or 0)
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Settings of the cell."""
+        """Log the cell's settings."""
         for key, value in dict(params if isinstance(params, dict) else vars(params)).items():
             self._client.log_param(self._run, key, value)
 
@@ -91,7 +91,7 @@ class MLflowLogger(Logger):
 
 
 class WandbLogger(Logger):
-    """A run of Weights & Biases; offline unless WANDB_MODE says otherwise (`wandb sync` uploads it later)."""
+    """A Weights & Biases run, offline unless WANDB_MODE is set (`wandb sync` uploads it later)."""
 
     def __init__(self, folder: Path, name: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -101,7 +101,7 @@ class WandbLogger(Logger):
             name=name,
             dir=str(folder),
             mode=os.environ.get("WANDB_MODE", "offline"),
-            reinit="create_new",  # several cells are under way at once
+            reinit="create_new",  # several cells run at once
         )
 
     @property
@@ -115,11 +115,11 @@ class WandbLogger(Logger):
         return str(self._run.id)
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Figures of a step."""
+        """Log metrics of a step."""
         self._run.log(dict(metrics), step=step)
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Settings of the cell."""
+        """Log the cell's settings."""
         self._run.config.update(dict(params if isinstance(params, dict) else vars(params)))
 
     def finalize(self, status: str) -> None:
@@ -144,10 +144,10 @@ MAKERS: Mapping[str, Callable[[Path, str], Logger]] = {
 
 
 class TrackingReporter:
-    """Passes on what happens to another reporter and tells the trackers of epochs and ends.
+    """Forwards everything to `inner` and sends epochs and final metrics to the trackers.
 
-    A run in a tracker is one try of a cell; a resumed try has the earlier epochs too. A tracker that fails is
-    told to `note` and left out from then on: it must not cost the cell.
+    Each attempt at a cell is one run in a tracker; a resumed attempt logs the earlier epochs again. A tracker that
+    fails is reported through `note` and not used again, so that it cannot make the cell fail.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ class TrackingReporter:
         self._open: dict[str, dict[str, Logger]] = {}
 
     def begin(self, cell: Cell) -> None:
-        """A cell begins; its runs are opened when there is something to tell."""
+        """A cell begins; its tracker runs are opened with the first metric."""
         self._inner.begin(cell)
 
     def stage(self, cell: Cell, name: str, total: int) -> None:
@@ -172,13 +172,13 @@ class TrackingReporter:
         self._inner.advance(cell, count)
 
     def epoch(self, cell: Cell, figures: Mapping[str, float]) -> None:
-        """Training loss and validation metric, at the epoch's number."""
+        """Log training loss and validation metric at the epoch's number."""
         self._inner.epoch(cell, figures)
         told = {key: float(value) for key, value in figures.items() if key != "epoch"}
         self._tell(cell, lambda logger: logger.log_metrics(told, step=int(figures["epoch"])))
 
     def end(self, cell: Cell, record: Record | None, note: str) -> None:
-        """The final figures; a cell that was kept from an earlier run is not told again."""
+        """Log the final metrics, unless the cell was kept from an earlier run."""
         self._inner.end(cell, record, note)
         if record is None or note == "kept":
             return
@@ -194,7 +194,7 @@ class TrackingReporter:
             try:
                 what(self._logger(cell, name))
             except Exception as error:
-                self._note(f"logger {name} failed and is left out from here on: {error}")
+                self._note(f"logger {name} failed and is no longer used: {error}")
                 self._names.remove(name)
 
     def _logger(self, cell: Cell, name: str) -> Logger:
@@ -202,13 +202,13 @@ class TrackingReporter:
         if name not in loggers:
             title = f"{cell.label} {cell.testbed.task.name} seed {cell.seed} {cell.id[:8]}"
             loggers[name] = MAKERS[name](self._folder, _ODD.sub("_", title))
-            if name != "csv":  # Fabric's has no place for settings; they are in the record
+            if name != "csv":  # Fabric's CSV logger stores no settings; they are in the record
                 loggers[name].log_hyperparams(settings_of(cell))
         return loggers[name]
 
 
 def settings_of(cell: Cell) -> dict[str, Any]:
-    """What tells a cell from others."""
+    """Settings that identify a cell."""
     testbed = cell.testbed
     return {
         "cell": cell.id,
@@ -224,7 +224,7 @@ def settings_of(cell: Cell) -> dict[str, Any]:
 
 
 def final_figures(record: Record) -> dict[str, float]:
-    """Metrics and costs of a finished cell, units in their names; latency is measured after all cells."""
+    """Metrics and costs of a finished cell, with units in their names. Latency is missing: it is measured later."""
     found = {f"{split}/{key}": v for split, metrics in record.metrics.items() for key, v in metrics.items()}
     if record.parameters is not None:
         found["updated_parameters"] = float(record.parameters.updated)

@@ -1,4 +1,4 @@
-"""The backbones that can be pre-trained here, by name."""
+"""Embedded backbones and how each is pre-trained."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from harness.pretrain.recipe import METER_STAGES, VILT_STAGES, Recipe
 
 @dataclass(frozen=True)
 class EmbeddedBackbone:
-    """What is pre-trained, and how.
+    """A backbone and its pre-training recipe.
 
-    load: with the weights of a folder, or `weights="random"`.
-    folder: of the weights that ship with this package.
-    copied: files of it that a new folder of weights needs as well: configuration and vocabulary.
+    load: loads it with the weights of a folder, or with `weights="random"`.
+    folder: weights that ship with this package.
+    copied: files in `folder` that every folder of weights needs: configuration and vocabulary.
+    stages: recipes that are run one after the other.
     """
 
     load: Callable[[BackboneOptions], Pretrainable]

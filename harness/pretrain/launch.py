@@ -1,4 +1,4 @@
-"""Pre-training in several processes, by Fabric's launcher, and what the first of them tells the one that started it."""
+"""Run pre-training in several processes with Fabric's launcher and report its progress to the parent."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from harness.errors import UserError
 from harness.process import prepare_process
 
 OnStep = Callable[[int, dict[str, float]], None]
-"""Gets a step (from 1) and its figures."""
+"""Called with a step (from 1) and its losses and accuracies by name."""
 Train = Callable[[Fabric, OnStep], dict[str, Any]]
-"""One process's part. Can be pickled."""
+"""Training in one process. Must be picklable."""
 
 
 class _Prepared(DDPStrategy):
-    """Prepares each process before it joins the others, which Fabric would announce."""
+    """Prepares each process before it joins the group, which silences Fabric's announcement."""
 
     def setup_environment(self) -> None:
         prepare_process()
@@ -35,19 +35,19 @@ class _Prepared(DDPStrategy):
 
 
 def launch(train: Train, processes: int, on_step: OnStep) -> dict[str, Any]:
-    """Run `train` in `processes` processes on the CPU, which share the threads; returns the first one's report.
+    """Run `train` in `processes` processes on the CPU and return the report of rank 0.
 
-    A single process is this one; several are started anew. `on_step` is called in this process either way, for the
-    first process's steps; what it raises ends them all.
+    The processes share this process's threads. A single process is this one, several are spawned. `on_step` is
+    always called in this process, for the steps of rank 0. If it raises, all processes end.
 
     Raises:
-        UserError: a process raised it.
-        ProcessException: a process failed.
+        UserError: raised by a process.
+        ProcessException: a process failed in another way.
     """
     if processes == 1:
         return train(Fabric(accelerator="cpu", devices=1), on_step)
     reader, writer = multiprocessing.get_context("spawn").Pipe(duplex=False)
-    # Under Slurm Fabric would take the job's tasks for the processes, so the environment is named.
+    # In a Slurm job Fabric would use the job's tasks as processes unless another environment is given.
     strategy = _Prepared(start_method="spawn", process_group_backend="gloo")
     environment = LightningEnvironment()
     fabric = Fabric(accelerator="cpu", devices=processes, strategy=strategy, plugins=[environment])
@@ -58,11 +58,13 @@ def launch(train: Train, processes: int, on_step: OnStep) -> dict[str, Any]:
             report: dict[str, Any] = fabric.launch(_run, train, threads, writer)
         except ProcessException:
             _hang_up(writer)
-            heard.result()  # raises the cause if it is known
+            heard.result()  # raises the cause, if known
             raise
         finally:
             _hang_up(writer)
-            os.environ.pop("MASTER_PORT", None)  # Fabric's; the next launch looks for a free port of its own
+            os.environ.pop(
+                "MASTER_PORT", None
+            )  # set by Fabric; the next launch must choose a free port again
         heard.result()
     return report
 
@@ -73,7 +75,7 @@ def _run(fabric: Fabric, train: Train, threads: int, writer: Connection) -> dict
     try:
         return train(fabric, told)
     except UserError as error:
-        with suppress(BrokenPipeError):  # another process was first
+        with suppress(BrokenPipeError):  # another process has closed it
             writer.send(error)
         raise
 
@@ -83,9 +85,9 @@ def _tell(writer: Connection, step: int, figures: dict[str, float]) -> None:
 
 
 def _listen(reader: Connection, on_step: OnStep) -> None:
-    """Pass on what the first process sends, and raise what any process has for the user.
+    """Call `on_step` with what rank 0 sends, and raise a `UserError` that any process sends.
 
-    At the end the pipe is closed, so that a first process that still runs fails at its next step.
+    The pipe is closed at the end, so rank 0 fails at its next step if it still runs.
     """
     with reader:
         while (message := reader.recv()) is not None:
@@ -95,6 +97,6 @@ def _listen(reader: Connection, on_step: OnStep) -> None:
 
 
 def _hang_up(writer: Connection) -> None:
-    """End `_listen`, which may have ended by itself."""
+    """End `_listen` unless it has already ended."""
     with suppress(BrokenPipeError):
         writer.send(None)

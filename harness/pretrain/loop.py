@@ -1,4 +1,4 @@
-"""The loop of pre-training: over stages and steps; resumes after a stop."""
+"""Pre-training loop over stages and steps. An interrupted run resumes from its last checkpoint."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from harness.training.checkpoint import load_checkpoint, save_checkpoint
 from tasks.mini.captions import caption_words
 
 BuildBackbone = Callable[[], Pretrainable]
-"""Makes a backbone with fresh weights; can be pickled."""
+"""Builds the backbone to train. Must be picklable."""
 
 
 def pretrain_in_stages(
@@ -38,12 +38,14 @@ def pretrain_in_stages(
     copied: Sequence[Path] = (),
     on_step: Callable[[int, int, dict[str, float]], None] = lambda stage, step, figures: None,
 ) -> dict[str, Any]:
-    """Run `stages` one after the other, each in a folder of its own under `folder`; resumes where it stopped.
+    """Run `stages` one after the other, each in its own folder under `folder`.
 
-    load: makes the backbone, `weights="random"` first, then from the folder of the stage before.
-    copied: files that belong beside the weights (configuration, vocabulary).
-    on_step: gets the stage (from 0), the step (from 1) and its figures.
-    Returns the report that is also written to `pretraining.json`: one entry a stage, and the last one's figures.
+    load: loads the backbone, first with `weights="random"`, then from the previous stage's folder.
+    copied: files to copy beside the weights (configuration, vocabulary).
+    on_step: called with the stage (from 0), the step (from 1) and its losses and accuracies by name.
+    Finished stages are kept, and an interrupted one resumes from its checkpoint.
+    Returns the report that is also written to `pretraining.json`: one entry per stage, and the last stage's
+    held-out losses and accuracies.
     """
     options = BackboneOptions(weights="random")
     reports = []
@@ -70,13 +72,13 @@ def pretrain(
     on_step: OnStep = lambda step, figures: None,
     checkpoint_every: int = 250,
 ) -> dict[str, Any]:
-    """Pre-train a backbone and save it under `folder`; resumes from its checkpoint.
+    """Pre-train a backbone and save it in `folder`, resuming from the folder's checkpoint if there is one.
 
-    Returns the final figures on held-out scenes. Writes `model.safetensors` (half precision),
-    `pretraining.json` (recipe and figures) and `curve.csv`.
+    Returns recipe, duration, and losses and accuracies on held-out scenes. Writes `model.safetensors` (half precision),
+    `pretraining.json` (what is returned) and `curve.csv`.
 
     Raises:
-        UserError: the folder's checkpoint was made by another recipe.
+        UserError: the folder's checkpoint belongs to another recipe.
     """
     folder.mkdir(parents=True, exist_ok=True)
     train = partial(_pretrain, build, recipe, folder, checkpoint_every)
@@ -86,7 +88,7 @@ def pretrain(
 def _pretrain(
     build: BuildBackbone, recipe: Recipe, folder: Path, checkpoint_every: int, fabric: Fabric, on_step: OnStep
 ) -> dict[str, Any]:
-    """One process's part; the first one also writes."""
+    """Pre-training in one process; only rank 0 writes files."""
     torch.manual_seed(recipe.seed)
     backbone = build()
     model = PretrainingModel(backbone, len(caption_words())).train()
@@ -107,7 +109,7 @@ def _pretrain(
     if checkpoint.is_file():
         state = load_checkpoint(checkpoint)
         if state["recipe"] != asdict(recipe):
-            raise UserError(f"{checkpoint}: made by another recipe; delete it to begin anew.")
+            raise UserError(f"{checkpoint}: belongs to another recipe; delete it to start over.")
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
@@ -164,7 +166,7 @@ def _pretrain(
 
 @torch.no_grad()
 def evaluate(model: PretrainingModel, recipe: Recipe, batches: int = 32) -> dict[str, float]:
-    """Mean figures over scenes that no training step draws."""
+    """Mean losses and accuracies over scenes that no training step draws."""
     model.eval()
     stream = CaptionedScenes(recipe, model.backbone.processor)
     totals: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""A backbone with the heads of pre-training, and their losses."""
+"""A backbone with pre-training heads, and their losses."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from harness.pretrain.scenes import IGNORED, Scenes
 from tasks.mini.world import COLORS, SHAPES, SIZES
 
 CHANGED_WEIGHT = 5.0
-"""Weight of a changed word against the many unchanged ones."""
+"""Weight of a changed word relative to an unchanged one, as unchanged words are many."""
 EMPTY_WEIGHT = 0.15
-"""Weight of an empty patch against the few that hold something."""
+"""Weight of an empty patch relative to one with an object, as empty patches are many."""
 ATTRIBUTES = ("color", "shape", "size")
 
 Pretrainable: TypeAlias = ViltBackbone | MeterBackbone
-"""What there are objectives for."""
+"""Backbones that have pre-training objectives."""
 
 
 @dataclass(frozen=True)
 class States:
-    """What a backbone makes of B pairs with L text tokens and P patches.
+    """Hidden states of B image-text pairs with L text tokens and P patches.
 
-    text: `(B, L, D)` and patches: `(B, P, D)` after the last block, to be read through `norm`.
+    text: `(B, L, D)` and patches: `(B, P, D)`, both after the last block and before `norm`.
     pooled: `(B, feature_dim)`.
-    encoded_patches: `(B, P, D)` before the first block, where there is an image encoder; else None.
+    encoded_patches: `(B, P, D)`, output of the image encoder; None if the backbone has none.
     """
 
     text: Tensor
@@ -42,7 +42,7 @@ class States:
 
 
 def read_states(backbone: Pretrainable, inputs: Inputs) -> States:
-    """One pass over `inputs`."""
+    """Hidden states from one forward pass."""
     length = inputs.input_ids.shape[1]
     encoded = backbone.encode(inputs)
     streams = backbone.run_blocks(encoded)
@@ -56,8 +56,11 @@ def read_states(backbone: Pretrainable, inputs: Inputs) -> States:
 
 @dataclass(frozen=True)
 class Logits:
-    """Of M masked words `(M, words)`, single ones by the pooled feature `(B/2, words)`, matching `(B/2, 2)`,
-    changed words `(B/2, L)`, patches `(B, P, …)` and the image encoder's patches, where there is one.
+    """Logits of all heads for a batch of B pairs with L text tokens, P patches and M masked words.
+
+    words: `(M, words)`. single: a caption's only masked word, from the pooled feature, `(B/2, words)`.
+    matches: `(B/2, 2)`. changed: `(B/2, L)`. patches: `(B, P, classes)`. encoded_patches: the same from the image
+    encoder's output; None if the backbone has no image encoder.
     """
 
     words: Tensor
@@ -69,7 +72,10 @@ class Logits:
 
 
 class PretrainingModel(nn.Module):
-    """A backbone with the heads of every objective."""
+    """A backbone with one head per objective.
+
+    words: number of classes of masked words.
+    """
 
     def __init__(self, backbone: Pretrainable, words: int) -> None:
         super().__init__()
@@ -88,7 +94,7 @@ class PretrainingModel(nn.Module):
         )
 
     def forward(self, batch: Scenes) -> Logits:
-        """All heads' logits."""
+        """Logits of all heads."""
         states = read_states(self.backbone, batch.inputs)
         asked = slice(-len(batch.matches), None)
         head = self.encoded_patch_head
@@ -102,7 +108,7 @@ class PretrainingModel(nn.Module):
         )
 
     def losses(self, batch: Scenes) -> tuple[Tensor, dict[str, float]]:
-        """The sum of all losses, and losses and accuracies (percent) by name."""
+        """The sum of all losses, then each loss and accuracy (percent) by name."""
         logits = self(batch)
         targets = batch.words[batch.words != IGNORED]
         named = batch.single != IGNORED
@@ -117,7 +123,7 @@ class PretrainingModel(nn.Module):
             "changed_loss": F.binary_cross_entropy_with_logits(
                 logits.changed[asked], is_changed, pos_weight=torch.tensor(CHANGED_WEIGHT)
             )
-            if asked.any()  # a small share of a batch may hold borrowed captions only
+            if asked.any()  # a small batch may hold negatives of other scenes only
             else logits.changed.sum() * 0,
             "patch_loss": self._patch_loss(logits.patches, batch.patches),
         }
@@ -140,7 +146,7 @@ class PretrainingModel(nn.Module):
         return torch.stack(list(losses.values())).sum(), figures
 
     def _patch_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Mean over colour, shape and size."""
+        """Mean cross-entropy over colour, shape and size."""
         losses = []
         for index, part in enumerate(logits.split(self.patch_sizes, dim=-1)):
             weight = torch.ones(part.shape[-1])

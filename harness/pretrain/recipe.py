@@ -1,4 +1,4 @@
-"""How long, on what and at which rates an embedded backbone is pre-trained."""
+"""Hyper-parameters of the embedded backbones' pre-training."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from tasks.mini.render import DARK, PLAIN, Style
 
 @dataclass(frozen=True)
 class Recipe:
-    """How an embedded backbone is pre-trained.
+    """Hyper-parameters of one stage of pre-training.
 
-    steps: optimiser steps; each sees `batch_size` fresh scenes.
-    processes: that share a batch and average their gradients: one core each is far better used than several
-        by one process with a model this small. Each draws its own scenes, so the number changes the result.
-    style: how scenes are drawn, `dark` or `plain` (`STYLES`).
-    mask_probability: share of a caption's content words that is masked (function words: a third of it).
-    single: share of the captions with masked words in which just one word, a content word, is masked.
-    hard: share of the negatives that differ from a true caption in one word.
-    warmup: share of the steps over which the learning rate rises; then it falls as a half cosine to 1 %.
+    steps: optimiser steps. batch_size: new scenes per step.
+    processes: processes that share a batch and average their gradients. With a model this small, one core per
+        process is much faster than several cores in one process. Each process draws its own scenes, so the number
+        changes the result.
+    style: how scenes are drawn, a key of `STYLES`.
+    mask_probability: probability of masking a content word of a caption; a third of it for function words.
+    single: fraction of the masked captions in which exactly one word, a content word, is masked.
+    hard: fraction of the negatives that differ from a true caption in one word.
+    warmup: fraction of the steps with linear warm-up; the learning rate then decays as a half cosine to 1 %.
     """
 
     steps: int = 3000
@@ -37,10 +38,10 @@ class Recipe:
 STYLES: dict[str, Style] = {"dark": DARK, "plain": PLAIN}
 
 VILT_STAGES = (Recipe(steps=4400, style="dark", learning_rate=1e-3, single=0.0, seed=20230), Recipe())
-"""Of `vilt-mini`, each going on from the weights of the one before with fresh heads and a fresh optimiser. Shapes
-are learned on dark backgrounds; begun on all, they take more than twice as long."""
+"""Stages of `vilt-mini`. Each starts from the previous stage's weights with new heads and a new optimiser. Shapes are
+learned on dark backgrounds first; learning them on all backgrounds from the start takes more than twice as long."""
 METER_STAGES = (
     Recipe(steps=2400, style="dark", learning_rate=1e-3, single=0.4, seed=20232),
     Recipe(steps=3600, seed=20233),
 )
-"""Of `meter-mini`, likewise."""
+"""Stages of `meter-mini`."""

@@ -1,4 +1,4 @@
-"""Batches of scenes with what is asked of them."""
+"""Batches of scenes with captions and pre-training targets."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ FUNCTION_WORDS = frozenset(
 
 @dataclass(frozen=True)
 class Scenes:
-    """A batch of B scenes.
+    """A batch of B scenes with L text tokens and P patches. Targets are `IGNORED` where there is nothing to predict.
 
-    words: `(B, L)` masked words' classes; single: `(B/2,)` the class of a caption's only masked word;
-    matches: `(B/2,)` 1 where caption and scene match; changed: `(B/2, L)` 1 at the changed word, 0 at others;
-    patches: `(B, P, 3)`. `IGNORED` where nothing is asked.
+    words: classes of masked words, `(B, L)`. single: class of a caption's only masked word, `(B/2,)`.
+    matches: 1 if caption and scene match, `(B/2,)`. changed: 1 at a changed word, 0 at others, `(B/2, L)`.
+    patches: colour, shape and size, `(B, P, 3)`.
     """
 
     inputs: Inputs
@@ -61,8 +61,9 @@ class Scenes:
 
 
 class CaptionedScenes:
-    """A rank's share of the batches from step `start` on; step `k`'s depends on (seed, k, rank) only, so a run
-    can be resumed at any step.
+    """Batches of one rank, from step `start` on.
+
+    The batch of step k depends on (seed, k, rank) only, so a run can resume at any step.
     """
 
     def __init__(self, recipe: Recipe, processor: Processor, start: int = 0, rank: int = 0) -> None:
@@ -85,7 +86,7 @@ class CaptionedScenes:
             yield self.batch(np.random.default_rng([self.recipe.seed, step, self.rank]))
 
     def batch(self, rng: np.random.Generator) -> Scenes:
-        """One batch drawn from `rng`."""
+        """Draw one batch."""
         size, half = self.size, self.size // 2
         scenes = [sample_scene(rng, PRETRAINING) for _ in range(size)]
         texts = [caption(scene, rng) for scene in scenes[:half]]
@@ -133,7 +134,7 @@ class CaptionedScenes:
         )
 
     def _negative(self, scene: Scene, other: Scene, rng: np.random.Generator) -> tuple[str, str]:
-        """A caption that is false of `scene`, and the true one it was made from (a hopeless text if none)."""
+        """A caption that is false for `scene`, and the true caption it was made from (empty if there is none)."""
         if rng.random() >= self.recipe.hard:
             for _ in range(10):
                 borrowed = true_clauses(other, rng)
@@ -151,15 +152,15 @@ class CaptionedScenes:
 def _single_id(processor: Processor, word: str) -> int:
     ids = processor.tokenize([word])[0]
     if len(ids) != 3:
-        raise ValueError(f"'{word}' is not one token of the vocabulary")
+        raise ValueError(f"'{word}' is not a single token of the vocabulary")
     return ids[1]
 
 
 def mask_id(processor: Processor) -> int:
-    """Id of the token that stands for a masked word.
+    """Id of the mask token.
 
     Raises:
-        ValueError: the vocabulary has none.
+        ValueError: the vocabulary has no mask token.
     """
     assert isinstance(processor, ViltProcessor | MeterProcessor)
     token = "[MASK]" if isinstance(processor, ViltProcessor) else "<mask>"

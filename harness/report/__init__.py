@@ -1,1 +1,1 @@
-"""Records to paper: tables, figures and the HTML page."""
+"""Tables, figures and the HTML report of a results folder."""

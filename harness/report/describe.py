@@ -1,4 +1,4 @@
-"""One record as lines for people."""
+"""A readable summary of one record."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def describe(record: Record) -> Iterator[tuple[str, str]]:
-    """Lines of (what, value) in the order in which one asks for them."""
+    """(name, value) pairs, the most important first."""
     cell = record.cell
     yield "cell", cell.id
     yield "status", record.status if record.error is None else f"{record.status}: {record.error}"

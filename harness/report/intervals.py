@@ -1,4 +1,4 @@
-"""Intervals and significance marks for the tables."""
+"""Add confidence intervals and significance marks to tables."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from harness.registry import REFERENCE_METHOD
 from harness.report.tables import Table, TaskColumn
 
 TABLE_RESAMPLES = 2_000
-"""For tables, which are made after every run."""
+"""Fewer than in `harness compare`, as tables are made after every run."""
 
 
 def with_intervals(table: Table, store: Store, resamples: int = TABLE_RESAMPLES) -> Table:
-    """The table with 95 % intervals of its scores and tests of its differences from full tuning.
+    """Add 95 % intervals of the scores and significance tests of the differences from full tuning.
 
-    Adds to the frame: `<task>_low`, `<task>_high` beside each score; `delta_low`, `delta_high`, `delta_p` (after
-    Holm's correction over the table's methods) and `delta_significant`. Without predictions they stay empty and
-    a note says so.
+    New columns of the frame: `<task>_low` and `<task>_high` after each score, `delta_low`, `delta_high`, `delta_p`
+    (after Holm's correction over the table's methods) and `delta_significant`. Without predictions they are None,
+    and a note says so.
     """
     draws: dict[str, dict[str, Draws]] = {}
     deltas: dict[str, list[Draws]] = {}
@@ -74,7 +74,7 @@ def with_intervals(table: Table, store: Store, resamples: int = TABLE_RESAMPLES)
 
 
 def _beside(columns: list[str], tasks: Sequence[TaskColumn]) -> list[str]:
-    """The columns, intervals behind what they are of."""
+    """The columns, each interval after the value it belongs to."""
     behind = {f"{task.key}_sd": [f"{task.key}_low", f"{task.key}_high"] for task in tasks}
     behind["delta_vs_full"] = ["delta_low", "delta_high", "delta_p", "delta_significant"]
     moved = {name for names in behind.values() for name in names}
@@ -103,7 +103,7 @@ def _against_full(scores: Sequence[MethodScores], resamples: int, seed: int) -> 
 
 
 def _average(draws: Sequence[Draws]) -> Draws:
-    """Of the tasks' means: their examples and trainings are independent of each other."""
+    """Draws of the mean over tasks, whose examples and trainings are independent of each other."""
     size = min(len(each.values) for each in draws)
     values = np.mean([each.values[:size] for each in draws], axis=0)
     return Draws(float(np.mean([each.estimate for each in draws])), values)

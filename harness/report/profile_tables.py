@@ -1,4 +1,4 @@
-"""Profiles as tables: for a terminal, as Markdown, and as one flat CSV of whole numbers."""
+"""Profiles as tables: on a terminal, as Markdown, and as one flat CSV of exact numbers."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 
 
 NOTES = (
-    "Parameters: *updated* are what papers print as a method's (its own and those of the backbone that it tunes); "
-    "*common* (poolers, token types) and *head* train alike with every method. Weights that no forward pass "
-    "reads (RoBERTa's pooler, CLIP's text side) are not built and not counted.",
-    "MACs: multiply-accumulates of matrix products, convolutions and attention, which papers print as FLOPs, of the "
-    "finalised model (LoRA merged), batch 1, no padding. *With LayerNorm*: 5 more for each element that a LayerNorm "
-    "normalises, the convention of DAS's −11.97 % on METER.",
+    "Parameters: *updated* is what papers report for a method (its own parameters and those of the backbone that it "
+    "tunes). *common* (poolers, token types) and *head* train with every method. Weights that no forward pass reads "
+    "(RoBERTa's pooler, CLIP's text encoder) are neither built nor counted.",
+    "MACs: multiply-accumulates of matrix products, convolutions and attention of the finalised model (LoRA merged), "
+    "batch size 1, no padding. Papers of this field report them as FLOPs. *With LayerNorm*: 5 more for each element "
+    "that a LayerNorm normalises, the convention behind DAS's −11.97 % on METER.",
 )
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A title, headers, and rows of text whose first column is the method."""
+    """One table: title, headers and rows of text, with the method in the first column."""
 
     title: str
     headers: tuple[str, ...]
@@ -35,7 +35,7 @@ class Grid:
 
 
 def title_of(profile: Profile) -> str:
-    """Backbone, task and stated input."""
+    """Backbone, task and input size in words."""
     setting = profile.setting
     height, width = setting.image_size
     images = setting.task.images_per_example
@@ -47,11 +47,11 @@ def title_of(profile: Profile) -> str:
 
 
 def grids(profile: Profile) -> Iterator[Grid]:
-    """Parameters by group, MACs by component, changes against full tuning, and latency where there is any."""
+    """Parameters by group, MACs by component, changes against full tuning, and latency if it was measured."""
     title = title_of(profile)
     yield Grid(
         f"{title} — parameters",
-        ("method", "updated", "of it its own", "common", "head", "frozen", "total", "deployed"),
+        ("method", "updated", "its own", "common", "head", "frozen", "total", "deployed"),
         tuple(_parameters(row) for row in profile.rows),
     )
     components = tuple(profile.rows[0].compute.macs)
@@ -117,7 +117,7 @@ def _latencies(profile: Profile) -> Iterator[tuple[str, ...]]:
 
 
 def print_profile(profile: Profile, console: Console) -> None:
-    """A table for each of the grids."""
+    """Print every grid as a table."""
     from rich.table import Table
 
     for grid in grids(profile):
@@ -131,7 +131,7 @@ def print_profile(profile: Profile, console: Console) -> None:
 
 
 def to_markdown(profiles: Sequence[Profile], command: str) -> str:
-    """All grids under headings, the conventions, and the command that made them."""
+    """All grids under headings, the conventions, and the command that produced them."""
     parts = []
     for profile in profiles:
         for grid in grids(profile):
@@ -142,7 +142,7 @@ def to_markdown(profiles: Sequence[Profile], command: str) -> str:
 
 
 def to_csv(profiles: Sequence[Profile]) -> str:
-    """One row a method and task; numbers of parameters, MACs and normalised elements, unrounded."""
+    """One row per method and task, with unrounded counts."""
     return str(pd.DataFrame(_flat(profiles)).to_csv(index=False))
 
 

@@ -1,4 +1,4 @@
-"""Tables as text: for a terminal (also as a picture of it), GitHub, LaTeX, CSV and HTML."""
+"""Tables as text: for a terminal (or a picture of one), GitHub, LaTeX, CSV and HTML."""
 
 from __future__ import annotations
 

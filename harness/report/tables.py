@@ -1,4 +1,4 @@
-"""Paper-style tables from records: one row a method, costs beside accuracy, like put beside like only."""
+"""Paper-style tables from records: one row per method, accuracy and costs, comparable cells only."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ FAILED = "failed"
 
 
 Value = float | str | None
-"""A number, `failed`, or None: never measured."""
+"""A number, `FAILED`, or None if nothing was measured."""
 
 
 @dataclass(frozen=True)
 class TaskColumn:
-    """A task in a table; its score is in the frame's column `key`, the spread over seeds in `<key>_sd`."""
+    """A task of a table. The frame has its score in column `key`, the deviation over seeds in `<key>_sd`."""
 
     key: str
     task: str
@@ -35,12 +35,12 @@ class TaskColumn:
 
 @dataclass(frozen=True)
 class Table:
-    """One table: cells of one backbone that may stand side by side.
+    """A table of comparable cells of one backbone.
 
-    frame: one row a method, numbers in full precision with units in the columns' names; None where nothing
-        was measured, "failed" where a measurement failed.
-    notes: what has to be read with it.
-    records: what it was made of.
+    frame: one row per method, values in full precision with units in the column names; None if nothing was
+        measured, "failed" if the measurement failed.
+    notes: sentences to print below the table.
+    records: the records behind the table.
     """
 
     title: str
@@ -51,15 +51,15 @@ class Table:
 
 
 def build_tables(records: Sequence[Record], all_protocols: bool = False) -> list[Table]:
-    """One table a backbone, with a column of scores for each task.
+    """One table per backbone, with a column of scores for each task.
 
-    all_protocols: where a backbone's cells differ in protocol, one table for each task and protocol.
+    all_protocols: if a backbone's cells differ in protocol, make one table per task and protocol.
 
     Raises:
-        UserError: there are no records, or (without `all_protocols`) protocols differ.
+        UserError: `records` is empty, or protocols differ and `all_protocols` is not set.
     """
     if not records:
-        raise UserError("there are no results to make a table of; run some cells first.")
+        raise UserError("no results to tabulate; run some cells first.")
     tables: list[Table] = []
     for backbone in dict.fromkeys(record.cell.backbone.name for record in records):
         chosen = [record for record in records if record.cell.backbone.name == backbone]
@@ -133,7 +133,7 @@ def _rank(label: str, records: Sequence[Record]) -> tuple[int, str]:
 
 
 class _Latencies:
-    """Which batch-1 latency of each record is shown: of the measurement most of its rivals took part in."""
+    """Chooses each record's batch-1 latency: of the measurement with the most records of its task and seed."""
 
     def __init__(self, records: Sequence[Record]) -> None:
         taking_part: Counter[tuple[str, int, str]] = Counter()
@@ -143,7 +143,7 @@ class _Latencies:
         self._taking_part = taking_part
 
     def of(self, record: Record) -> Latency | None:
-        """None where batch 1 was not measured. Of equally shared measurements the later."""
+        """The chosen latency, the later one of a tie; None if batch 1 was not measured."""
         best: Latency | None = None
         for latency in _single(record):
             if best is None or self._rivals(record, latency) >= self._rivals(record, best):
@@ -151,7 +151,7 @@ class _Latencies:
         return best
 
     def untouched(self, record: Record) -> float | None:
-        """p50 in ms of the backbone as loaded, where it took part in the measurement that is shown."""
+        """p50 in ms of the untouched backbone in the chosen measurement; None if it took no part."""
         shown = self.of(record)
         reference = [
             latency
@@ -193,7 +193,7 @@ def _row(records: Sequence[Record], tasks: Sequence[TaskColumn], latency: _Laten
         finished.append(len(scores))
     if len(tasks) > 1:
         row["average"] = _mean([row[task.key] for task in tasks], strict=True)
-    # A task that is still to be run shows as a gap of its own.
+    # A task that has not been run is left out here; it shows as a gap in its own column.
     row["seeds"] = min((count for count in finished if count), default=0)
     row["macs"] = over_tasks(lambda r: _of(r.compute, "macs_total"))
     row["untouched_macs"] = over_tasks(lambda r: _of(r.full_compute, "macs_total"))
@@ -213,7 +213,7 @@ def _row(records: Sequence[Record], tasks: Sequence[TaskColumn], latency: _Laten
 
 
 def _of(part: Any, key: str) -> Any:
-    """A part's value; the part itself if it is a failure or was not measured."""
+    """Attribute `key` of a part; the part itself if it is a `Failure` or None."""
     return part if part is None or isinstance(part, Failure) else getattr(part, key)
 
 
@@ -229,7 +229,7 @@ def _value(record: Record, get: Callable[[Record], Any]) -> Value:
 
 
 def _mean(values: Sequence[Value], strict: bool = False, all_of: bool = True) -> Value:
-    """Mean of the numbers. strict: one that is missing or failed is missing or failed in the mean too."""
+    """Mean of the numbers. strict: no mean if any value is missing or failed."""
     numbers = [value for value in values if isinstance(value, float)]
     if numbers and (not strict or (len(numbers) == len(values) and all_of)):
         return stats.mean(numbers)
@@ -242,7 +242,7 @@ def _difference(value: Value, reference: Value) -> Value:
 
 
 def _change(value: Value, reference: Value) -> Value:
-    """In percent of the reference."""
+    """Change in percent of the reference."""
     if isinstance(value, float) and isinstance(reference, float) and reference:
         return 100 * (value - reference) / reference
     return None
@@ -298,7 +298,7 @@ def _notes(
 
 
 def _dynamic_notes(records: Sequence[Record]) -> list[str]:
-    """What methods whose cost depends on the input cost on real examples, means over seeds, a line a task."""
+    """Measured cost of methods whose cost depends on the input, mean over seeds, one note per method and task."""
     found: dict[tuple[str, str], list[ComputePerExample]] = {}
     for record in records:
         if record.compute_per_example is not None:

@@ -20,6 +20,8 @@ class Batches(Protocol):
 
     wait_seconds: float
     examples: Sequence[Example]
+    device: torch.device
+    """Where batches are delivered: set it before an iteration, so that they are copied ahead."""
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
         """Set the epoch, which determines the order of the next iteration; it begins at batch `start`."""
@@ -72,6 +74,7 @@ def train_epoch(
     model, optimizer = state.model, state.optimizer
     model.train()
     batches.set_epoch(state.epoch)
+    batches.device = fabric.device
     total = torch.zeros((), device=fabric.device)
     waited = batches.wait_seconds
     started = time.perf_counter()
@@ -126,6 +129,7 @@ def predict(
     if task.evaluates_splits:
         return task.evaluate(logits_of, batches, on_batch or (lambda count: None), partial)
     predictions: list[Prediction] = []
+    batches.device = fabric.device
     for batch in batches:
         predictions += task.predict(logits_of(batch), batches.examples_of(batch))
         if on_batch is not None:

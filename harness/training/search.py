@@ -142,6 +142,7 @@ class FabricSearchTrainer:
 
     def _turn_held_out(self) -> None:
         assert self.held_out_part is not None
+        self.held_out_part.device = self.fabric.device
         self.held_out_part.set_epoch(self._held_out_epoch)
         self._held_out_epoch += 1
         self._held_out_taken = 0

@@ -1,4 +1,4 @@
-"""Divide examples into batches, and pad a batch."""
+"""Divide examples into batches, and pad the texts and images of a batch."""
 
 from __future__ import annotations
 
@@ -53,26 +53,40 @@ def pad_text(tokens: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tens
     """`(B, L)` int64 ids padded to the longest text, and the `(B, L)` bool mask or None if nothing is padded."""
     lengths = [len(row) for row in tokens]
     longest = max(lengths)
-    if min(lengths) == longest:
-        return torch.tensor(tokens, dtype=torch.int64), None
     ids = np.full((len(tokens), longest), pad_id, dtype=np.int64)
     for place, row in enumerate(tokens):
         ids[place, : len(row)] = row
+    if min(lengths) == longest:
+        return torch.from_numpy(ids), None
     mask = np.arange(longest) < np.array(lengths)[:, None]
     return torch.from_numpy(ids), torch.from_numpy(mask)
 
 
 def stack_images(images: Sequence[Tensor], processor: Processor) -> tuple[Tensor, Tensor | None]:
     """`(B, 3, H, W)` normalised pixels, 0 where padded, and `(B, 2)` image sizes or None if nothing is padded."""
+    pixels, sizes = pad_images(images)
+    return normalize(pixels, sizes, processor), sizes
+
+
+def pad_images(images: Sequence[Tensor], pinned: bool = False) -> tuple[Tensor, Tensor | None]:
+    """`(B, 3, H, W)` uint8, undefined where padded, and `(B, 2)` image sizes or None if nothing is padded.
+
+    pinned: in page-locked memory, from which a GPU copies by itself.
+    """
     sizes = [(image.shape[1], image.shape[2]) for image in images]
-    if len(set(sizes)) == 1:
-        return processor.normalize(torch.stack(list(images))), None
     height, width = (max(extents) for extents in zip(*sizes, strict=True))
-    canvas = torch.zeros(len(images), 3, height, width, dtype=torch.uint8)
-    for row, image in zip(canvas, images, strict=True):
+    pixels = torch.empty(len(images), 3, height, width, dtype=torch.uint8, pin_memory=pinned)
+    for row, image in zip(pixels, images, strict=True):
         row[:, : image.shape[1], : image.shape[2]] = image
-    pixels = processor.normalize(canvas)
-    for row, (image_height, image_width) in zip(pixels, sizes, strict=True):
-        row[:, image_height:] = 0
-        row[:, :, image_width:] = 0
-    return pixels, torch.tensor(sizes)
+    return pixels, None if len(set(sizes)) == 1 else torch.tensor(sizes)
+
+
+def normalize(pixels: Tensor, sizes: Tensor | None, processor: Processor) -> Tensor:
+    """Normalised float32 pixels of what `pad_images` returns, 0 where padded, on the device of `pixels`."""
+    normalized = processor.normalize(pixels)
+    if sizes is None:
+        return normalized
+    heights, widths = sizes.to(pixels.device, non_blocking=True)[:, :, None].unbind(1)
+    below = torch.arange(pixels.shape[2], device=pixels.device) >= heights
+    beside = torch.arange(pixels.shape[3], device=pixels.device) >= widths
+    return normalized.masked_fill_((below[:, :, None] | beside[:, None, :])[:, None], 0)

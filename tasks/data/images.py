@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import struct
 from collections.abc import Callable
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -87,78 +84,6 @@ def decode(
 def to_pixels(image: Image.Image, processor: Processor) -> Tensor:
     """`(3, H, W)` uint8 of an RGB image at the processor's input size."""
     return torch.from_numpy(np.array(processor.resize(image).transpose(2, 0, 1), order="C"))
-
-
-class ImageCache:
-    """Images decoded and resized for one processor, kept in memory up to a budget.
-
-    Share one cache among all loaders of the same processor. The first images are kept and none is ever evicted:
-    an epoch visits each image once, so eviction would only remove what the next epoch needs.
-
-    budget_mib: largest size of the cached pixels in MiB.
-    skipped: paths that could not be read, with the reason.
-    """
-
-    def __init__(self, processor: Processor, budget_mib: float = 2048) -> None:
-        self.processor = processor
-        self.budget_bytes = int(budget_mib * 2**20)
-        self.used_bytes = 0
-        self.skipped: dict[str, UserError] = {}
-        self._images: dict[str, Tensor] = {}
-        self._shapes: dict[str, tuple[int, int]] = {}
-        self._shape_of_size: dict[tuple[int, int], tuple[int, int]] = {}
-        self._keys: dict[str, bytes] = {}
-
-    def __contains__(self, path: str) -> bool:
-        return path in self._images or path in self.skipped
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def get(self, path: str) -> Decoded | None:
-        """The image, or the error if it cannot be read; None if it must be decoded."""
-        return self._images.get(path, self.skipped.get(path))
-
-    def add(self, path: str, image: Decoded) -> None:
-        """Cache `image` if the budget allows."""
-        if isinstance(image, UserError):
-            self.skipped[path] = image
-        elif path not in self._images and self.used_bytes + image.nbytes <= self.budget_bytes:
-            # A view of a worker's shared memory would keep all of it alive.
-            self._images[path] = image.clone() if image._base is not None else image
-            self.used_bytes += image.nbytes
-
-    def key(self, path: str, image: Tensor) -> bytes:
-        """SHA-256 of `image` (the decoded `path`) and of the processor's settings; computed once per path."""
-        if path not in self._keys:
-            hasher = hashlib.sha256(f"{tuple(image.shape)} {self._settings}\n".encode())
-            hasher.update(image.numpy().tobytes())
-            self._keys[path] = hasher.digest()
-        return self._keys[path]
-
-    def shape(self, path: str) -> tuple[int, int]:
-        """Height and width in pixels of the processed image, from its header only."""
-        if self._fixed_shape is not None:
-            return self._fixed_shape
-        if path not in self._shapes:
-            self._shapes[path] = self._shape_of(upright_size(path))
-        return self._shapes[path]
-
-    @cached_property
-    def _settings(self) -> str:
-        return json.dumps(self.processor.describe(), sort_keys=True, default=str)
-
-    @cached_property
-    def _fixed_shape(self) -> tuple[int, int] | None:
-        """The only output shape of a processor that crops or squeezes; headers are not read then."""
-        shapes = {self._shape_of(size) for size in ((64, 64), (96, 64), (64, 96))}
-        return shapes.pop() if len(shapes) == 1 else None
-
-    def _shape_of(self, size: tuple[int, int]) -> tuple[int, int]:
-        if size not in self._shape_of_size:
-            height, width, _ = self.processor.resize(Image.new("RGB", size)).shape
-            self._shape_of_size[size] = (height, width)
-        return self._shape_of_size[size]
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

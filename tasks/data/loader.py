@@ -1,45 +1,41 @@
-"""Batches in a reproducible order, with images decoded once and padded only where needed."""
+"""Batches in a reproducible order, made ahead of their use, with images padded only where needed."""
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import math
 import os
 import time
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from harness.backbones.base import Processor
 from harness.backbones.inputs import Inputs
 from harness.errors import UserError
 from tasks.base import Batch, Example, Task
 from tasks.data.augment import Augment, draw_seed
-from tasks.data.batches import pad_text, plan_batches, stack_images
-from tasks.data.images import Decoded, ImageCache, decode
+from tasks.data.batches import pad_images, pad_text, plan_batches
+from tasks.data.decoding import ImageRequest, Pending, usable_cores
+from tasks.data.delivery import Delivery, ahead
+from tasks.data.image_cache import ImageCache
+from tasks.data.images import Decoded
 
-_BATCHES_AHEAD = 2
+BATCHES_AHEAD = 2
+"""Batches that are ready before they are used. As many more are being decoded, or enough for all threads."""
 
+THREADS_BESIDE_CPU_TRAINING = 4
+"""Largest number of threads that decode if the CPU also trains."""
 
-_DECODING_THREADS = min(4, os.cpu_count() or 1)
-
-
-class ImageRequest(NamedTuple):
-    """An image that a batch needs; draw: seed of its augmentation, None if it is not augmented."""
-
-    path: str
-    draw: int | None = None
-
-
-Ready = tuple[list[int], dict[ImageRequest, Decoded]]
-"""Indices of a batch, and the images that were decoded for it."""
+MoreTexts = Callable[[Example, int], Sequence[int]]
+"""Maps an example and the epoch to the examples whose texts follow its own in a batch, as indices."""
 
 
 class Loader:
@@ -49,8 +45,8 @@ class Loader:
     by image shape and text length if `bucket` is set; `Batch.ids` identifies the examples. No example is ever
     repeated or dropped to make batches equal in size.
 
-    workers: processes that decode; 0 decodes in threads of this process. Once all images are cached, no worker
-        is started.
+    workers: processes that decode; 0 decodes in threads of this process: one per usable core if batches are for a
+        GPU, else at most `THREADS_BESIDE_CPU_TRAINING`.
     bucket: fill batches with examples of similar image shape and text length.
     rank, world_size: every rank gets its own share of each step. All ranks have the same number of steps unless
         fewer than `world_size` examples are left for the last.
@@ -59,6 +55,8 @@ class Loader:
         `UserError`.
     augment: changes every image anew in each epoch; the draw depends on (seed, epoch, example) alone. Augmented
         images are not cached: they are decoded and augmented again in each epoch.
+    more_texts: texts that follow each example's own; a batch of B examples then has more than B rows of text.
+    device: where batches are delivered; may be set at any time, for the next iteration.
     wait_seconds: time that the caller has waited for batches, in seconds, summed over epochs.
     """
 
@@ -79,6 +77,7 @@ class Loader:
         skip_bad_images: bool = False,
         augment: Augment | None = None,
         key_images: bool = False,
+        more_texts: MoreTexts | None = None,
     ) -> None:
         if batch_size < 1 or not 0 <= rank < world_size:
             raise ValueError(f"invalid batch_size {batch_size} or rank {rank} of world_size {world_size}")
@@ -87,6 +86,7 @@ class Loader:
         self.examples = examples
         self.batch_size = batch_size
         self.wait_seconds = 0.0
+        self.device = torch.device("cpu")
         self._task = task
         self._processor = processor
         self._seed = seed
@@ -98,11 +98,19 @@ class Loader:
         self._skip_bad_images = skip_bad_images
         self._augment = augment
         self._key_images = key_images
+        self._more_texts = more_texts
         self._epoch = 0
         self._start = 0
         self.cache = ImageCache(processor) if cache is None else cache
         self._paths = [tuple(os.fspath(path) for path in example.images) for example in examples]
         self._tokens = _tokenize(processor, [example.text for example in examples])
+        self.cache.find_on_disk(path for paths in self._paths for path in paths)
+
+    def with_texts(self, more_texts: MoreTexts) -> Loader:
+        """The same loader with more texts for each example."""
+        made = copy.copy(self)
+        made._more_texts = more_texts
+        return made
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
         """Set the epoch, which determines the order and the augmentation of the next iteration.
@@ -131,18 +139,16 @@ class Loader:
     def __iter__(self) -> Iterator[Batch]:
         started = time.perf_counter()
         plan, epoch = self.batches()[self._start :], self._epoch
-        complete = not any(self._missing(indices, epoch) for indices in plan)
-        in_processes = self._workers > 0 and not complete
-        decoded = self._in_processes if in_processes else self._in_threads
-        with closing(decoded(plan, epoch)) as source:
+        delivery = Delivery(self.device, self._processor)
+        sent = (delivery.send(batch) for batch in self._made(plan, epoch, delivery.pinned))
+        with closing(ahead(sent, BATCHES_AHEAD)) as source:
             while True:
                 item = next(source, None)
-                batch = None if item is None else self._collate(*item, epoch)
+                batch = None if item is None else delivery.receive(item)
                 self.wait_seconds += time.perf_counter() - started
-                if item is None:
+                if batch is None:
                     return
-                if batch is not None:
-                    yield batch
+                yield batch
                 started = time.perf_counter()
 
     def _plan(self, sort_keys: np.ndarray | None, generator: torch.Generator | None) -> list[list[int]]:
@@ -176,7 +182,7 @@ class Loader:
     def _requests(self, index: int, epoch: int) -> list[ImageRequest]:
         """The images that an example needs in an epoch."""
         if self._augment is None:
-            return [ImageRequest(path) for path in self._paths[index]]
+            return [self.cache.request(path) for path in self._paths[index]]
         identifier = self.examples[index].id
         return [
             ImageRequest(path, draw_seed(self._seed, epoch, identifier, position))
@@ -189,69 +195,45 @@ class Loader:
             return self.cache.get(request.path)
         return self.cache.skipped.get(request.path)
 
-    def _add_to_cache(self, request: ImageRequest, image: Decoded) -> None:
-        if request.draw is None or isinstance(image, UserError):
-            self.cache.add(request.path, image)
-
     def _missing(self, indices: Sequence[int], epoch: int) -> list[ImageRequest]:
         """Images of a batch that must be decoded, each once."""
         needed = (request for index in indices for request in self._requests(index, epoch))
         return list(dict.fromkeys(request for request in needed if self._cached(request) is None))
 
-    def _in_threads(self, plan: Sequence[list[int]], epoch: int) -> Generator[Ready, None, None]:
-        """Batches in order with the images decoded for them; the next batches are decoded meanwhile."""
-        pending: dict[ImageRequest, Future[Decoded]] = {}
-        ahead: deque[tuple[list[int], dict[ImageRequest, Future[Decoded]]]] = deque()
-        pool = ThreadPoolExecutor(_DECODING_THREADS, thread_name_prefix="decode")
+    def _made(self, plan: Sequence[list[int]], epoch: int, pinned: bool) -> Generator[Batch, None, None]:
+        """The batches of a plan, pixels not yet normalised; images of later batches are decoded meanwhile."""
+        cores = usable_cores()
+        threads = cores if self.device.type == "cuda" else min(THREADS_BESIDE_CPU_TRAINING, cores)
+        most = max(BATCHES_AHEAD, math.ceil(2 * max(threads, self._workers) / self.batch_size))
+        pending: dict[ImageRequest, Pending] = {}
+        waiting: deque[tuple[list[int], dict[ImageRequest, Pending]]] = deque()
 
-        def next_in_line() -> Ready:
-            indices, futures = ahead.popleft()
-            images = {request: future.result() for request, future in futures.items()}
+        def next_batch() -> Batch | None:
+            indices, tasks = waiting.popleft()
+            images = {request: task.result() for request, task in tasks.items()}
             for request, image in images.items():
-                self._add_to_cache(request, image)
+                if request.draw is None or isinstance(image, UserError):
+                    self.cache.add(request.path, image)
                 pending.pop(request, None)
-            return indices, images
+            return self._collate(indices, images, epoch, pinned)
 
         try:
             for indices in plan:
-                futures = {}
-                for request in self._missing(indices, epoch):
-                    if request not in pending:
-                        pending[request] = pool.submit(_decode, request, self._processor, self._augment)
-                    futures[request] = pending[request]
-                ahead.append((indices, futures))
-                if len(ahead) > _BATCHES_AHEAD:
-                    yield next_in_line()
-            while ahead:
-                yield next_in_line()
+                missing = self._missing(indices, epoch)
+                new = [request for request in missing if request not in pending]
+                pending |= self.cache.decoder.submit(new, self._augment, threads, self._workers)
+                waiting.append((indices, {request: pending[request] for request in missing}))
+                if len(waiting) > most and (batch := next_batch()) is not None:
+                    yield batch
+            while waiting:
+                if (batch := next_batch()) is not None:
+                    yield batch
         finally:
-            pool.shutdown(cancel_futures=True)
-
-    def _in_processes(self, plan: Sequence[list[int]], epoch: int) -> Generator[Ready, None, None]:
-        """The same with worker processes. They only decode; this process caches images and builds batches."""
-        sent: deque[list[ImageRequest]] = deque()
-
-        def missing_in_order() -> Iterator[list[ImageRequest]]:
-            for indices in plan:
-                sent.append(self._missing(indices, epoch))
-                yield sent[-1]
-
-        decoder: DataLoader[Any] = DataLoader(
-            _Decoder(self._processor, self._augment),
-            batch_size=None,
-            sampler=_IteratorSampler(missing_in_order()),
-            num_workers=self._workers,
-            collate_fn=_identity,
-            generator=torch.Generator(),  # otherwise it draws a seed from the global generator
-        )
-        for indices, (pixels, shapes) in zip(plan, decoder, strict=True):
-            images = dict(zip(sent.popleft(), _unpack(pixels, shapes), strict=True))
-            for request, image in images.items():
-                self._add_to_cache(request, image)
-            yield indices, images
+            for task in pending.values():
+                task.cancel()
 
     def _collate(
-        self, indices: Sequence[int], fresh: Mapping[ImageRequest, Decoded], epoch: int
+        self, indices: Sequence[int], fresh: Mapping[ImageRequest, Decoded], epoch: int, pinned: bool
     ) -> Batch | None:
         """One batch; None if all its examples are left out."""
         kept: list[int] = []
@@ -259,25 +241,31 @@ class Loader:
         for index in indices:
             row: list[Tensor] = []
             for request in self._requests(index, epoch):
-                image = self._cached(request)
-                if image is None:
-                    image = fresh[request]
+                image = fresh[request] if request in fresh else self._cached(request)
                 if isinstance(image, Tensor):
                     row.append(image)
                 elif self._skip_bad_images:
                     break
                 else:
+                    assert image is not None
                     raise image
             else:
                 kept.append(index)
                 rows.append(row)
         if not kept:
             return None
-        input_ids, text_mask = pad_text([self._tokens[index] for index in kept], self._processor.pad_id)
         examples = [self.examples[index] for index in kept]
+        texts = kept
+        if self._more_texts is not None:
+            texts = [
+                row
+                for index, example in zip(kept, examples, strict=True)
+                for row in (index, *self._more_texts(example, epoch))
+            ]
+        input_ids, text_mask = pad_text([self._tokens[index] for index in texts], self._processor.pad_id)
         inputs = []
         for place, images in enumerate(zip(*rows, strict=True)):
-            pixels, image_sizes = stack_images(images, self._processor)
+            pixels, image_sizes = pad_images(images, pinned)
             keys = None
             if self._key_images:
                 paths = [self._paths[index][place] for index in kept]
@@ -295,56 +283,3 @@ def _tokenize(processor: Processor, texts: Sequence[str]) -> list[list[int]]:
     distinct = list(dict.fromkeys(texts))
     ids = dict(zip(distinct, processor.tokenize(distinct), strict=True))
     return [ids[text] for text in texts]
-
-
-Packed = tuple[Tensor, list[torch.Size | UserError]]
-"""Images concatenated in one flat tensor, and their shapes (or errors).
-
-This takes one shared-memory file per batch; one per image would exceed the limit on open files.
-"""
-
-
-def _decode(request: ImageRequest, processor: Processor, augment: Augment | None) -> Decoded:
-    """Decode one image, augmented if requested."""
-    if augment is None or request.draw is None:
-        return decode(request.path, processor)
-    generator = np.random.default_rng(request.draw)
-    return decode(request.path, processor, lambda image: augment(image, generator))
-
-
-class _Decoder(Dataset[Packed]):
-    """Runs in a worker: takes the requests of a batch, returns the images."""
-
-    def __init__(self, processor: Processor, augment: Augment | None) -> None:
-        self._processor = processor
-        self._augment = augment
-
-    def __getitem__(self, batch: list[ImageRequest]) -> Packed:
-        images = [_decode(request, self._processor, self._augment) for request in batch]
-        flat = [image.flatten() for image in images if isinstance(image, Tensor)]
-        pixels = torch.cat(flat) if flat else torch.empty(0, dtype=torch.uint8)
-        return pixels, [image.shape if isinstance(image, Tensor) else image for image in images]
-
-
-def _unpack(pixels: Tensor, shapes: Sequence[torch.Size | UserError]) -> Iterator[Decoded]:
-    start = 0
-    for shape in shapes:
-        if isinstance(shape, UserError):
-            yield shape
-        else:
-            yield pixels[start : start + shape.numel()].view(shape)
-            start += shape.numel()
-
-
-class _IteratorSampler:
-    """An iterator wrapped as a sampler."""
-
-    def __init__(self, items: Iterator[list[ImageRequest]]) -> None:
-        self._items = items
-
-    def __iter__(self) -> Iterator[list[ImageRequest]]:
-        return self._items
-
-
-def _identity(packed: Any) -> Any:
-    return packed

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from torch import Tensor
@@ -15,8 +12,8 @@ from harness.backbones.inputs import Inputs
 from harness.errors import UserError
 from tasks.base import Batch, Example
 from tasks.data.batches import pad_text, stack_images
-from tasks.data.images import ImageCache, decode
-from tasks.data.loader import Loader
+from tasks.data.image_cache import ImageCache
+from tasks.data.images import decode
 from tasks.resumable_scores import PartialScores
 
 CAPTIONS_AT_ONCE = 64
@@ -59,61 +56,6 @@ class NegativeSampler:
             places = generator.choice(others, size=self._count, replace=False)
             places = places + np.where(places >= start, stop - start, 0)
         return [self.order[place] for place in places.tolist()]
-
-
-class RankingBatches:
-    """A loader's batches, the text of each example followed by its negatives.
-
-    The text of a batch of B has B · (1 + negatives) rows, its images B: `Retrieval.forward` pairs them.
-    """
-
-    def __init__(self, loader: Loader, sampler: NegativeSampler) -> None:
-        self.loader = loader
-        self.examples = loader.examples
-        self.wait_seconds = 0.0
-        self._sampler = sampler
-        self._processor = loader.cache.processor
-        self._tokens = self._processor.tokenize([example.text for example in loader.examples])
-        self._index = {example.id: index for index, example in enumerate(loader.examples)}
-        self._epoch = 0
-
-    def __copy__(self) -> RankingBatches:
-        """Another position in the same data: the loader holds one, so it is copied along."""
-        made = object.__new__(type(self))
-        vars(made).update(vars(self), loader=copy.copy(self.loader))
-        return made
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Choose the order and the negatives of the next iteration, which begins at batch `start`."""
-        self._epoch = epoch
-        self.loader.set_epoch(epoch, start)
-
-    def examples_of(self, batch: Batch) -> list[Example]:
-        """The examples of a batch, in its order."""
-        return self.loader.examples_of(batch)
-
-    def __iter__(self) -> Iterator[Batch]:
-        epoch = self._epoch
-        waited = self.loader.wait_seconds
-        for batch in self.loader:
-            started = time.perf_counter()
-            made = self._with_negatives(batch, epoch)
-            self.wait_seconds += time.perf_counter() - started + self.loader.wait_seconds - waited
-            waited = self.loader.wait_seconds
-            yield made
-
-    def _with_negatives(self, batch: Batch, epoch: int) -> Batch:
-        (inputs,) = batch.inputs
-        rows = [
-            self._tokens[index]
-            for example in self.examples_of(batch)
-            for index in (self._index[example.id], *self._sampler.draw(example, epoch))
-        ]
-        input_ids, text_mask = pad_text(rows, self._processor.pad_id)
-        return replace(batch, inputs=(replace(inputs, input_ids=input_ids, text_mask=text_mask),))
 
 
 def score_matrix(

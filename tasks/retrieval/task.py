@@ -21,7 +21,7 @@ from tasks.data.subsets import Limits, blanked, limited
 from tasks.heads import HEAD_INITIAL_STD, blank_linear
 from tasks.mini.retrieval import ensure_retrieval
 from tasks.resumable_scores import PartialScores
-from tasks.retrieval.batches import NegativeSampler, RankingBatches, score_matrix
+from tasks.retrieval.batches import NegativeSampler, score_matrix
 from tasks.retrieval.files import Captions, Photograph, find_dataset, image_paths, read_captions
 from tasks.retrieval.scorer import SCORER
 from tasks.retrieval.scoring import chance_at_1, hit_at_1, rank
@@ -137,11 +137,14 @@ class Retrieval(Task[RetrievalOptions]):
                 )
         return head
 
-    def training_batches(self, loader: Loader, seed: int) -> RankingBatches:
-        """A loader's batches with negatives added."""
+    def training_batches(self, loader: Loader, seed: int) -> Loader:
+        """Batches of which each caption is followed by its negatives.
+
+        The text of a batch of B has B · (1 + negatives) rows, its images B: `forward` pairs them.
+        """
         options = self.options
         sampler = NegativeSampler(loader.examples, options.negatives, options.exclude_own, seed)
-        return RankingBatches(loader, sampler)
+        return loader.with_texts(sampler.draw)
 
     def forward(self, backbone: Backbone, head: nn.Module, batch: Batch) -> Tensor:
         """Rank scores `(B, T)` of each image with its T texts."""

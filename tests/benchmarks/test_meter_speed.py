@@ -41,7 +41,7 @@ from harness.training.optim import build_optimizer
 from methods.adapter import SequentialAdapter
 from methods.das import DAS, DASOptions
 from tasks.base import Batch, Example
-from tasks.data.images import ImageCache
+from tasks.data.image_cache import ImageCache
 from tasks.retrieval.batches import score_matrix
 from tests.support.gemm import gemm_cycle, transformer_shapes
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +83,11 @@ class MeterProcessor:
 
     def normalize(self, images: Tensor) -> Tensor:
         """uint8 0…255 → float32 with CLIP's mean and standard deviation."""
-        mean = torch.tensor(MEAN, device=images.device).view(3, 1, 1)
-        deviation = torch.tensor(STANDARD_DEVIATION, device=images.device).view(3, 1, 1)
-        return images.to(torch.float32).sub_(255 * mean).div_(255 * deviation)
+        return (
+            images.to(torch.float32)
+            .sub_(_levels(MEAN, images.device))
+            .div_(_levels(STANDARD_DEVIATION, images.device))
+        )
 
     def describe(self) -> dict[str, Any]:
         """Image size, patch size, text length, digest of the vocabulary."""
@@ -96,6 +99,13 @@ class MeterProcessor:
             "text_length": self.max_text_length,
             "vocabulary": hashlib.sha256(contents).hexdigest()[:16] if files else None,
         }
+
+
+@cache
+def _levels(values: tuple[float, float, float], device: torch.device) -> Tensor:
+    """`(3, 1, 1)` values of the channels in levels 0…255; kept, as copying them to a GPU would wait for it."""
+    with torch.inference_mode(False):
+        return 255 * torch.tensor(values, device=device).view(3, 1, 1)
 
 
 def vocabulary_files(vocabulary: Path) -> list[Path]:

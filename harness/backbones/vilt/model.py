@@ -148,21 +148,19 @@ class ViltBackbone(Backbone):
         )
         if sizes is None:
             return embedded + self._positions(rows, columns), None
+        # The sizes are on the CPU, so that this does not wait for a GPU.
         counts = [(int(h) // side, int(w) // side) for h, w in sizes.tolist()]
         most = max(h * w for h, w in counts)
-        index = torch.zeros(batch, most, dtype=torch.long)
-        mask = torch.zeros(batch, most, dtype=torch.bool)
-        grid = torch.arange(rows * columns).view(rows, columns)
-        for i, (h, w) in enumerate(counts):
-            index[i, : h * w] = grid[:h, :w].flatten()
-            mask[i, : h * w] = True
-        index = index.to(embedded.device)
+        heights, widths = torch.tensor(counts).to(embedded.device, non_blocking=True)[:, :, None].unbind(1)
+        place = torch.arange(most, device=embedded.device)
+        mask = place < heights * widths
+        index = (place // widths * columns + place % widths).masked_fill(~mask, 0)
         packed = embedded.gather(1, index[..., None].expand(-1, -1, embedded.shape[-1]))
         tables = {size: self._positions(*size) for size in set(counts)}
         positions = torch.stack(
             [F.pad(tables[size], (0, 0, 0, most - tables[size].shape[0])) for size in counts]
         )
-        return packed + positions, None if bool(mask.all()) else mask.to(embedded.device)
+        return packed + positions, None if all(h * w == most for h, w in counts) else mask
 
     def _positions(self, rows: int, columns: int) -> Tensor:
         """Position embeddings `(rows·columns, D)`, bilinear from the pretrained grid."""

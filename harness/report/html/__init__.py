@@ -1,1 +1,1 @@
-"""One HTML page of a results folder that needs no network."""
+"""A results folder as one self-contained HTML page."""

@@ -1,4 +1,4 @@
-"""Small drawings as SVG text: the blocks of a model with the skipped ones, and one cell's learning curve."""
+"""Small SVG drawings: a model's blocks with the skipped ones marked, and one cell's learning curve."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _WIDTH, _HEIGHT, _GAP, _EACH_ROW = 66, 34, 16, 12
 
 @dataclass(frozen=True)
 class _Box:
-    """A block where it is drawn; lengths in pixels."""
+    """Position and size of a drawn block, in pixels."""
 
     name: str
     skipped: bool
@@ -38,7 +38,7 @@ class _Box:
 
 @dataclass(frozen=True)
 class _Stream:
-    """A stream's line of text below its first row."""
+    """The line of text below a stream's first row."""
 
     name: str
     blocks: int
@@ -48,7 +48,7 @@ class _Stream:
 
 @dataclass(frozen=True)
 class _Point:
-    """A metric after an epoch where it is drawn."""
+    """A metric's value after an epoch, with its position in pixels."""
 
     epoch: int
     value: float
@@ -57,9 +57,9 @@ class _Point:
 
 
 def block_diagram(blocks: Sequence[str], skipped: Sequence[str]) -> Markup:
-    """The blocks of each stream from left to right; a skipped one is dashed and bridged by its shortcut.
+    """The blocks of each stream from left to right, 12 per row. Skipped blocks are dashed, their shortcut is drawn.
 
-    Rows break after 12 blocks. A stream is what stands before a block's dot (`joint.3`).
+    A block's name is its stream, a dot and its index (`joint.3`).
     """
     streams: dict[str, list[str]] = {}
     for block in blocks:
@@ -91,7 +91,7 @@ def block_diagram(blocks: Sequence[str], skipped: Sequence[str]) -> Markup:
 
 
 def small_curve(values: Mapping[int, float], name: str) -> Markup:
-    """A metric by epoch, with its first and last figure."""
+    """A metric by epoch, with its first and last value."""
     epochs = sorted(values)
     low, high = min(values.values()), max(values.values())
     span = (high - low) or 1.0

@@ -1,4 +1,4 @@
-"""The report: tables, figures, and every cell with its configuration, curve, choice and predictions."""
+"""The report: tables, figures, and every cell with its record, learning curve, skipped blocks and predictions."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from harness.report.tables import Table, build_tables
 
 
 def build_report(store: Store, data_root: Path | None = None, all_protocols: bool = False) -> str:
-    """The page as text.
+    """The report as one HTML text.
 
-    data_root: the official files, for images of predictions on other data than the embedded benchmark.
+    data_root: folder of the official data, for images beside predictions; the embedded benchmark needs none.
 
     Raises:
-        UserError: there are no results, or (without `all_protocols`) protocols differ.
+        UserError: the folder has no results, or protocols differ and `all_protocols` is not set.
     """
     records = store.records()
     if not records:
-        raise UserError(f"{store.root}: no results in there; make some with `harness run`.")
+        raise UserError(f"{store.root}: no results in this folder; make some with `harness run`.")
     tables = [with_intervals(each, store) for each in build_tables(records, all_protocols)]
     shown = [record for table in tables for record in _in_order(table)]
     examples: dict[str, Examples] = {}
@@ -54,7 +54,7 @@ def build_report(store: Store, data_root: Path | None = None, all_protocols: boo
 
 
 def render_table(table: Table) -> Markup:
-    """A table whose headings sort it."""
+    """A table that can be sorted by its headings."""
     columns = columns_of(table)
     rows = []
     for row in range(len(table.frame)):
@@ -71,7 +71,7 @@ def render_table(table: Table) -> Markup:
 
 
 def render_cell(store: Store, record: Record, examples: Examples) -> Markup:
-    """Everything about one cell, folded away."""
+    """All about one cell, in a closed fold."""
     cell = record.cell
     curve = read_curve(store, record)
     samples, missing = Markup(), ""
@@ -104,12 +104,12 @@ def _in_order(table: Table) -> list[Record]:
 
 
 def _choice(record: Record) -> str:
-    """The blocks and which are skipped, of a cell that chose among them."""
+    """Diagram of the blocks that a search skipped; empty for other cells."""
     diagram = None if record.search is None else record.search.diagram
     return "" if diagram is None else block_diagram(diagram.blocks, diagram.skipped)
 
 
 def _svg(figure: Figure) -> Markup:
-    """Without the prolog, which HTML has no place for."""
+    """The figure as an SVG element, without the XML prolog, which HTML forbids."""
     text = as_bytes(figure, "svg").decode()
     return Markup(text[text.index("<svg") :])

@@ -1,4 +1,4 @@
-"""A few predictions of a cell, right and wrong, with their images."""
+"""Sample predictions of a cell, right and wrong, with their images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from harness.specs import Spec
 from tasks.base import Example
 
 EACH = 4
-"""Predictions shown of the right, and of the wrong."""
+"""Number of right and of wrong predictions to show."""
 
 
 _PIXELS = 160
@@ -33,20 +33,20 @@ _PIXELS = 160
 
 @dataclass(frozen=True)
 class Examples:
-    """A task's test examples by id; `missing` says why there are none."""
+    """A task's test examples by id; if empty, `missing` says why."""
 
     by_id: Mapping[str, Example]
     missing: str = ""
 
 
 def load_examples(record: Record, data_root: Path | None) -> Examples:
-    """The reported split's examples, from the data the cell was made with.
+    """Examples of the reported split, from the data that the cell was run on.
 
-    The embedded benchmark is generated where it is not there. Other data are read from `data_root`.
+    The embedded benchmark is generated if it does not exist yet. Other data are read from `data_root`.
     """
     mini = record.data.benchmark == "mini"
     if not mini and data_root is None:
-        return Examples({}, f"the data of {record.data.benchmark} were not named (--data-root)")
+        return Examples({}, f"give the folder of {record.data.benchmark} with --data-root")
     options = {
         key: format_value(value)
         for key, value in record.cell.task.options.items()
@@ -57,16 +57,16 @@ def load_examples(record: Record, data_root: Path | None) -> Examples:
         root = task.embedded_data(cache_folder()) if mini or data_root is None else data_root
         data = task.load(root)
     except UserError as error:
-        return Examples({}, f"the data are not there any more: {error}")
+        return Examples({}, f"the data cannot be read: {error}")
     if record.data.digest is not None and digest_json(data.provenance) != record.data.digest:
-        return Examples({}, "the data that are there now are not those the cell was run on")
+        return Examples({}, "the data have changed since the cell was run")
     return Examples({example.id: example for example in data.splits[record.reported_split]})
 
 
 def choose(predictions: Sequence[Mapping[str, Any]], each: int = EACH) -> list[Mapping[str, Any]]:
-    """`each` of the right and of the wrong (at most half a point), as if drawn, but always the same ones.
+    """Up to `each` right and `each` wrong predictions (score at most 0.5), in the order of their ids' hashes.
 
-    The order is that of the ids' hashes, so cells of one task show the same examples where they agree.
+    The order is the same for all cells, so cells of one task show the same examples where their answers agree.
     """
     ordered = sorted(predictions, key=lambda p: hashlib.sha256(str(p["id"]).encode()).hexdigest())
     known = [p for p in ordered if p.get("score") is not None]
@@ -76,7 +76,7 @@ def choose(predictions: Sequence[Mapping[str, Any]], each: int = EACH) -> list[M
 
 @dataclass(frozen=True)
 class _Card:
-    """One prediction as it is shown; images by name and data URI, which is None for one that cannot be read."""
+    """One prediction to show. images: file name and data URI, None if the image cannot be read."""
 
     kind: Literal["right", "wrong", "partly"]
     verdict: str
@@ -87,7 +87,7 @@ class _Card:
 
 
 def render_samples(predictions: Sequence[Mapping[str, Any]], examples: Examples) -> Markup:
-    """The chosen predictions as HTML; texts from the data are escaped."""
+    """The chosen predictions as HTML."""
     cards = [_card(prediction, examples) for prediction in choose(predictions)]
     return fill("samples.html.j2", cards=cards, missing=examples.missing)
 

@@ -1,4 +1,4 @@
-"""The templates of the page, which escape every text they are given unless it is markup already."""
+"""The report's templates. They escape every text that is not markup already."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from markupsafe import Markup
 
 
 def fill(template: str, **values: Any) -> Markup:
-    """A template of `templates/` with its values. What comes back is markup, so another template takes it as it is.
+    """Fill a template of `templates/`. The result is markup, so other templates do not escape it again.
 
     Raises:
-        jinja2.UndefinedError: the template names a value that it was not given.
+        jinja2.UndefinedError: the template uses a value that is missing.
     """
-    return Markup(_environment().get_template(template).render(values))  # the template has escaped its values
+    return Markup(_environment().get_template(template).render(values))  # the template has escaped the values
 
 
 @cache

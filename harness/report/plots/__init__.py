@@ -1,1 +1,1 @@
-"""Figures of a results folder; matplotlib is imported here and nowhere else."""
+"""Figures of a results folder. Only this package and what uses its figures import matplotlib."""

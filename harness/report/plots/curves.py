@@ -1,4 +1,4 @@
-"""Learning curves: training loss and validation metric by epoch, a line a method, a band over seeds."""
+"""Learning curves: training loss and validation metric by epoch, one line per method, a band over seeds."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ from harness.report.plots.style import Look, looks, new_figure, styled
 
 @dataclass(frozen=True)
 class Curve:
-    """What `curve.csv` holds of one cell: each column's values by epoch; an empty entry is left out."""
+    """Contents of a cell's `curve.csv`: values by column and epoch, without empty entries."""
 
     epochs: tuple[int, ...]
     columns: Mapping[str, Mapping[int, float]]
 
 
 def curves_figure(curves: Mapping[str, Sequence[Curve]], metric: str, title: str) -> Figure | None:
-    """Curves by method label, each over its seeds; None where no cell has a curve."""
+    """Learning curves of all methods; None if no cell has a curve.
+
+    curves: one curve per seed, by method label.
+    """
     curves = {label: own for label, own in curves.items() if own}
     wanted = [("train_loss", "Training loss"), (f"val_{metric}", f"Validation {metric} (%)")]
     there = [

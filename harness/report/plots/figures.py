@@ -1,4 +1,4 @@
-"""All figures of a results folder."""
+"""Make and write all figures of a results folder."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FORMS = ("png", "svg")
 
 @dataclass(frozen=True)
 class Named:
-    """A figure, the file name it gets (without ending), and the table it belongs to."""
+    """A figure, its file name without ending, and the title of its table."""
 
     name: str
     table: str
@@ -34,10 +34,10 @@ class Named:
 
 
 def make_figures(store: Store, records: Sequence[Record], all_protocols: bool = False) -> Iterator[Named]:
-    """For each task on each backbone: accuracy against costs, learning curves, and the gates of each search.
+    """For each task and backbone: accuracy against costs, learning curves, and the gates of each search.
 
     Raises:
-        UserError: cells whose protocols differ, without `all_protocols`.
+        UserError: protocols differ and `all_protocols` is not set.
     """
     for task, backbone in dict.fromkeys((r.cell.task.name, r.cell.backbone.name) for r in records):
         here = [r for r in records if (r.cell.task.name, r.cell.backbone.name) == (task, backbone)]
@@ -64,14 +64,14 @@ def make_figures(store: Store, records: Sequence[Record], all_protocols: bool = 
 
 
 def write_figures(store: Store, folder: Path, all_protocols: bool = False) -> list[Path]:
-    """Every figure as PNG and SVG in `folder`; returns the paths.
+    """Write every figure as PNG and SVG to `folder` and return the paths.
 
     Raises:
-        UserError: there are no results, protocols differ, or the folder cannot be written.
+        UserError: the store has no results, protocols differ, or the folder cannot be written.
     """
     records = store.records()
     if not records:
-        raise UserError(f"{store.root}: no results in there; make some with `harness run`.")
+        raise UserError(f"{store.root}: no results in this folder; make some with `harness run`.")
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for named in make_figures(store, records, all_protocols):
@@ -81,10 +81,10 @@ def write_figures(store: Store, folder: Path, all_protocols: bool = False) -> li
 
 
 def read_curve(store: Store, record: Record) -> Curve | None:
-    """A cell's learning curve; None where it has none (failed before its first epoch).
+    """A cell's learning curve; None if it failed before the end of its first epoch.
 
     Raises:
-        UserError: the file is not a curve, naming the line.
+        UserError: a line of the file is malformed.
     """
     path = store.folder(record.cell.id) / CURVE
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""The gates of a search: which of its arms (blocks, say) are chosen, and when that shows."""
+"""Gates of a search over its updates: which arms (such as blocks) it chose, and when the choice settled."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from harness.report.plots.style import GREY, OKABE_ITO, new_figure, styled
 
 
 def gates_figure(trace: SearchTrace, title: str) -> Figure:
-    """Above, each arm's gate after every update; below, the same as a map, arms in the order of the model."""
+    """Each arm's gate after every update, above as lines, below as a map in the order of the model."""
     gates = np.array(trace.values)
     updates, number = gates.shape
     order = [name for name in trace.arms if name in trace.chosen]

@@ -1,4 +1,4 @@
-"""Labels that overlap neither each other nor the points: a greedy search that always ends the same way."""
+"""Place labels without overlaps, by a deterministic greedy search."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from dataclasses import dataclass
 from math import cos, pi, sin
 
 Box = tuple[float, float, float, float]
-"""left, bottom, right, top."""
+"""Left, bottom, right, top."""
 
 
 _DIRECTIONS = (0, 45, 315, 135, 225, 90, 270, 180, 22, 338, 158, 202, 68, 292, 112, 248)
-"""Degrees, in the order of preference: beside the point first."""
+"""Directions in degrees, in order of preference."""
 
 
 _DISTANCES = (6.0, 11.0, 18.0, 27.0, 38.0, 52.0, 70.0)
-"""From a point to its label's edge, in points."""
+"""Distances from a data point to its label's edge, in typographic points."""
 
 
 @dataclass(frozen=True)
 class Placed:
-    """Where a label's box is; far: whether a line has to lead to it."""
+    """A placed label's box. far: whether it needs a line to its point."""
 
     box: Box
     far: bool
@@ -33,11 +33,11 @@ def place_labels(
     obstacles: Sequence[Box] = (),
     scale: float = 1.0,
 ) -> list[Placed]:
-    """A box for each label near its point, all in the units of the canvas.
+    """Place each label near its point. All lengths are in canvas units.
 
-    sizes: width and height of each label. bounds: where labels may be. obstacles: markers and error bars.
-    scale: canvas units a point. Crowded points choose first; a label without free room takes the place where
-    it covers least.
+    sizes: width and height of each label. bounds: allowed area. obstacles: boxes to keep clear, such as markers.
+    scale: canvas units per typographic point. Labels of crowded points are placed first. A label without free
+    room goes where it covers the least.
     """
     crowd = [sum(abs(x - u) + abs(y - v) < 80 * scale for u, v in points) for x, y in points]
     placed: dict[int, Placed] = {}
@@ -56,13 +56,13 @@ def place_labels(
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Positions at least `gap` apart, near the wanted ones, in their order; ends of lines have their labels there.
+    """Positions at least `gap` apart, close to the wanted ones and in the same order, for labels at line ends.
 
-    Runs of labels that are too close are spread evenly about their mean; positions leave `low` to `high` only
-    where there is no room for all.
+    Labels that are too close are spread evenly around their mean. Positions leave the range `low` to `high` only if
+    it has no room for all.
     """
     order = sorted(range(len(wanted)), key=lambda i: (wanted[i], i))
-    runs: list[tuple[float, int]] = []  # the wanted centre of a run, and its number of labels
+    runs: list[tuple[float, int]] = []  # each run of labels: its centre and their number
     for index in order:
         centre, count = min(max(wanted[index], low), high), 1
         while runs and runs[-1][0] + gap * (runs[-1][1] - 1) / 2 + gap > centre - gap * (count - 1) / 2:
@@ -95,14 +95,14 @@ def _candidates(
 
 
 def _overlap(one: Box, other: Box) -> float:
-    """Area that both cover."""
+    """Area of the intersection."""
     width = min(one[2], other[2]) - max(one[0], other[0])
     height = min(one[3], other[3]) - max(one[1], other[1])
     return width * height if width > 0 and height > 0 else 0.0
 
 
 def _outside(box: Box, bounds: Box) -> float:
-    """How far a box sticks out, in canvas units."""
+    """How far a box reaches beyond the bounds, in canvas units."""
     return (
         max(0.0, bounds[0] - box[0])
         + max(0.0, bounds[1] - box[1])

@@ -1,7 +1,7 @@
-"""How every figure looks, and how it is written: readable in print, without colour, and byte for byte again.
+"""Common style of all figures, and deterministic output.
 
-Colours are those of Okabe & Ito (Color Universal Design, 2008), which people with any common colour vision tell
-apart; markers and dashes tell the same in black and white.
+Colours are those of Okabe & Ito (Color Universal Design, 2008), which people with common forms of colour blindness
+can distinguish. Markers and dashes distinguish methods in black and white.
 """
 
 from __future__ import annotations
@@ -55,13 +55,13 @@ SETTINGS: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Look:
-    """How one method is drawn, everywhere."""
+    """Colour, marker and dashes of one method."""
 
     color: str
     marker: str
     dash: Any
     hollow: bool
-    """Set where another method has the colour already."""
+    """Whether the marker is hollow, as another method has the same colour."""
 
     @property
     def face(self) -> str:
@@ -94,20 +94,20 @@ def looks(labels: Sequence[str]) -> dict[str, Look]:
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """Every figure is made within."""
+    """Context in which all figures are drawn and saved."""
     with mpl.rc_context(SETTINGS):  # type: ignore[arg-type]
         yield
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """A figure without pyplot's global state, in inches."""
+    """A figure of `width` × `height` inches, without pyplot's global state."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
 def as_bytes(figure: Figure, form: str) -> bytes:
-    """The figure as `png` or `svg`; the same figure is the same bytes with the same matplotlib."""
+    """The figure as `png` or `svg`. The same figure gives the same bytes with the same matplotlib."""
     metadata: dict[str, Any] = {"Date": None, "Creator": None} if form == "svg" else {"Software": None}
     content = io.BytesIO()
     with styled():

@@ -22,7 +22,7 @@ from harness.report.tables import Table
 
 @dataclass(frozen=True)
 class Point:
-    """A method: cost and score, each with its interval where that is known."""
+    """A method's cost and score, each with its interval if known."""
 
     label: str
     cost: float
@@ -33,7 +33,10 @@ class Point:
 
 @dataclass(frozen=True)
 class Cost:
-    """An axis: the frame's column, what it is called, and whether it spans orders of magnitude."""
+    """A cost axis.
+
+    column: of the table's frame. logarithmic: for costs that span orders of magnitude. unit: divisor of the values.
+    """
 
     column: str
     title: str
@@ -42,7 +45,7 @@ class Cost:
 
 
 def pareto_front(points: Sequence[Point], higher_is_better: bool = True) -> list[Point]:
-    """Points that no other beats: none is at once as cheap and as good, and cheaper or better; by cost."""
+    """Points that no other point dominates (is at least as cheap and as good, and better in one), by cost."""
     sign = 1 if higher_is_better else -1
     front: list[Point] = []
     for point in sorted(points, key=lambda p: (p.cost, -sign * p.score, p.label)):
@@ -52,7 +55,7 @@ def pareto_front(points: Sequence[Point], higher_is_better: bool = True) -> list
 
 
 def tradeoff_figure(table: Table) -> Figure | None:
-    """A panel for each cost of a table of one task; None where nothing was measured of two methods."""
+    """One panel per cost for a table of one task; None if no cost was measured for two methods."""
     (task,) = table.tasks
     rows = table.frame.to_dict("records")
     largest = max((row["macs"] for row in rows if isinstance(row["macs"], float)), default=1.0)
@@ -101,7 +104,7 @@ def _points(table: Table, rows: Sequence[dict[Any, Any]], key: str, cost: Cost) 
 
 
 def _median_interval(table: Table, row: dict[Any, Any]) -> tuple[float, float] | None:
-    """Of the latency that the table shows."""
+    """95 % interval of the median latency that the table shows."""
     for record in table.records:
         if record.cell.method.label == row["method"] and not isinstance(record.latency, Failure):
             for latency in record.latency:
@@ -154,7 +157,7 @@ def _whiskers(value: float, interval: tuple[float, float] | None) -> np.ndarray 
 
 
 def _logarithmic(axis: Axes, values: Sequence[float]) -> None:
-    """Powers of ten, and a zero one step below the smallest where a method updates nothing."""
+    """Logarithmic axis with powers of ten, and 0 one step below if a method updates nothing."""
     positive = [value for value in values if value > 0]
     if not positive:
         return
@@ -181,7 +184,7 @@ def _power(value: float) -> str:
 
 
 def _label(axis: Axes, points: Sequence[Point], look: dict[str, Look], front: Sequence[Point]) -> None:
-    """Names beside the points; the figure has to have been laid out."""
+    """Write names beside the points. The figure must have been laid out."""
     figure = axis.get_figure(root=True)
     assert figure is not None
     renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]

@@ -53,7 +53,7 @@ def verdicts(before: BaselineCell, after: BaselineCell) -> dict[str, str]:
 def test_equal_results_give_no_findings() -> None:
     findings = check(baseline(cell()), [cell()])
     assert {each.verdict for each in findings} == {"same"}
-    assert describe(findings) == "1 cells of the baseline, 7 figures: nothing got worse."
+    assert describe(findings) == "1 cell of the baseline, 7 figures: nothing got worse."
 
 
 @pytest.mark.parametrize(
@@ -132,11 +132,11 @@ def test_missing_and_new_cells_are_listed() -> None:
 def test_findings_state_the_difference() -> None:
     after = cell(score=50.0, macs=1100, latency_ratio={"ratio": 1.5, "low": 1.4, "high": 1.6})
     text = describe(check(baseline(cell()), [after]))
-    assert "accuracy 50.00 after 60.00 (-10.00 points; interval 58.00 to 62.00)" in text
-    assert "FLOPs (MACs) 1,100 after 1,000 (+100, +10.00 %)" in text
-    assert "latency ratio 1.500 [1.400, 1.600] of the untouched backbone's after 1.000" in text
+    assert "accuracy 50.00, was 60.00 (-10.00 points; interval 58.00 to 62.00)" in text
+    assert "FLOPs (MACs) 1,100, was 1,000 (+100, +10.00 %)" in text
+    assert "latency ratio 1.500 [1.400, 1.600] of the untouched backbone's, was 1.000" in text
     assert "(+50.0 %)" in text
-    assert text.endswith("1 cells of the baseline, 7 figures: 3 figures to mend, or to accept with --update.")
+    assert text.endswith("1 cell of the baseline, 7 figures: 3 figures to fix, or to accept with --update.")
 
 
 SCORES = [1.0, 0.0, 1.0, 1.0] * 25
@@ -177,7 +177,7 @@ def test_baseline_is_accepted_then_checked_then_a_worse_result_fails(store: Stor
     path, junit = tmp_path / "baseline.json", tmp_path / "junit.xml"
     missing = invoke(store.root, "--baseline", path).exception
     assert isinstance(missing, UserError)
-    assert "--update writes one" in str(missing)
+    assert "--update writes a baseline" in str(missing)
     assert invoke(store.root, "--baseline", path, "--update").exit_code == 0
     assert len(read_baseline(path).cells) == 2
     same = invoke(store.root, "--baseline", path)
@@ -187,7 +187,7 @@ def test_baseline_is_accepted_then_checked_then_a_worse_result_fails(store: Stor
     store.commit(record_of("lora", 0, worse), predictions=worse, compress=True)
     found = invoke(store.root, "--baseline", path, "--junit", junit)
     assert found.exit_code == 1
-    assert "lora on vqa (vilt-mini), seed 0: accuracy 40.00 after 75.00 (-35.00 points" in found.stdout
+    assert "lora on vqa (vilt-mini), seed 0: accuracy 40.00, was 75.00 (-35.00 points" in found.stdout
     root = ElementTree.parse(junit).getroot()
     (suite,) = root.findall("testsuite")
     assert (suite.get("name"), suite.get("tests"), suite.get("failures")) == ("vilt-mini.vqa", "14", "2")
@@ -211,7 +211,7 @@ def test_failed_cell_is_reported_with_its_reason(store: Store, tmp_path: Path) -
     [
         ("{", "not a baseline"),
         ("[]", "schema None"),
-        (json.dumps({"schema_version": 0}), "schema 0, this harness reads 1"),
+        (json.dumps({"schema_version": 0}), "schema 0, but this harness reads schema 1"),
         (json.dumps({"schema_version": 1}), "accepted: Field required"),
     ],
 )

@@ -133,7 +133,7 @@ def test_missing_predictions_are_an_error_unless_partial_scoring_is_requested(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", r"p\.csv: is empty"),
+        ("", r"p\.csv: the file is empty"),
         ("dev-1-0-0,True\ndev-1-0-0,True\n", r"p\.csv: line 2: 'dev-1-0-0' appears twice"),
         ("dev-1-0-0,True,0.9\n", r"p\.csv: line 1: expected identifier,prediction, not 3 columns"),
         ("dev-1-0-0,Yes\n", r"p\.csv: line 1: a label is True or False, not 'Yes'"),

@@ -140,7 +140,7 @@ def test_a_third_partys_primary_metric_is_the_mean_score() -> None:
     ).cell.task
     (share,) = shares_of(task, "hits")
     assert share.value({"id": "1", "score": 0.5}) == 0.5
-    with pytest.raises(UserError, match="captioning: it is not known which examples 'cider' counts"):
+    with pytest.raises(UserError, match="captioning: it is unknown which examples 'cider' counts"):
         shares_of(task, "cider")
 
 
@@ -191,7 +191,7 @@ def test_predictions_of_another_result_are_refused(tmp_path: Path) -> None:
     (record,) = store.records()
     first = next(store.predictions(record.cell.id))
     change_first(store, record, score=1 - first["score"] if first["score"] != 0.5 else 0.0)
-    with pytest.raises(UserError, match="do not come to the accuracy"):
+    with pytest.raises(UserError, match="do not give the accuracy"):
         read_scores(store, [record])
 
 
@@ -199,7 +199,7 @@ def test_predictions_without_scores_are_refused(tmp_path: Path) -> None:
     store = stored(tmp_path, "vqa", vqa())
     (record,) = store.records()
     change_first(store, record, score=None)
-    with pytest.raises(UserError, match="without scores"):
+    with pytest.raises(UserError, match="have no scores"):
         read_scores(store, [record])
     with pytest.raises(UserError, match="no metric 'nonsense'"):
         read_scores(store, [record], "nonsense")
@@ -210,7 +210,7 @@ def test_cells_that_predicted_other_examples_are_refused(tmp_path: Path) -> None
     store = stored(tmp_path, "vqa", predictions)
     others = [{**each, "id": f"x{each['id']}"} for each in predictions]
     store.commit(make_record("lora", metrics={"test": vqa_scoring.score(others)}), predictions=others)
-    with pytest.raises(UserError, match="predicted other test examples"):
+    with pytest.raises(UserError, match="predicted different test examples"):
         read_scores(store, store.records())
 
 

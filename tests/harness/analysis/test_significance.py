@@ -88,7 +88,7 @@ def test_only_common_seeds_are_paired(store: Store) -> None:
     ("pairs", "options", "message"),
     [
         ([("dass", "full")], {}, "no finished cell of method 'dass'. Did you mean 'das'"),
-        ([("das", "das")], {}, "not compared with itself"),
+        ([("das", "das")], {}, "cannot be compared with itself"),
         ([("das", "full")], {"tasks": ["nlvr2"]}, "no finished cell of task 'nlvr2'"),
         ([("das", "full")], {"backbones": ["vilt"]}, "no finished cell of backbone 'vilt'"),
         ([("das", "full")], {"metric": "speed"}, "no metric 'speed'"),
@@ -106,7 +106,9 @@ def test_other_protocols_are_refused(store: Store) -> None:
     predictions = predictions_of(list(BASE))
     longer = record_of("adapter", 0, predictions, protocol__epochs=20)
     store.commit(longer, predictions=predictions)
-    with pytest.raises(UserError, match=r"epochs differs.*Compare cells that were run alike"):
+    with pytest.raises(
+        UserError, match=r"epochs differs.*Compare cells that were run with the same protocol"
+    ):
         compare(store, [("adapter", "full")])
     assert len(compare(store, [("das", "full")], resamples=100)) == 1
 
@@ -217,4 +219,4 @@ def test_the_command_prints_difference_interval_test_and_sizes(store: Store) -> 
 def test_odd_number_of_methods_is_an_error(store: Store) -> None:
     error = invoke("das", "full", "lora", "--results", store.root).exception
     assert isinstance(error, UserError)
-    assert "'lora' has none to compare with" in str(error)
+    assert "'lora' has no partner" in str(error)

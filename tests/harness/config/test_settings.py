@@ -24,7 +24,7 @@ from harness.records.record import Record, read_record, write_record
 from harness.records.store import Store
 from harness.specs import Spec, parse_specs
 from tasks.data.augment import AUGMENTATIONS
-from tasks.data.images import ImageCache
+from tasks.data.image_cache import ImageCache
 from tasks.mini.vqa import Sizes, ensure_vqa
 from tests.support.paths import ROOT
 
@@ -38,6 +38,7 @@ CASES: dict[str, tuple[str, str, Any]] = {
     "augment": ("randaugment", '"randaugment"', "randaugment"),
     "workers": ("2", "2", 2),
     "image_budget_mib": ("64.5", "64.5", 64.5),
+    "image_cache": ("~/images", '"~/images"', Path.home() / "images"),
     "weights": ("~/w.ckpt", '"~/w.ckpt"', str(Path.home() / "w.ckpt")),
     "tokenizer": ("~/words", '"~/words"', str(Path.home() / "words")),
     "image_size": ("32", "32", 32),

@@ -136,7 +136,7 @@ def test_failing_tracker_is_disabled_with_one_message(
 
     monkeypatch.setattr(trackers, "MAKERS", {**trackers.MAKERS, "mlflow": broken})
     inner, notes = play(["mlflow", "csv"], tmp_path, make_record())
-    assert notes == ["logger mlflow failed and is left out from here on: no such server"]
+    assert notes == ["logger mlflow failed and is no longer used: no such server"]
     assert inner.ended == [("lora[r=8]", "finished")]
     assert list(tmp_path.rglob("metrics.csv"))
 

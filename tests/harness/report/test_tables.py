@@ -380,7 +380,7 @@ def test_the_command_prints_and_counts_what_is_unfinished(results: Path) -> None
     done = invoke(table_command, results)
     assert done.exit_code == 0, done.exception
     assert "lora[r=8]" in done.stdout
-    assert "1 cells are unfinished" in done.stderr
+    assert "1 cell is unfinished" in done.stderr
     assert invoke(table_command, results, "--format", "csv").stdout.startswith(
         "table,backbone,benchmark,method,"
     )
@@ -397,7 +397,7 @@ def test_file_suffix_chooses_the_format(results: Path, tmp_path: Path, name: str
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--output", "t.txt"), "ends in none of .md, .tex, .csv, .html"),
+        (("--output", "t.txt"), "unknown ending; use .md, .tex, .csv, .html"),
         (("--output", "t.md", "-f", "terminal"), "a file needs a format other than terminal"),
     ],
 )
@@ -410,7 +410,7 @@ def test_command_refuses_unknown_formats(results: Path, arguments: tuple[str, ..
 def test_folder_without_results_is_an_error(tmp_path: Path) -> None:
     error = invoke(table_command, tmp_path / "none").exception
     assert isinstance(error, UserError)
-    assert "no results in there" in str(error)
+    assert "no results in this folder" in str(error)
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from harness.training.fabric import make_fabric
 from harness.training.loop import State, predict, train_epoch
 from harness.training.optim import build_optimizer, build_schedule
 from methods.base import Inserted
-from tasks.data.images import ImageCache
+from tasks.data.image_cache import ImageCache
 from tasks.mini.vqa import Sizes, ensure_vqa
 from tests.support.meter_methods import METHODS
 

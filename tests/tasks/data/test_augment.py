@@ -13,7 +13,7 @@ from PIL import Image
 
 from tasks.base import Batch, Example
 from tasks.data.augment import AUGMENTATIONS, MAGNITUDE, OPERATIONS, draw_seed, rand_augment
-from tasks.data.images import ImageCache
+from tasks.data.image_cache import ImageCache
 from tasks.data.loader import Loader
 from tests.support.word_processor import TASK, WordProcessor
 

@@ -16,7 +16,7 @@ from harness.errors import UserError
 from tasks.base import Batch, Example
 from tasks.data import images as images_module
 from tasks.data.batches import pad_text, plan_batches, stack_images
-from tasks.data.images import ImageCache
+from tasks.data.image_cache import ImageCache
 from tasks.data.loader import Loader
 from tests.support.word_processor import TASK, WordProcessor
 

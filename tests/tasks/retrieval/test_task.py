@@ -22,7 +22,7 @@ from harness.backbones.vilt.model import ViltBackbone
 from harness.errors import UserError
 from harness.registry import build_options
 from tasks.base import Batch, Example
-from tasks.data.images import ImageCache
+from tasks.data.image_cache import ImageCache
 from tasks.data.loader import Loader
 from tasks.resumable_scores import PartialScores
 from tasks.retrieval.batches import NegativeSampler

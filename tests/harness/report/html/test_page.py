@@ -92,7 +92,7 @@ def test_every_cell_has_its_decision_curve_and_predictions(store: Store) -> None
     assert "3 blocks; skipped: joint.1" in das
     assert das.count('class="sample right"') == 4
     assert das.count('class="sample wrong"') + das.count('class="sample partly"') == 4
-    assert "the data of VQA2.0 were not named (--data-root)" in das
+    assert "give the folder of VQA2.0 with --data-root" in das
     full = next(cell for cell in cells if cell.startswith("<summary><b>full"))
     assert "train_loss, epochs 1 to 3" in full
     assert "<dt>versions</dt><dd>python 3.11.0</dd>" in full
@@ -151,7 +151,7 @@ def test_changed_data_give_no_images(tmp_path: Path, store: Store) -> None:
     record = store.records()[0]
     found = load_examples(record, tmp_path / "nowhere")
     assert found.by_id == {}
-    assert "the data are not there any more" in found.missing
+    assert "the data cannot be read" in found.missing
 
 
 def test_skipped_blocks_are_marked_in_each_stream() -> None:
