@@ -1,11 +1,11 @@
-"""The examples of the page on extending form a package that runs as the page says."""
+"""The packages on the pages about a method, a task and a backbone of one's own can be built and run together."""
 
 from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,28 +26,29 @@ from harness.registry import build_method, resolve_backbone
 from harness.specs import Spec
 from tests.support.paths import ROOT
 
-PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+PAGES = ("method", "task", "backbone")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+def page(name: str) -> str:
+    return (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+
+
+def write_package(name: str, folder: Path) -> Path:
+    """Write the files of a page: each code block has a file's name as its title, or continues that file."""
+    folder.mkdir()
+    for title, code in re.findall(r'^```\w+ title="([\w.]+)[^"]*"\n(.*?)^```$', page(name), re.M | re.S):
+        with (folder / title).open("a", encoding="utf-8") as file:
+            file.write(f"{code}\n\n")
+    return folder
 
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The page's module, and its entry points as an installed package has them."""
-    site = tmp_path_factory.mktemp("site")
-    (site / "my_package.py").write_text("\n".join(blocks("python")), encoding="utf-8")
-    entry_points = tomllib.loads("\n".join(blocks("toml")))["project"]["entry-points"]
-    lines = [
-        line
-        for group, points in entry_points.items()
-        for line in (f"[{group}]", *(f"{name} = {where}" for name, where in points.items()))
-    ]
-    metadata = site / "my_package-1.0.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n")
-    (metadata / "entry_points.txt").write_text("\n".join(lines))
+    """The pages' packages, built and installed by pip into a folder on `sys.path`."""
+    sources, site = tmp_path_factory.mktemp("sources"), tmp_path_factory.mktemp("site")
+    packages = [str(write_package(name, sources / name)) for name in PAGES]
+    options = ["--quiet", "--no-deps", "--no-index", "--no-build-isolation", "--target", str(site)]
+    subprocess.run([sys.executable, "-m", "pip", "install", *options, *packages], check=True)
     sys.path.insert(0, str(site))
     registry._third_parties.cache_clear()
     yield site
@@ -77,7 +78,7 @@ def bag(**options: Any) -> Any:
 
 @pytest.mark.usefixtures("installed")
 def test_the_three_examples_run_together(data: Path, tmp_path: Path) -> None:
-    (command,) = re.findall(r"^    harness (run .*) --data-root data/$", PAGE, re.MULTILINE)
+    (command,) = re.findall(r"^    harness (run .*) --data-root data/$", page("backbone"), re.MULTILINE)
     arguments = [*command.split(), "--data-root", str(data), "--results", str(tmp_path)]
     outcome = CliRunner().invoke(app, [*arguments, "--in-process", "--epochs", "2", "--batch-size", "4"])
     assert outcome.exit_code == 0, outcome.output
