@@ -1,4 +1,4 @@
-"""Blocks: the units of the fusion stage that methods replace, wrap, or put modules into."""
+"""Blocks: the units of the fusion stage that methods replace, wrap, or insert modules into."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """The tokens of one stream between two blocks, and what goes with them.
+    """The tokens of one stream between two blocks, with their mask and sizes.
 
-    A block may return fewer tokens than it was given (merging, pruning). Mask, text length and sizes then
-    describe the tokens it returns.
+    A block may return fewer tokens than it was given (merging, pruning). Mask, text length and sizes then describe
+    the returned tokens.
 
     hidden: hidden states `(B, T, D)`.
-    mask: additive float `(B, 1, 1, T)`, 0 where a token may be attended to and the lowest number where not;
-        None: all may be.
-    text_length: in a stream that joins both modalities, how many of the leading tokens are text; None in a
-        stream of one modality.
-    sizes: `(B, T)` float, how many original tokens each token stands for; None: one each.
+    mask: additive float `(B, 1, 1, T)`, 0 for tokens that may be attended to and the lowest number for others; None:
+        all may be attended to.
+    text_length: in a stream that joins both modalities, the number of text tokens, which come first; None in a stream
+        of one modality.
+    sizes: `(B, T)` float, the number of original tokens that each token stands for; None: all 1.
     links: states `(B, T, D)` that the backbone adds to the tokens before its later blocks, in that order. They stay
         with the tokens whatever the blocks do, also where a block is skipped.
     """
@@ -57,11 +57,11 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class BlockInput:
-    """What a block reads.
+    """The input of a block.
 
     tokens: the tokens of its own stream.
-    context: the other stream's tokens, for blocks with cross-attention; None where there is one stream.
-    queries: how many of the leading tokens the result is wanted of; the others are only attended to. None: all.
+    context: the other stream's tokens, for blocks with cross-attention; None if there is one stream.
+    queries: compute only the first so many tokens, the "wanted" ones; the others are only attended to. None: all.
     """
 
     tokens: Tokens
@@ -70,22 +70,22 @@ class BlockInput:
 
     @property
     def asking(self) -> Tensor:
-        """Hidden states of the tokens whose result is wanted, `(B, queries, D)`."""
+        """Hidden states of the wanted tokens, `(B, queries, D)`."""
         hidden = self.tokens.hidden
         return hidden if self.queries is None else hidden[:, : self.queries]
 
     def result(self, hidden: Tensor) -> BlockOutput:
-        """An output with these hidden states of the asking tokens; everything else as it came in."""
+        """An output with these hidden states of the wanted tokens; mask and sizes are those of the input."""
         tokens = self.tokens if self.queries is None else self.tokens.first(self.queries)
         return BlockOutput(tokens.with_hidden(hidden))
 
 
 @dataclass(frozen=True, slots=True)
 class BlockOutput:
-    """What a block gives back: `queries` of its tokens, or all that are left.
+    """The output of a block: the wanted tokens, or all that are left.
 
-    context: the other stream's tokens where the block has changed those too (a text layer that prunes image
-        tokens); None: as they were.
+    context: the other stream's tokens if the block has changed them too (a text layer that prunes image tokens); None:
+        they are unchanged.
     """
 
     tokens: Tokens
@@ -93,7 +93,7 @@ class BlockOutput:
 
 
 class BlockLike(Protocol):
-    """What may stand in a block's place: the pretrained block, or one that is skipped, gated or routed."""
+    """Anything in place of a block: the pretrained block, or one that is skipped, gated or routed."""
 
     name: str
     stream: str
@@ -108,12 +108,12 @@ class Block(nn.Module, ABC):
     Its sublayers (attention, feed-forward, …) are named in `sublayers`, and each has two slots:
 
     - `sequential[name]` is applied to the sublayer's output before the residual is added;
-    - `parallel[name]` reads the block's residual stream before the sublayer (not normalised, where the block
-      normalises first) and is added to the sublayer's result.
+    - `parallel[name]` reads the block's residual stream before the sublayer (before the norm in a pre-norm block) and
+      is added to the sublayer's output.
 
     A post-norm block, which normalises after adding the residual, has a third:
 
-    - `post_norm[name]` reads what `parallel[name]` reads and is added to the norm's result.
+    - `post_norm[name]` reads the same input as `parallel[name]` and is added to the output of the norm.
 
     Empty slots cost nothing.
     """
@@ -124,12 +124,12 @@ class Block(nn.Module, ABC):
     sequential: nn.ModuleDict
     parallel: nn.ModuleDict
     normalizes_last: ClassVar[bool] = False
-    """True for a post-norm block, which has slots `post_norm`."""
+    """True for a post-norm block, which has `post_norm` slots."""
     post_norm: nn.ModuleDict
 
     @abstractmethod
     def forward(self, inputs: BlockInput) -> BlockOutput:
-        """Run the block. With `inputs.queries` it must return just those tokens, and need compute no others."""
+        """Run the block. It must return exactly the wanted tokens, and need not compute others."""
 
     @abstractmethod
     def projections(self) -> dict[str, nn.Linear]:
@@ -142,19 +142,19 @@ class Block(nn.Module, ABC):
         """Replace the projection `role` by `module`, a map `(…, in) → (…, out)`."""
 
     def folded(self) -> nn.Module:
-        """What is deployed in the block's place, with the same outputs: by default the block as it is."""
+        """The deployed form, with the same outputs; by default the block itself."""
         return self
 
 
 def own_blocks(blocks: Iterable[nn.Module]) -> Iterator[Block]:
-    """The blocks that have projections and slots; methods may have replaced the others."""
+    """The blocks with projections and slots; methods may have replaced the others."""
     return (block for block in blocks if isinstance(block, Block))
 
 
 def run_block(block: nn.Module, inputs: BlockInput) -> BlockOutput:
-    """Run a block, or whatever stands in its place.
+    """Run a block or its replacement.
 
-    One that ignores `inputs.queries` computes all tokens; those that are not wanted are dropped here.
+    If it ignores `inputs.queries` and returns all tokens, the unwanted ones are dropped here.
     """
     output: BlockOutput = block(inputs)
     if inputs.queries is None or len(output.tokens) <= inputs.queries:

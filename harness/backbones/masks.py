@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def additive_mask(mask: Tensor | None, like: Tensor) -> Tensor | None:
-    """`(B, T)` bool → additive `(B, 1, 1, T)` in the dtype that attention computes in; None stays None."""
+    """`(B, T)` bool → additive `(B, 1, 1, T)` in the dtype in which attention is computed; None for None."""
     if mask is None:
         return None
     dtype = (

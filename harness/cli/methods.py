@@ -1,4 +1,4 @@
-"""`harness list`: names that the command line accepts."""
+"""`harness list`: the names of methods, tasks and backbones."""
 
 from __future__ import annotations
 

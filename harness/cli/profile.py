@@ -1,4 +1,4 @@
-"""`harness profile`: what methods cost on a backbone, without weights or data."""
+"""`harness profile`: costs of methods on a backbone, without weights or data."""
 
 from __future__ import annotations
 
@@ -9,26 +9,32 @@ import typer
 
 
 def profile(
-    backbone: Annotated[str, typer.Option(help="Such as meter or vilt.")] = "meter",
-    methods: Annotated[str, typer.Option(help="Such as das[skip=2],lora[r=8], or 'all'.")] = "all",
-    tasks: Annotated[str, typer.Option(help="Such as vqa,nlvr2, or 'all'.")] = "vqa",
+    backbone: Annotated[str, typer.Option(help="Backbone, such as meter or vilt.")] = "meter",
+    methods: Annotated[str, typer.Option(help="Methods, such as das[skip=2],lora[r=8], or 'all'.")] = "all",
+    tasks: Annotated[str, typer.Option(help="Tasks, such as vqa,nlvr2, or 'all'.")] = "vqa",
     image_size: Annotated[
         str | None,
-        typer.Option(help="HEIGHTxWIDTH or the side in pixels; default: as published, else the backbone's."),
+        typer.Option(
+            help="HEIGHTxWIDTH or one side, in pixels; default: the published size, else the backbone's."
+        ),
     ] = None,
-    text_length: Annotated[int, typer.Option(min=3, help="Tokens of the text, special ones included.")] = 40,
+    text_length: Annotated[
+        int, typer.Option(min=3, help="Length of the text in tokens, special tokens included.")
+    ] = 40,
     latency: Annotated[
-        bool, typer.Option("--latency", help="Time each method beside full tuning, on random weights.")
+        bool,
+        typer.Option(
+            "--latency", help="Measure the latency of each method and of full tuning, with random weights."
+        ),
     ] = False,
     output: Annotated[
         list[Path] | None,
-        typer.Option("--output", "-o", help="File to write: .md or .csv; may be given for both."),
+        typer.Option("--output", "-o", help="File to write, .md or .csv; can be given twice."),
     ] = None,
 ) -> None:
-    """Count parameters by group and multiply-accumulates by component at full size, from shapes alone.
+    """Count parameters by group and multiply-accumulates by component, from shapes alone.
 
-    A method whose search is still to choose is shown in every form that costs another sum (DAS: each number of
-    blocks per stream).
+    A method that searches has one row for each possible cost (DAS: for each number of skipped blocks per stream).
     """
     import sys
 
@@ -45,7 +51,7 @@ def profile(
     files = output or []
     for file in files:
         if file.suffix not in (".md", ".csv"):
-            raise UserError(f"--output {file}: ends in neither .md nor .csv.")
+            raise UserError(f"--output {file}: must end in .md or .csv.")
     size = _read_size(image_size)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if latency else None
     console, profiles = Console(), []
@@ -73,5 +79,5 @@ def _read_size(text: str | None) -> tuple[int, int] | None:
     height, _, width = text.partition("x")
     sides = (height, width or height)
     if not all(side.isdigit() and int(side) for side in sides):
-        raise UserError(f"--image-size has to be a side or HEIGHTxWIDTH in pixels, got '{text}'.")
+        raise UserError(f"--image-size must be one side or HEIGHTxWIDTH in pixels, got '{text}'.")
     return int(sides[0]), int(sides[1])

@@ -1,4 +1,4 @@
-"""`harness score`: anyone's predictions on the official annotations, or a result scored again."""
+"""`harness score`: score a prediction file against the official annotations."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import typer
 
 
 def score(
-    task: Annotated[str, typer.Option(help="What is scored, such as vqa.")],
+    task: Annotated[str, typer.Option(help="Task, such as vqa.")],
     predictions: Annotated[
         Path,
         typer.Option(help="A cell's predictions.jsonl(.gz), or the official submission file (.gz as well)."),
     ],
     annotations: Annotated[Path, typer.Option(help="The official annotation file, plain or gzipped.")],
     partial: Annotated[
-        bool, typer.Option("--partial", help="Score what is predicted, even if that is not everything.")
+        bool, typer.Option("--partial", help="Score the predictions even if some are missing.")
     ] = False,
 ) -> None:
-    """Score a predictions file on an official annotation file; metrics in percent."""
+    """Score a prediction file against an official annotation file; metrics in percent."""
     from harness.analysis.score_files import score_files
 
     scored = score_files(task, predictions, annotations, partial)

@@ -1,7 +1,7 @@
-"""Peak memory of live tensors, exact and the same on every machine.
+"""Peak memory of live tensors, exact and equal on every machine.
 
-Resident-set readings on a CPU depend on memory that the allocator keeps from earlier work. Here every tensor's
-storage is tracked from the operator that creates it until nothing refers to it any more.
+The resident set of a process on a CPU includes memory that the allocator keeps from earlier work. So the storage of
+every tensor is tracked instead, from the operator that creates it until nothing refers to it.
 """
 
 from __future__ import annotations
@@ -53,10 +53,11 @@ class _Watcher(TorchDispatchMode):
 
 
 def peak_live_tensors(run: Callable[[], object], held: Iterable[Tensor], how: str) -> PeakMemory:
-    """Peak memory of one call of `run`; the bytes of `held` (weights, optimiser states) are the baseline.
+    """Peak memory of one call of `run`, in MiB.
 
-    Workspace inside an operator (a matrix product's packing buffers) is not seen.
+    Workspace inside an operator, such as the packing buffers of a matrix product, is not counted.
 
+    held: tensors that exist before the call (weights, optimiser states); their bytes are the baseline.
     how: description of the measurement, copied to the result.
     """
     watcher = _Watcher(held)

@@ -20,7 +20,7 @@ ORDERS = 6
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """One statement. id: `{sentence}-{boxes}`. label: that of all its six images."""
+    """One statement. id: `{sentence}-{boxes}`. label: the label of all its six images."""
 
     id: str
     sentence: str

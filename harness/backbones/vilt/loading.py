@@ -25,7 +25,7 @@ MINI_FOLDER = Path(__file__).parent.parent / "weights" / "vilt-mini"
 
 
 HEADS = ("vqa_classifier", "nlvr2_classifier", "itm_score", "rank_output", "mlm_score", "mpp_score")
-"""Heads of the original, which are not part of the encoder and are kept separately."""
+"""Heads in original checkpoints. They are not part of the encoder and are kept separately."""
 
 
 HUGGING_FACE_HEADS = ("classifier", "rank_output", "mlm_score", "itm_score")
@@ -35,7 +35,7 @@ def load_vilt(options: BackboneOptions) -> ViltBackbone:
     """ViLT-B/32 from `options.weights` (default: the hub's pretrained `dandelin/vilt-b32-mlm`).
 
     Raises:
-        UserError: the weights cannot be read, are of another model, or lack a key.
+        UserError: the weights cannot be read, belong to another model, or lack a key.
     """
     source = options.weights or "dandelin/vilt-b32-mlm"
     if source == "random":
@@ -45,7 +45,7 @@ def load_vilt(options: BackboneOptions) -> ViltBackbone:
 
 
 def load_vilt_mini(options: BackboneOptions) -> ViltBackbone:
-    """The embedded small ViLT (12 blocks, width 128); `weights="random"` gives it untrained."""
+    """The embedded small ViLT (12 blocks, width 128); with `weights="random"` it is untrained."""
     folder = MINI_FOLDER if options.weights in (None, "random") else Path(str(options.weights))
     if not (folder / "config.json").is_file():
         raise UserError(
@@ -136,7 +136,11 @@ _ORIGINAL_TO_HUGGING_FACE = (
 
 
 def convert_original(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The original's tensors under Hugging Face's names, with the fused `qkv` split; second, its heads."""
+    """Rename an original checkpoint's tensors to Hugging Face's names and split its fused `qkv`.
+
+    Returns:
+        The tensors of the encoder, and those of the heads under their original names.
+    """
     state: dict[str, Tensor] = {}
     heads: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
@@ -160,7 +164,9 @@ def convert_original(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dic
 
 
 def config_from_original(tensors: dict[str, Tensor], num_heads: int | None = None) -> ViltConfig:
-    """The configuration that an original checkpoint's shapes imply; heads of 64 channels unless `num_heads` is given.
+    """The configuration that follows from the shapes of an original checkpoint.
+
+    num_heads: attention heads, which no shape shows; None: as many as have 64 channels each.
 
     Raises:
         UserError: a key of ViLT is missing.

@@ -1,4 +1,4 @@
-"""What a run on Slurm keeps beside its records: which job has which cell, and what the jobs report."""
+"""Files of a run on Slurm: the job of each cell, and the progress that jobs report."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _SUBMITTING = 60.0
 class JobFiles:
     """The folder `slurm/` of a results folder.
 
-    jobs.json: cell id → job id. progress/: one file per cell, a JSON list per line. logs/: submitit's files,
-    among them each job's output.
+    jobs.json: cell id → job id. progress/: one file per cell, one JSON list per line. logs/: submitit's files, with
+    the output of each job.
     """
 
     def __init__(self, root: Path) -> None:
@@ -31,7 +31,7 @@ class JobFiles:
 
     @contextmanager
     def submitting(self) -> Iterator[None]:
-        """Only one process at a time looks which jobs exist and submits the missing ones.
+        """A lock, so that only one process at a time checks which jobs exist and submits the missing ones.
 
         Raises:
             UserError: another process holds the lock for too long, or the folder cannot be written.
@@ -51,7 +51,7 @@ class JobFiles:
             lock.release()
 
     def jobs(self) -> dict[str, str]:
-        """Job id by cell id, of every job that was ever submitted and not replaced.
+        """Cell id → id of the last job that was submitted for the cell.
 
         Raises:
             UserError: the file is damaged.
@@ -67,15 +67,15 @@ class JobFiles:
         return content
 
     def write_jobs(self, jobs: Mapping[str, str]) -> None:
-        """Replace what `jobs` returns."""
+        """Replace the content of jobs.json."""
         write_atomically(self._jobs, json.dumps(dict(jobs), indent=1).encode())
 
     def progress(self, cell_id: str) -> Path:
-        """Where a cell's job appends what it reports."""
+        """The file to which a cell's job appends its progress."""
         return self.folder / "progress" / f"{cell_id}.jsonl"
 
     def output(self, job: str) -> Path:
-        """What a job's first process printed as errors."""
+        """The file with the standard error of a job's first process."""
         return self.logs / f"{job}_0_log.err"
 
 
@@ -88,8 +88,8 @@ class ProgressWriter:
         self._path = path
 
     def __call__(self, message: tuple[Any, ...]) -> None:
-        """Append one message, of values that JSON has."""
-        with self._path.open("a") as file:  # closed each time, which is when a network file system shares it
+        """Append one message of JSON values."""
+        with self._path.open("a") as file:  # a network file system shares it when it is closed
             file.write(json.dumps(message) + "\n")
 
 
@@ -101,7 +101,7 @@ class ProgressReader:
         self._position = 0
 
     def __call__(self) -> list[list[Any]]:
-        """New messages in order; none if there is no file yet. A file that was begun anew is read from its start."""
+        """New messages in order; none if there is no file yet. A file that was started again is read from its start."""
         try:
             with self._path.open("rb") as file:
                 if self._path.stat().st_size < self._position:

@@ -61,7 +61,7 @@ class Look:
     marker: str
     dash: Any
     hollow: bool
-    """Whether the marker is hollow, as another method has the same colour."""
+    """True for a hollow marker, which distinguishes it from a method of the same colour."""
 
     @property
     def face(self) -> str:
@@ -70,9 +70,9 @@ class Look:
 
 
 def looks(labels: Sequence[str]) -> dict[str, Look]:
-    """A look for each method label; a built-in method's own where nobody else has taken it.
+    """A look for each method label. A built-in method without options always has the same one.
 
-    No two labels share colour and marker; the same labels get the same looks in every figure.
+    No two labels share colour and marker. The same set of labels gets the same looks in every figure.
     """
     order = built_in_names("methods")
     taken: set[int] = set()
