@@ -29,7 +29,7 @@ from harness.experiment.evaluate import evaluate_cell
 from harness.experiment.plan import load_backbone
 from harness.experiment.progress import ProgressReporter, make_console
 from harness.experiment.session import Plan, carry_out, make_plan
-from harness.process import Interrupts
+from harness.process import REQUESTS, TERMINATED, Interrupts, StopRequestedError
 from harness.records.store import Store
 from harness.registry import build_method as build
 from harness.results import Figures, Results
@@ -75,6 +75,7 @@ def run(experiment: str | Path | None = None, *, progress: bool = True, **settin
     Raises:
         UserError: a setting that is unknown or does not fit, or something else the user has to mend.
         KeyboardInterrupt: what is finished is kept; the same call resumes the rest.
+        SystemExit: status 143, after SIGTERM; unfinished cells are saved, and the same call resumes them.
     """
     files = [] if experiment is None else [from_file(Path(experiment))]
     chosen = build_settings(*files, from_keywords(settings))
@@ -85,7 +86,11 @@ def run(experiment: str | Path | None = None, *, progress: bool = True, **settin
         plan = make_plan(chosen)
         with ProgressReporter(console, plan.cells, interrupts, stages=False) as reporter:
             reporter.note(plan.summary)
-            records = carry_out(plan, reporter)
+            try:
+                with REQUESTS.listening():
+                    records = carry_out(plan, reporter)
+            except StopRequestedError:
+                raise SystemExit(TERMINATED) from None
             interrupts.check()
     return Results(plan.store, tuple(records))
 

@@ -7,6 +7,8 @@ import signal
 import sys
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Self
 
@@ -65,6 +67,60 @@ class Interrupts:
         """
         if self.came:
             raise KeyboardInterrupt
+
+
+TERMINATED = 128 + signal.SIGTERM
+"""Exit status of a run that SIGTERM has ended."""
+
+
+class StopRequestedError(Exception):
+    """SIGTERM has asked this process to stop; what it was doing is saved."""
+
+
+class Requests:
+    """What signals have asked of the cell that runs in this process: to save its state, or to save it and stop.
+
+    Signals only set a flag; training looks at it after every step, evaluation after every batch.
+    """
+
+    def __init__(self) -> None:
+        self.save = False
+        self.stop = False
+        self._listening = False
+
+    def check(self) -> None:
+        """Raises `StopRequestedError` if a stop was requested."""
+        if self.stop:
+            raise StopRequestedError("stopped by SIGTERM")
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Within the block, SIGTERM requests a stop and SIGUSR1 a save.
+
+        Signals belong to the main thread: elsewhere, and within another such block, this changes nothing.
+        """
+        if self._listening or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        self._listening = True
+        handlers = {signal.SIGTERM: self._ask_to_stop, signal.SIGUSR1: self._ask_to_save}
+        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            self._listening = self.save = self.stop = False
+
+    def _ask_to_stop(self, *_: object) -> None:
+        self.stop = True
+
+    def _ask_to_save(self, *_: object) -> None:
+        self.save = True
+
+
+REQUESTS = Requests()
+"""This process's."""
 
 
 def prepare_process() -> None:

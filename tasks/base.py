@@ -66,6 +66,16 @@ class Batch:
         if self.targets is not None:
             yield self.targets
 
+    def split(self, size: int) -> Iterator[Batch]:
+        """Parts of up to `size` examples, in order; an example stays with all its texts and images."""
+        for start in range(0, len(self), size):
+            stop = min(start + size, len(self))
+            yield Batch(
+                tuple(part.examples(start, stop) for part in self.inputs),
+                None if self.targets is None else self.targets[start:stop],
+                self.ids[start:stop],
+            )
+
     def __len__(self) -> int:
         return len(self.ids)
 
@@ -158,7 +168,7 @@ class Task(ABC, Generic[OptionsT]):
 
     @abstractmethod
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The published training loss, a scalar."""
+        """The published training loss, a scalar: a mean over the examples, so that batches can be split."""
 
     @abstractmethod
     def predict(self, logits: Tensor, examples: Sequence[Example]) -> list[Prediction]:

@@ -61,6 +61,19 @@ class Inputs:
             image_keys=None if keys is None else tuple(key for key in keys for _ in range(texts)),
         )
 
+    def examples(self, start: int, stop: int) -> Inputs:
+        """The images `start` to `stop` (exclusive) with their texts."""
+        texts = slice(start * self.texts_per_image, stop * self.texts_per_image)
+        images = slice(start, stop)
+        return replace(
+            self,
+            input_ids=self.input_ids[texts],
+            text_mask=None if self.text_mask is None else self.text_mask[texts],
+            pixels=self.pixels[images],
+            image_sizes=None if self.image_sizes is None else self.image_sizes[images],
+            image_keys=None if self.image_keys is None else self.image_keys[images],
+        )
+
     @property
     def texts_per_image(self) -> int:
         """T if each image comes with T consecutive texts, as in retrieval; otherwise 1.

@@ -15,7 +15,7 @@ from harness.config import RunSettings
 from harness.experiment.progress import ProgressReporter, make_console, name_of
 from harness.experiment.session import duration
 from harness.files import disk_errors, write_atomically
-from harness.process import Interrupts
+from harness.process import REQUESTS, TERMINATED, Interrupts, StopRequestedError
 from harness.records.record import Record
 from harness.records.store import Store
 from harness.report.intervals import with_intervals
@@ -32,7 +32,7 @@ FORMATS: dict[Format, str] = {"github": "md", "latex": "tex", "csv": "csv", "htm
 def run_and_show(settings: RunSettings, dry_run: bool) -> int:
     """Plan, run, measure and print the table.
 
-    Returns the exit status: 0, 1 if a cell failed, or 130 if interrupted.
+    Returns the exit status: 0, 1 if a cell failed, 130 after Ctrl-C, or 143 after SIGTERM.
 
     Raises:
         UserError: something the user must fix.
@@ -46,11 +46,14 @@ def run_and_show(settings: RunSettings, dry_run: bool) -> int:
     interrupts = Interrupts()
     interrupted = False
     try:
-        with interrupts, ProgressReporter(console, plan.cells, interrupts) as reporter:
+        with REQUESTS.listening(), interrupts, ProgressReporter(console, plan.cells, interrupts) as reporter:
             carry_out(plan, reporter)
             interrupts.check()
     except KeyboardInterrupt:
         interrupted = True
+    except StopRequestedError as stop:
+        print(f"harness: {stop}: interrupted, will resume; the same command continues", file=sys.stderr)
+        return TERMINATED
     store = plan.store
     records = [store.record(cell.id) for cell in plan.cells if store.finished(cell.id)]
     if records:

@@ -23,6 +23,7 @@ from harness.config.types import (
     Form,
     ImageSize,
     LocalPath,
+    MicroBatch,
     NotNegative,
     Place,
     Positive,
@@ -99,7 +100,9 @@ class TrainingSettings(Group):
     epochs: Annotated[Count | None, About(Decides.PROTOCOL, unset="the task's recipe")] = None
     """Passes over the training split."""
     batch_size: Annotated[Count | None, About(Decides.PROTOCOL, unset="the task's recipe")] = None
-    """Examples per optimiser step."""
+    """Examples per optimiser step, on all devices together."""
+    micro_batch: Annotated[MicroBatch | None, About(Decides.NOTHING, unset="the whole batch")] = None
+    """Examples per forward and backward pass, whose gradients are added up; auto halves the batch until it fits."""
     learning_rate: Annotated[
         Positive | None, About(Decides.CELL, unset="the backbone's, times the method's scale")
     ] = None
@@ -118,6 +121,10 @@ class TrainingSettings(Group):
     """Epoch to report: the best on the validation split, or the last."""
     precision: Annotated[Literal["32-true", "bf16-mixed", "16-mixed"], About(Decides.PROTOCOL)] = "32-true"
     """Floating-point precision of training and prediction."""
+    activation_checkpointing: Annotated[bool, About(Decides.NOTHING)] = False
+    """Save memory by computing each block's activations again in the backward pass."""
+    compile: Annotated[bool, About(Decides.NOTHING)] = False
+    """Compile the blocks with torch.compile for training."""
 
     def resolved(self, epochs: int, batch_size: int, head_learning_rate: float) -> ResolvedTraining:
         """These settings, what is left open taken from the arguments."""
@@ -146,7 +153,9 @@ class DeviceSettings(Group):
     ] = None
     """Cells that run side by side, each in its own process."""
     timeout: Annotated[Positive | None, About(Decides.NOTHING, unset="no limit")] = None
-    """Seconds a cell may take; one that takes longer has failed, and the rest go on."""
+    """Seconds a cell may take; one that takes longer has failed, and the others continue."""
+    checkpoint_minutes: Annotated[NotNegative, About(Decides.NOTHING)] = 10.0
+    """Minutes between two checkpoints of a cell, from which it resumes; 0 saves after every step."""
     in_process: Annotated[bool, About(Decides.NOTHING)] = False
     """Run cells one after the other in the main process, where a crash ends the run; for debugging."""
 

@@ -122,6 +122,7 @@ def specs_of(kind: Literal["methods", "tasks"]) -> BeforeValidator:
 
 
 Count = Annotated[int, Field(ge=1)]
+MicroBatch = Annotated[Count | Literal["auto"], Form("N|auto", "a whole number of at least 1, or auto")]
 Side = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]

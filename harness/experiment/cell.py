@@ -20,23 +20,30 @@ from harness.experiment import search_stage
 from harness.experiment.build import adapted_model, loader
 from harness.experiment.cell_progress import Progress
 from harness.experiment.plan import Cell, Testbed
-from harness.experiment.search_stage import Searched
+from harness.experiment.search_stage import FOUND, SEARCHED, Searched
 from harness.measure.flops import ComputeCounts, count_forward
 from harness.measure.live import model_tensors, peak_live_tensors
 from harness.measure.memory import PeakMemory, track_peak_memory
 from harness.measure.parameters import ParameterCounts, count_parameters
 from harness.measure.per_example import PerExample, chosen_examples, count_examples, summarize
+from harness.process import StopRequestedError
+from harness.training.blocks import optimized_blocks
 from harness.training.checkpoint import (
+    DamagedCheckpointError,
+    Saving,
     load_checkpoint,
     load_tuned_state,
     restore_training,
+    restoring,
     save_checkpoint,
+    set_aside,
     training_state,
     tuned_state,
 )
 from harness.training.encoder_cache import cached_encoding, describe_cache
 from harness.training.fabric import make_fabric
 from harness.training.loop import Cost, State, predict, train_epoch
+from harness.training.microbatch import MicroBatches
 from harness.training.model import TaskModel
 from harness.training.optim import build_optimizer, build_schedule
 from harness.training.seeds import derived_seed
@@ -76,32 +83,55 @@ class Outcome:
 
 
 def run_cell(cell: Cell, scratch: Path, progress: Progress) -> Outcome:
-    """Run one cell, resuming from the last epoch saved in `scratch`."""
+    """Run one cell, resuming from the last state saved in `scratch`.
+
+    A checkpoint that cannot be used is renamed to `<name>.damaged`, and its stage starts again.
+
+    Raises:
+        StopRequestedError: a signal asked to stop; the state is saved.
+        UserError: something the user must fix.
+    """
+    while True:
+        try:
+            return _run_cell(cell, scratch, progress)
+        except DamagedCheckpointError as error:
+            aside = set_aside(error.path)
+            if error.path.name == SEARCHED:  # the decision without its weights is no use
+                (scratch / FOUND).unlink(missing_ok=True)
+            progress.note(
+                f"{error.path}: damaged ({error.reason}); kept as {aside.name}, its stage starts again"
+            )
+
+
+def _run_cell(cell: Cell, scratch: Path, progress: Progress) -> Outcome:
     testbed = cell.testbed
     task = testbed.task
     method = cell.method()
     fabric = make_fabric(testbed.settings)
     torch.manual_seed(derived_seed(cell.seed, "dropout"))
     scratch.mkdir(parents=True, exist_ok=True)
-    searched = search_stage.search(cell, method, fabric, scratch, progress) if method.searches else None
+    micro = MicroBatches.from_setting(testbed.training.micro_batch)
+    searched = None
+    if method.searches:
+        searched = search_stage.search(cell, method, fabric, scratch, progress, micro)
     model = adapted_model(cell, method)
     warm = searched is not None and search_stage.begin_warm(method, model, scratch)
     parameters = count_parameters(model.backbone, model.head, method.method_modules(model.backbone))
-    memory = None if fabric.device.type == "cuda" else _training_memory(cell, method, model)
+    memory = None if fabric.device.type == "cuda" else _training_memory(cell, method, model, fabric, micro)
     with cached_encoding(model.backbone, testbed.encodings) as encoder:
         if memory is None:
             with track_peak_memory(fabric.device) as tracker:
-                best, curve, cost = _train(cell, method, model, fabric, scratch, progress)
+                best, curve, cost = _train(cell, method, model, fabric, scratch, progress, micro)
             memory = tracker.result
         else:
-            best, curve, cost = _train(cell, method, model, fabric, scratch, progress)
+            best, curve, cost = _train(cell, method, model, fabric, scratch, progress, micro)
     load_tuned_state(model, best["tuned"])
     method.finalize(model.backbone)
     model.requires_grad_(False)
     deployed = count_parameters(model.backbone, model.head, method.method_modules(model.backbone))
     tuned = {name.removeprefix("backbone.") for name in best["tuned"]}
     with cached_encoding(model.backbone, testbed.encodings, evaluation=True, tuned=tuned):
-        predictions, metrics = _report(cell, model, fabric, scratch, progress, best["tuned"])
+        predictions, metrics = _report(cell, model, fabric, scratch, progress, micro, best["tuned"])
     size = testbed.measured_input
     compute = count_forward(
         task, model.backbone, model.head, method, image_size=size.image_size, text_length=size.text_length
@@ -120,6 +150,7 @@ def run_cell(cell: Cell, scratch: Path, progress: Progress) -> Outcome:
         "learning_rate": cell.learning_rate,
         "head_learning_rate": testbed.training.head_learning_rate,
         "batch_size": testbed.training.batch_size,
+        "micro_batch": micro.size,
         "encoder_cache": None if encoder is None else describe_cache(encoder, testbed.encodings),
     }
     per_example = _count_examples(cell, method, model, untouched) if method.dynamic else None
@@ -167,7 +198,13 @@ def _count_examples(cell: Cell, method: Method[Any], model: TaskModel, untouched
 
 
 def _train(
-    cell: Cell, method: Method[Any], model: TaskModel, fabric: Fabric, scratch: Path, progress: Progress
+    cell: Cell,
+    method: Method[Any],
+    model: TaskModel,
+    fabric: Fabric,
+    scratch: Path,
+    progress: Progress,
+    micro: MicroBatches,
 ) -> tuple[dict[str, Any], list[dict[str, float]], Cost]:
     """Train for all epochs; returns the chosen epoch with its tuned tensors, the curve, and the cost."""
     testbed, training = cell.testbed, cell.testbed.training
@@ -184,28 +221,45 @@ def _train(
     checkpoint = scratch / CHECKPOINT
     if checkpoint.is_file():
         kept = load_checkpoint(checkpoint)
-        restore_training(kept["training"], model, state)
-        best, curve = kept["best"], kept["curve"]
+        with restoring(checkpoint):
+            restore_training(kept["training"], model, state, fabric.device)
+            best, curve = kept["best"], kept["curve"]
+            micro.resume(kept["micro_batch"])
         for figures in curve:
             progress.epoch(figures)
     validation = loader(testbed, "val")
     task = testbed.task
     progress.stage("train", training.epochs * len(batches.examples))
-    progress.advance(state.epoch * len(batches.examples))
+    progress.advance(state.epoch * len(batches.examples) + state.step * training.batch_size)
+
+    def save() -> None:
+        training_now = training_state(model, state, fabric.device)
+        content = {"training": training_now, "best": best, "curve": curve, "micro_batch": micro.size}
+        save_checkpoint(checkpoint, content)
+
+    saving = Saving(testbed.settings.device.checkpoint_minutes, save)
     while state.epoch < training.epochs:
-        loss = train_epoch(
-            fabric,
-            state,
-            task,
-            batches,
-            before_step=lambda epoch, step: method.before_step(epoch * steps + step, total),
-            after_step=lambda epoch, step: progress.advance(training.batch_size),
-            regularizer=lambda: method.regularizer(model.backbone),
-        )
+        with optimized_blocks(model.backbone, training):
+            loss = train_epoch(
+                fabric,
+                state,
+                task,
+                batches,
+                before_step=lambda epoch, step: method.before_step(epoch * steps + step, total),
+                after_step=lambda epoch, step: progress.advance(training.batch_size),
+                regularizer=lambda: method.regularizer(model.backbone),
+                micro=micro,
+                on_boundary=saving,
+            )
         with cached_encoding(model.backbone, testbed.encodings, evaluation=True):
             saved = _partial_scores(cell, scratch, "validation", tuned_state(model))
-            predictions = predict(fabric, wrapped, task, validation, partial=saved)
+            try:
+                predictions = predict(fabric, wrapped, task, validation, partial=saved, micro=micro)
+            except StopRequestedError:
+                save()
+                raise
         score = task.score(predictions)[task.primary_metric]
+        state.next_epoch()
         curve.append({"epoch": state.epoch, "train_loss": loss, f"val_{task.primary_metric}": score})
         progress.epoch(curve[-1])
         better = best["value"] is None or (score > best["value"]) == task.higher_is_better
@@ -213,11 +267,13 @@ def _train(
             better = False
         if better or training.select == "last":
             best = {"epoch": state.epoch, "value": score, "tuned": tuned_state(model)}
-        save_checkpoint(checkpoint, {"training": training_state(model, state), "best": best, "curve": curve})
+        saving.now()
     return best, curve, state.cost
 
 
-def _training_memory(cell: Cell, method: Method[Any], model: TaskModel) -> PeakMemory:
+def _training_memory(
+    cell: Cell, method: Method[Any], model: TaskModel, fabric: Fabric, micro: MicroBatches
+) -> PeakMemory:
     """Peak bytes of live tensors over two training steps (the second has the optimiser's states)."""
     testbed, training = cell.testbed, cell.testbed.training
     task = testbed.task
@@ -225,19 +281,17 @@ def _training_memory(cell: Cell, method: Method[Any], model: TaskModel) -> PeakM
     groups = method.parameter_groups(copied.backbone)
     optimizer = build_optimizer(copied, training, cell.learning_rate, training.head_learning_rate, groups)
     batch = max(islice(loader(testbed, "train"), 8), key=lambda batch: batch.inputs[0].input_ids.shape[1])
-    if batch.targets is None:
-        raise ValueError("a training batch has no targets")
-    targets = batch.targets
 
     def step() -> None:
-        for _ in range(2):
-            loss = task.loss(copied(batch), targets)
-            added = method.regularizer(copied.backbone)
-            (loss if added is None else loss + added).backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        with optimized_blocks(copied.backbone, training):
+            for _ in range(2):
+                micro.backward(fabric, copied, task, batch, lambda: method.regularizer(copied.backbone))
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
 
     how = f"bytes of live tensors over two training steps of {len(batch)} examples, float32"
+    if micro.size is not None and micro.size < len(batch):
+        how += f", {micro.size} at a time"
     return peak_live_tensors(step, model_tensors(copied), how)
 
 
@@ -258,6 +312,7 @@ def _report(
     fabric: Fabric,
     scratch: Path,
     progress: Progress,
+    micro: MicroBatches,
     tuned: Mapping[str, Tensor],
 ) -> tuple[dict[str, list[Prediction]], dict[str, Mapping[str, float]]]:
     """Predictions and metrics of the finalised model on validation and test."""
@@ -269,7 +324,7 @@ def _report(
         progress.stage(f"predict {split}", len(testbed.data.splits[split]))
         saved = _partial_scores(cell, scratch, split, tuned)
         batches = loader(testbed, split)
-        predictions[split] = predict(fabric, wrapped, task, batches, progress.advance, saved)
+        predictions[split] = predict(fabric, wrapped, task, batches, progress.advance, saved, micro)
         expected = {example.id for example in testbed.data.splits[split]}
         seen = [str(prediction["id"]) for prediction in predictions[split]]
         complete = len(seen) == len(expected) and set(seen) == expected

@@ -15,5 +15,8 @@ class Progress(Protocol):
     def advance(self, count: int) -> None:
         """`count` more examples are done."""
 
+    def note(self, text: str) -> None:
+        """One line to show to the user."""
+
     def epoch(self, figures: Mapping[str, float]) -> None:
         """An epoch of training is over; a resumed cell reports its earlier epochs again."""

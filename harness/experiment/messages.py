@@ -45,6 +45,10 @@ class Messenger:
         """An epoch is over."""
         self._send(("epoch", dict(figures)))
 
+    def note(self, text: str) -> None:
+        """One line for the user."""
+        self._send(("note", text))
+
     def end(self, cell: Cell, record: Record | None, note: str) -> None:
         """The cell has ended; its record is in the store."""
         self._send(("end", note))
@@ -59,3 +63,5 @@ def relay(kind: str, content: Sequence[Any], cell: Cell, reporter: Reporter) -> 
             reporter.advance(cell, *content)
         case "epoch":
             reporter.epoch(cell, *content)
+        case "note":
+            reporter.note(*content)

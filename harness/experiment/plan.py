@@ -179,6 +179,7 @@ def build_testbed(
     recipe = task.embedded_recipe if embedded else task.recipe
     head_rate = backbone.base_learning_rate * backbone.head_learning_rate_scale
     training = settings.training.resolved(recipe.epochs, recipe.batch_size, head_rate)
+    _check_micro_batch(training)
     in_force = settings.model_copy(update={"training": training})
     if encodings is None:
         cache = settings.cache.model_copy(update={"cache_precision": "full"})
@@ -196,6 +197,12 @@ def build_testbed(
         in_force,
         encodings,
     )
+
+
+def _check_micro_batch(training: ResolvedTraining) -> None:
+    micro_batch = training.micro_batch
+    if isinstance(micro_batch, int) and micro_batch > training.batch_size:
+        raise UserError(f"micro_batch: {micro_batch} is more than the batch size of {training.batch_size}.")
 
 
 def _check_measured_size(settings: RunSettings, backbone: Backbone) -> None:

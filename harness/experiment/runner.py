@@ -16,6 +16,7 @@ from harness.experiment.cell_progress import Progress
 from harness.experiment.plan import Cell
 from harness.experiment.to_record import failed_record, finished_record, search_history
 from harness.files import write_atomically
+from harness.process import REQUESTS, StopRequestedError
 from harness.records.record import Record
 from harness.records.store import CellBusyError, Store
 
@@ -41,6 +42,9 @@ class Reporter(Protocol):
     def end(self, cell: Cell, record: Record | None, note: str) -> None:
         """A cell has ended (`note`: finished, kept, failed, busy)."""
 
+    def note(self, text: str) -> None:
+        """One line to show to the user."""
+
 
 @dataclass(frozen=True)
 class _ProgressOf(Progress):
@@ -61,6 +65,10 @@ class _ProgressOf(Progress):
         """An epoch is over."""
         self.reporter.epoch(self.cell, figures)
 
+    def note(self, text: str) -> None:
+        """One line to show to the user."""
+        self.reporter.note(text)
+
 
 def run_cells(cells: Sequence[Cell], store: Store, reporter: Reporter) -> list[Record]:
     """Run unfinished cells; if one crashes, the others still run.
@@ -69,21 +77,24 @@ def run_cells(cells: Sequence[Cell], store: Store, reporter: Reporter) -> list[R
 
     Raises:
         UserError: something the user must fix; finished cells are kept.
+        StopRequestedError: SIGTERM asked to stop; the current cell is saved and has no record.
     """
     records: dict[str, Record] = {}
-    for cell in cells:
-        reporter.begin(cell)
-        try:
-            with store.begin(cell.id):
-                if store.finished(cell.id):
-                    record, note = store.record(cell.id), "kept"
-                else:
-                    record, note = _run(cell, store, reporter)
-        except CellBusyError as error:
-            reporter.end(cell, None, f"left out: {error}")
-            continue
-        records[cell.id] = record
-        reporter.end(cell, record, note)
+    with REQUESTS.listening():
+        for cell in cells:
+            reporter.begin(cell)
+            try:
+                with store.begin(cell.id):
+                    if store.finished(cell.id):
+                        record, note = store.record(cell.id), "kept"
+                    else:
+                        record, note = _run(cell, store, reporter)
+            except CellBusyError as error:
+                reporter.end(cell, None, f"left out: {error}")
+                continue
+            records[cell.id] = record
+            reporter.end(cell, record, note)
+            REQUESTS.check()
     return list(records.values())
 
 
@@ -91,7 +102,7 @@ def _run(cell: Cell, store: Store, reporter: Reporter) -> tuple[Record, str]:
     started = datetime.now().astimezone()
     try:
         outcome = run_cell(cell, store.checkpoint(cell.id), _ProgressOf(cell, reporter))
-    except UserError:
+    except (UserError, StopRequestedError):
         raise
     except Exception as error:
         record = failed_record(cell, one_line(error), started)

@@ -14,8 +14,15 @@ from harness.experiment.build import loader
 from harness.experiment.cell_progress import Progress
 from harness.experiment.plan import Cell
 from harness.files import write_atomically
-from harness.training.checkpoint import load_checkpoint, load_tuned_state, save_checkpoint, tuned_state
+from harness.training.checkpoint import (
+    load_checkpoint,
+    load_tuned_state,
+    restoring,
+    save_checkpoint,
+    tuned_state,
+)
 from harness.training.encoder_cache import cached_encoding
+from harness.training.microbatch import MicroBatches
 from harness.training.model import TaskModel
 from harness.training.search import FabricSearchTrainer, cut
 from harness.training.seeds import derived_seed, generator
@@ -52,28 +59,44 @@ class Searched:
     history: Any
 
 
-def search(cell: Cell, method: Method[Any], fabric: Fabric, scratch: Path, progress: Progress) -> Searched:
-    """Run the method's search, or read its result from `scratch` if it is finished; the method takes the decision."""
+def search(
+    cell: Cell, method: Method[Any], fabric: Fabric, scratch: Path, progress: Progress, micro: MicroBatches
+) -> Searched:
+    """Run the method's search, or read its result from `scratch` if it is finished; the method takes the decision.
+
+    Raises:
+        DamagedCheckpointError: a file of an interrupted search cannot be used.
+    """
     decision_class = method.Decision  # a method without one fails before its search, not after
     done = scratch / FOUND
     if not done.is_file():
-        found = _run(cell, method, fabric, scratch, progress)
+        found = _run(cell, method, fabric, scratch, progress, micro)
         write_atomically(done, json.dumps(asdict(found)).encode())
         (scratch / SEARCH_CHECKPOINT).unlink(missing_ok=True)
-    searched = Searched(**json.loads(done.read_text(encoding="utf-8")))
-    method.decide(decision_class.from_json(searched.decision))
+    with restoring(done):
+        searched = Searched(**json.loads(done.read_text(encoding="utf-8")))
+        decision = decision_class.from_json(searched.decision)
+    method.decide(decision)
     return searched
 
 
 def begin_warm(method: Method[Any], model: TaskModel, scratch: Path) -> bool:
-    """Load the weights that the search trained, if the method starts from them; True if it does."""
-    start = method.warm_start(model.backbone, load_checkpoint(scratch / SEARCHED))
+    """Load the weights that the search trained, if the method starts from them; True if it does.
+
+    Raises:
+        DamagedCheckpointError: the weights cannot be used.
+    """
+    searched = scratch / SEARCHED
+    start = method.warm_start(model.backbone, load_checkpoint(searched))
     if start:
-        load_tuned_state(model, start)
+        with restoring(searched):
+            load_tuned_state(model, start)
     return bool(start)
 
 
-def _run(cell: Cell, method: Method[Any], fabric: Fabric, scratch: Path, progress: Progress) -> Searched:
+def _run(
+    cell: Cell, method: Method[Any], fabric: Fabric, scratch: Path, progress: Progress, micro: MicroBatches
+) -> Searched:
     testbed = cell.testbed
     backbone = testbed.fresh_backbone()
     backbone.pooled_token_only = method.per_token
@@ -96,7 +119,10 @@ def _run(cell: Cell, method: Method[Any], fabric: Fabric, scratch: Path, progres
         progress.advance,
         load_checkpoint(checkpoint) if checkpoint.is_file() else None,
         lambda state: save_checkpoint(checkpoint, state),
+        testbed.settings.device.checkpoint_minutes,
+        partial(restoring, checkpoint),
         partial(cached_encoding, store=testbed.encodings),
+        micro,
     )
     progress.stage("search", method.search_epochs * len(kept))
     decision = method.search(trainer)

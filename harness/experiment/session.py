@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from harness.config import RunSettings
 from harness.errors import UserError
@@ -17,16 +16,9 @@ from harness.experiment.runner import Reporter, run_cells
 from harness.experiment.slurm.launch import run_on_slurm
 from harness.experiment.trackers import TrackingReporter, check_trackers
 from harness.experiment.workers import default_jobs, run_side_by_side, tied_to_this_process
-from harness.process import prepare_process
+from harness.process import REQUESTS, prepare_process
 from harness.records.record import Record
 from harness.records.store import Store
-
-
-class Watcher(Reporter, Protocol):
-    """A reporter that also receives notes that belong to no cell."""
-
-    def note(self, text: str) -> None:
-        """One line to show to the user."""
 
 
 @dataclass(frozen=True)
@@ -104,11 +96,12 @@ def make_plan(settings: RunSettings) -> Plan:
     return Plan(settings, store, testbeds, cells, kept, stale, seconds, jobs, in_process)
 
 
-def carry_out(plan: Plan, watcher: Watcher) -> list[Record]:
+def carry_out(plan: Plan, watcher: Reporter) -> list[Record]:
     """Run unfinished cells and measure latencies; returns the records of all cells that have one.
 
     Raises:
         UserError: something the user must fix; finished cells are kept.
+        StopRequestedError: SIGTERM asked to stop; unfinished cells are saved.
     """
     settings = plan.settings
     reporter: Reporter = watcher
@@ -122,6 +115,7 @@ def carry_out(plan: Plan, watcher: Watcher) -> list[Record]:
     else:
         timeout = settings.device.timeout or math.inf
         records = run_side_by_side(settings, plan.cells, plan.store, reporter, plan.jobs, timeout)
+    REQUESTS.check()
     measured = measure_side_by_side(plan.cells, plan.store, watcher.note, settings.measure.measure_again)
     newest = {record.cell.id: record for record in [*records, *measured]}
     return [newest[cell.id] for cell in plan.cells if cell.id in newest]

@@ -189,6 +189,10 @@ class TrackingReporter:
         self._tell(cell, lambda logger: logger.finalize(status))
         self._open.pop(cell.id, None)
 
+    def note(self, text: str) -> None:
+        """One line for the user."""
+        self._inner.note(text)
+
     def _tell(self, cell: Cell, what: Callable[[Logger], None]) -> None:
         for name in list(self._names):
             try:

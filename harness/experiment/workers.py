@@ -35,6 +35,7 @@ from harness.experiment.messages import Messenger, relay
 from harness.experiment.plan import Cell, build_cells, open_testbeds
 from harness.experiment.runner import Reporter, run_cells
 from harness.experiment.to_record import failed_record
+from harness.process import REQUESTS, StopRequestedError
 from harness.records.record import Record
 from harness.records.store import CellBusyError, Store
 
@@ -48,8 +49,12 @@ _MOST_BY_DEFAULT = 8
 _TRY_EVERY = 0.2  # seconds
 
 
-_GRACE = 10.0
-"""Seconds a process may take to end, and its children to release the cell's lock."""
+_LOOK_EVERY = 0.5
+"""Seconds between two looks at whether a signal has come."""
+
+
+_GRACE = 30.0
+"""Seconds a process may take to finish a step, save its cell and end, and its children to release the lock."""
 
 
 _FIRST_TO_GO = "500"
@@ -137,6 +142,7 @@ def run_side_by_side(
 
     Raises:
         UserError: something the user must fix; the other cells are stopped, finished cells are kept.
+        StopRequestedError: SIGTERM asked to stop; unfinished cells are saved and have no record.
     """
     records: dict[str, Record] = {}
     waiting: deque[Cell] = deque()
@@ -147,8 +153,9 @@ def run_side_by_side(
             reporter.end(cell, records[cell.id], "kept")
         else:
             waiting.append(cell)
-    threads = max(1, torch.get_num_threads() // jobs)
+    threads = max(1, torch.get_num_threads() // max(1, min(jobs, len(waiting))))
     workers: list[_Worker] = []
+    jobs = min(jobs, len(waiting))
     try:
         while waiting or any(worker.cell for worker in workers):
             while waiting and len(workers) < jobs:
@@ -158,6 +165,7 @@ def run_side_by_side(
                     _assign(worker, waiting.popleft(), reporter)
             busy = [worker for worker in workers if worker.cell is not None]
             ready = set(wait([worker.pipe for worker in busy], _patience(busy)))
+            _pass_on_requests(busy)
             for worker in busy:
                 goes_on = True
                 if worker.pipe in ready:
@@ -188,8 +196,11 @@ def _start(settings: RunSettings, folder: Path, threads: int) -> _Worker:
 
 @contextmanager
 def _without_interrupts() -> Iterator[None]:
-    """A process started within this context never receives Ctrl-C, which the parent handles."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    """A process started within this context never receives Ctrl-C, which the parent handles.
+
+    It receives SIGUSR1 once it has a handler for it (`_work`); before, the signal would end it.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGUSR1})
     try:
         yield
     finally:
@@ -206,10 +217,24 @@ def _end(workers: Sequence[_Worker]) -> None:
         worker.pipe.close()
 
 
-def _patience(busy: Sequence[_Worker]) -> float | None:
-    """Seconds until the first deadline."""
+def _patience(busy: Sequence[_Worker]) -> float:
+    """Seconds until the first deadline, or until signals are looked at again."""
     first = min((worker.deadline for worker in busy), default=math.inf)
-    return None if first == math.inf else max(0.0, first - time.monotonic())
+    return min(_LOOK_EVERY, max(0.0, first - time.monotonic()))
+
+
+def _pass_on_requests(busy: Sequence[_Worker]) -> None:
+    """What signals asked of this process, its workers do.
+
+    Raises:
+        StopRequestedError: all are to stop, which the end of the run tells them.
+    """
+    if REQUESTS.save:
+        REQUESTS.save = False
+        for worker in busy:
+            if worker.process.pid is not None and worker.process.is_alive():
+                os.kill(worker.process.pid, signal.SIGUSR1)
+    REQUESTS.check()
 
 
 def _assign(worker: _Worker, cell: Cell, reporter: Reporter) -> None:
@@ -246,6 +271,8 @@ def _listen(
             return note != "failed"
         case "mend":
             raise UserError(content[0])
+        case "stopped":
+            raise StopRequestedError(content[0])
         case _:
             relay(kind, content, cell, reporter)
     return True
@@ -291,7 +318,9 @@ def _work(settings: RunSettings, folder: Path, threads: int, pipe: Connection) -
     _die_with_parent()
     with suppress(OSError):  # Linux only
         Path("/proc/self/oom_score_adj").write_text(_FIRST_TO_GO)
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # between cells; while one runs, see REQUESTS
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
     prepare_process()
     torch.set_num_threads(threads)
     store, reporter = Store(folder), Messenger(_sender(pipe))
@@ -306,6 +335,8 @@ def _work(settings: RunSettings, folder: Path, threads: int, pipe: Connection) -
             run_cells([cells[cell_id]], store, reporter)
     except UserError as error:
         pipe.send(("mend", str(error)))
+    except StopRequestedError as stop:
+        pipe.send(("stopped", str(stop)))
     except (EOFError, BrokenPipeError):  # the parent has ended
         return
 

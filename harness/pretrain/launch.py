@@ -45,7 +45,7 @@ def launch(train: Train, processes: int, on_step: OnStep) -> dict[str, Any]:
         ProcessException: a process failed in another way.
     """
     if processes == 1:
-        return train(Fabric(accelerator="cpu", devices=1), on_step)
+        return train(Fabric(accelerator="cpu", devices=1, plugins=[LightningEnvironment()]), on_step)
     reader, writer = multiprocessing.get_context("spawn").Pipe(duplex=False)
     # In a Slurm job Fabric would use the job's tasks as processes unless another environment is given.
     strategy = _Prepared(start_method="spawn", process_group_backend="gloo")

@@ -194,6 +194,9 @@ class TrainingCost(Part):
     best_epoch: Count = Field(description="Epoch that is reported, from 1; chosen on validation data.")
     steps: Count = Field(description="Optimiser steps.")
     batch_size: Count | None = Field(default=None, description="Examples per optimiser step.")
+    micro_batch: Count | None = Field(
+        default=None, description="Examples per forward and backward pass. None: the whole batch."
+    )
     data_wait_fraction: Fraction = Field(description="Share of the time spent waiting for data.")
     learning_rate: float = Field(description="Peak rate of everything but the head.")
     head_learning_rate: float | None = Field(default=None, description="Peak rate of the head.")

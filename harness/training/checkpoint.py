@@ -1,9 +1,12 @@
-"""Tuned weights and training states, saved and restored."""
+"""Checkpoints: tuned weights and training states, saved in regular intervals and restored."""
 
 from __future__ import annotations
 
+import hashlib
 import io
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,9 +14,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.errors import UserError
+from harness.errors import UserError, one_line
 from harness.files import write_atomically
+from harness.process import REQUESTS
 from harness.training.loop import Cost, State
+from harness.training.seeds import random_states, restore_random_states
+
+_DIGEST_BYTES = 32
+
+
+class DamagedCheckpointError(UserError):
+    """A checkpoint is not what was written, or belongs to another model."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: cannot be used ({reason}); delete it and run again.")
+        self.path = path
+        self.reason = reason
 
 
 def tuned_state(model: nn.Module) -> dict[str, Tensor]:
@@ -25,7 +41,7 @@ def tuned_state(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def load_tuned_state(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+def load_tuned_state(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Put tuned parameters back; the names must be exactly those that train.
 
     Raises:
@@ -40,8 +56,8 @@ def load_tuned_state(model: nn.Module, tensors: dict[str, Tensor]) -> None:
             parameter.copy_(tensors[name])
 
 
-def training_state(model: nn.Module, state: State) -> dict[str, Any]:
-    """What training needs to resume after an epoch: tensors and plain values only.
+def training_state(model: nn.Module, state: State, device: torch.device) -> dict[str, Any]:
+    """Everything training needs to resume after a step: tensors and plain values only.
 
     model: the one that `state` holds, before Fabric wrapped it.
     """
@@ -50,13 +66,15 @@ def training_state(model: nn.Module, state: State) -> dict[str, Any]:
         "optimizer": state.optimizer.state_dict(),
         "schedule": state.schedule.state_dict(),
         "epoch": state.epoch,
+        "step": state.step,
+        "loss_sum": float(state.loss_sum),
         "cost": asdict(state.cost),
-        "random": torch.random.get_rng_state(),
+        "random": random_states(device),
     }
 
 
-def restore_training(saved: Mapping[str, Any], model: nn.Module, state: State) -> None:
-    """Put back what `training_state` gave, torch's global random generator included.
+def restore_training(saved: Mapping[str, Any], model: nn.Module, state: State, device: torch.device) -> None:
+    """Restore what `training_state` returned, torch's global random generators included.
 
     Raises:
         KeyError: other parameters train than did when it was saved.
@@ -64,30 +82,88 @@ def restore_training(saved: Mapping[str, Any], model: nn.Module, state: State) -
     load_tuned_state(model, saved["tuned"])
     state.optimizer.load_state_dict(saved["optimizer"])
     state.schedule.load_state_dict(saved["schedule"])
-    state.epoch = saved["epoch"]
+    state.epoch, state.step = saved["epoch"], saved["step"]
+    # As a float32 tensor again: the sum goes on with the same rounding.
+    state.loss_sum = torch.tensor(saved["loss_sum"], device=device) if state.step else 0.0
     state.cost = Cost(**saved["cost"])
-    torch.random.set_rng_state(saved["random"])
+    restore_random_states(saved["random"], device)
 
 
 def save_checkpoint(checkpoint: Path, content: Mapping[str, Any]) -> None:
-    """Written whole or not at all; through memory, as torch's own writer hides that a disk is full.
+    """Write a SHA-256 and torch's format, whole or not at all.
+
+    Through memory, as torch's own writer does not report that a disk is full.
 
     Raises:
         UserError: the folder cannot be written or the disk is full.
     """
     buffer = io.BytesIO()
     torch.save(dict(content), buffer)
-    write_atomically(checkpoint, buffer.getvalue())
+    saved = buffer.getvalue()
+    write_atomically(checkpoint, hashlib.sha256(saved).digest() + saved)
 
 
 def load_checkpoint(checkpoint: Path) -> dict[str, Any]:
-    """What `save_checkpoint` was given; no pickled code is run.
+    """What `save_checkpoint` was given, on the CPU; no pickled code is run.
 
     Raises:
-        UserError: the file is not what was written.
+        DamagedCheckpointError: the file cannot be read, or is not what was written.
     """
     try:
-        found: dict[str, Any] = torch.load(checkpoint, weights_only=True)
-    except Exception as error:  # the reader trips over broken bytes in many ways
-        raise UserError(f"{checkpoint}: cannot be read; delete it and run again.") from error
+        content = checkpoint.read_bytes()
+    except OSError as error:
+        raise DamagedCheckpointError(checkpoint, error.strerror or "unreadable") from error
+    digest, saved = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
+    if hashlib.sha256(saved).digest() != digest:
+        raise DamagedCheckpointError(checkpoint, "its checksum differs")
+    try:
+        found: dict[str, Any] = torch.load(io.BytesIO(saved), map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever another version of torch makes of it
+        raise DamagedCheckpointError(checkpoint, one_line(error)) from error
     return found
+
+
+@contextmanager
+def restoring(checkpoint: Path) -> Iterator[None]:
+    """Turn what goes wrong within the block into a `DamagedCheckpointError`: the content does not fit."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
+        raise DamagedCheckpointError(checkpoint, one_line(error)) from error
+
+
+def set_aside(checkpoint: Path) -> Path:
+    """Rename a damaged file to `<name>.damaged`, replacing an earlier one; returns the new path."""
+    aside = checkpoint.with_name(f"{checkpoint.name}.damaged")
+    checkpoint.replace(aside)
+    return aside
+
+
+class Saving:
+    """Saves the state whenever `minutes` have passed, and when a signal has asked for it.
+
+    save: writes the current state.
+    """
+
+    def __init__(self, minutes: float, save: Callable[[], None]) -> None:
+        self._seconds = 60 * minutes
+        self._save = save
+        self._last = time.monotonic()
+
+    def __call__(self) -> None:
+        """Called after a step, when the state is complete.
+
+        Raises:
+            StopRequestedError: a signal asked to stop; the state is saved.
+        """
+        if REQUESTS.save or REQUESTS.stop or time.monotonic() - self._last >= self._seconds:
+            self.now()
+        REQUESTS.check()
+
+    def now(self) -> None:
+        """Save in any case."""
+        self._save()
+        self._last = time.monotonic()
+        REQUESTS.save = False

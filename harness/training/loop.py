@@ -11,6 +11,8 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from harness.process import REQUESTS
+from harness.training.microbatch import MicroBatches
 from tasks.base import Batch, Example, Prediction, Task
 from tasks.resumable_scores import PartialScores
 
@@ -46,13 +48,25 @@ class Cost:
 
 @dataclass
 class State:
-    """Everything that must be restored to resume training after an epoch."""
+    """Everything that changes during training and must be restored to resume it.
+
+    epoch, step: optimiser steps are done up to this step of this epoch, both from 0.
+    loss_sum: sum of the losses of the epoch's steps so far.
+    """
 
     model: nn.Module
     optimizer: Any
     schedule: torch.optim.lr_scheduler.LRScheduler
     epoch: int = 0
+    step: int = 0
+    loss_sum: float | Tensor = 0.0
     cost: Cost = field(default_factory=Cost)
+
+    def next_epoch(self) -> None:
+        """Move to the first step of the next epoch."""
+        self.epoch += 1
+        self.step = 0
+        self.loss_sum = 0.0
 
 
 StepCallback = Callable[[int, int], None]
@@ -66,45 +80,51 @@ def train_epoch(
     before_step: StepCallback | None = None,
     after_step: StepCallback | None = None,
     regularizer: Callable[[], Tensor | None] | None = None,
+    micro: MicroBatches | None = None,
+    on_boundary: Callable[[], None] = lambda: None,
 ) -> float:
-    """One epoch; returns the task's mean training loss per step. Callbacks get (epoch, step), from 0.
+    """Train the rest of the epoch, from `state.step`; returns the epoch's mean training loss per step.
 
-    regularizer: called at every step; its value is added to the loss that is minimised.
+    The epoch counter is left as it is: see `State.next_epoch`. before_step, after_step: called with (epoch, step).
+
+    regularizer: its value is added to the loss that is minimised, once for every optimiser step.
+    on_boundary: called after each step, when `state` is complete and may be saved. Its time is not counted.
     """
     model, optimizer = state.model, state.optimizer
+    micro = MicroBatches() if micro is None else micro
     model.train()
-    batches.set_epoch(state.epoch)
+    batches.set_epoch(state.epoch, state.step)
     batches.device = fabric.device
-    total = torch.zeros((), device=fabric.device)
     waited = batches.wait_seconds
     started = time.perf_counter()
-    seen = 0
-    for step, batch in enumerate(batches):
+
+    def count_time() -> None:
+        nonlocal waited, started
+        now = time.perf_counter()
+        state.cost.seconds += now - started
+        state.cost.wait_seconds += batches.wait_seconds - waited
+        waited, started = batches.wait_seconds, now
+
+    for batch in batches:
         if before_step is not None:
-            before_step(state.epoch, step)
-        batch = batch.to(fabric.device)
-        logits = model(batch)
-        if batch.targets is None:
-            raise ValueError("a training batch has no targets")
-        loss = task.loss(logits, batch.targets)
-        added = None if regularizer is None else regularizer()
-        fabric.backward(loss if added is None else loss + added)
+            before_step(state.epoch, state.step)
+        loss = micro.backward(fabric, model, task, batch, regularizer)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         state.schedule.step()
-        total += loss.detach()
-        seen += len(batch)
+        state.loss_sum = state.loss_sum + loss.float()
         if after_step is not None:
-            after_step(state.epoch, step)
+            after_step(state.epoch, state.step)
+        state.step += 1
+        state.cost.steps += 1
+        state.cost.examples += len(batch)
+        count_time()
+        on_boundary()
+        started = time.perf_counter()
     if fabric.device.type == "cuda":
         torch.cuda.synchronize(fabric.device)
-    mean_loss = float(total) / max(1, len(batches))
-    state.cost.seconds += time.perf_counter() - started
-    state.cost.examples += seen
-    state.cost.steps += len(batches)
-    state.cost.wait_seconds += batches.wait_seconds - waited
-    state.epoch += 1
-    return mean_loss
+    count_time()
+    return float(state.loss_sum) / max(1, len(batches))
 
 
 @torch.inference_mode()
@@ -115,16 +135,21 @@ def predict(
     batches: Batches,
     on_batch: Callable[[int], None] | None = None,
     partial: PartialScores | None = None,
+    micro: MicroBatches | None = None,
 ) -> list[Prediction]:
     """Per-example predictions in evaluation mode, ordered by example id.
 
     partial: saved scores from which an interrupted evaluation resumes, for tasks that evaluate whole splits.
+
+    Raises:
+        StopRequestedError: a signal asked to stop.
     """
     model.eval()
+    micro = MicroBatches() if micro is None else micro
 
     def logits_of(batch: Batch) -> Tensor:
-        logits: Tensor = model(batch.to(fabric.device)).float().cpu()
-        return logits
+        REQUESTS.check()
+        return micro.forward(fabric, model, batch).float().cpu()
 
     if task.evaluates_splits:
         return task.evaluate(logits_of, batches, on_batch or (lambda count: None), partial)
@@ -138,9 +163,11 @@ def predict(
 
 
 @torch.inference_mode()
-def mean_loss(fabric: Fabric, model: nn.Module, task: Task[Any], batch: Batch) -> float:
+def mean_loss(
+    fabric: Fabric, model: nn.Module, task: Task[Any], batch: Batch, micro: MicroBatches | None = None
+) -> float:
     """The task's loss on one batch, in the model's current mode."""
-    batch = batch.to(fabric.device)
     if batch.targets is None:
         raise ValueError("the batch has no targets")
-    return float(task.loss(model(batch), batch.targets))
+    logits = (MicroBatches() if micro is None else micro).forward(fabric, model, batch)
+    return float(task.loss(logits, batch.targets.to(logits.device)))

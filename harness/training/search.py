@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,8 +17,11 @@ from torch import nn
 
 from harness.backbones.base import Backbone
 from harness.config import ResolvedTraining
-from harness.training.checkpoint import restore_training, training_state
+from harness.process import REQUESTS
+from harness.training.blocks import optimized_blocks
+from harness.training.checkpoint import Saving, restore_training, training_state
 from harness.training.loop import Batches, Cost, State, mean_loss, train_epoch
+from harness.training.microbatch import MicroBatches
 from harness.training.model import TaskModel
 from harness.training.optim import build_optimizer, build_schedule
 from methods.base import Memory
@@ -57,8 +61,12 @@ class FabricSearchTrainer:
     on_step: Callable[[int], None] = lambda examples: None
     saved: Mapping[str, Any] | None = None
     save: Callable[[dict[str, Any]], None] = lambda state: None
+    save_minutes: float = math.inf
+    restoring: Callable[[], AbstractContextManager[object]] = nullcontext
+    """Entered while `saved` is restored."""
     encoding: Callable[[Backbone], AbstractContextManager[object]] = nullcontext
     """Context entered for training, once it is known what trains; it decides how the backbone encodes."""
+    micro: MicroBatches = field(default_factory=MicroBatches)
 
     def __post_init__(self) -> None:
         self.cost = Cost()
@@ -90,7 +98,8 @@ class FabricSearchTrainer:
     ) -> None:
         """Train what requires gradient, the head and the common parameters for `epochs`.
 
-        With a `memory`, the state is saved after every epoch and an interrupted search resumes from the last one.
+        With a `memory`, the state is saved every `save_minutes`, after every epoch and on a signal's request; an
+        interrupted search resumes from the last saved state.
         """
         for parameter in [*self.backbone.common_parameters(), *self.head.parameters()]:
             parameter.requires_grad_(True)
@@ -107,28 +116,47 @@ class FabricSearchTrainer:
             self.on_step(self.training.batch_size)
 
         if memory is not None and self.saved is not None:
-            self._go_on(self.saved, model, state, memory)
-            self.on_step(state.epoch * len(self.training_part.examples))
-        with self.encoding(self.backbone):
+            self._restore(self.saved, model, state, memory)
+            self.on_step(
+                state.epoch * len(self.training_part.examples) + state.step * self.training.batch_size
+            )
+        saving = None
+        if memory is not None:
+            kept = memory
+            saving = Saving(self.save_minutes, lambda: self.save(self._everything(model, state, kept)))
+        with self.encoding(self.backbone), optimized_blocks(self.backbone, self.training):
             while state.epoch < epochs:
-                train_epoch(self.fabric, state, self.task, self.training_part, before_step, stepped)
-                if memory is not None:
-                    self.save(self._everything(model, state, memory))
+                train_epoch(
+                    self.fabric,
+                    state,
+                    self.task,
+                    self.training_part,
+                    before_step,
+                    stepped,
+                    micro=self.micro,
+                    on_boundary=REQUESTS.check if saving is None else saving,
+                )
+                state.next_epoch()
+                if saving is not None:
+                    saving.now()
 
     def _everything(self, model: nn.Module, state: State, memory: Memory) -> dict[str, Any]:
         return {
             "memory": memory.state(),
-            "training": training_state(model, state),
+            "training": training_state(model, state, self.fabric.device),
             "seconds": self.seconds,
             "held_out": [self._held_out_epoch, self._held_out_taken],
             "draws": self.generator.get_state(),
+            "micro_batch": self.micro.size,
         }
 
-    def _go_on(self, saved: Mapping[str, Any], model: nn.Module, state: State, memory: Memory) -> None:
-        memory.restore(saved["memory"])
-        self._find_held_out(*saved["held_out"])
-        self.generator.set_state(saved["draws"])
-        restore_training(saved["training"], model, state)
+    def _restore(self, saved: Mapping[str, Any], model: nn.Module, state: State, memory: Memory) -> None:
+        with self.restoring():
+            memory.restore(saved["memory"])
+            self._find_held_out(*saved["held_out"])
+            self.generator.set_state(saved["draws"])
+            self.micro.resume(saved["micro_batch"])
+            restore_training(saved["training"], model, state, self.fabric.device)
         self.cost = state.cost
 
     def _find_held_out(self, epoch: int, taken: int) -> None:
@@ -136,16 +164,14 @@ class FabricSearchTrainer:
         if self.held_out_part is None or not epoch:
             return
         self._held_out_epoch = epoch - 1
-        self._turn_held_out()
-        for _ in range(taken):
-            self.held_out_batch()
+        self._turn_held_out(taken)
 
-    def _turn_held_out(self) -> None:
+    def _turn_held_out(self, start: int = 0) -> None:
         assert self.held_out_part is not None
         self.held_out_part.device = self.fabric.device
-        self.held_out_part.set_epoch(self._held_out_epoch)
+        self.held_out_part.set_epoch(self._held_out_epoch, start)
         self._held_out_epoch += 1
-        self._held_out_taken = 0
+        self._held_out_taken = start
         self._held_out = iter(self.held_out_part)
 
     def held_out_batch(self, fresh: bool = True) -> Batch:
@@ -179,4 +205,4 @@ class FabricSearchTrainer:
         if self._model is None:
             raise ValueError("loss can be called only after training has begun")
         self._model.train(training_mode)
-        return mean_loss(self.fabric, self._model, self.task, batch)
+        return mean_loss(self.fabric, self._model, self.task, batch, self.micro)

@@ -54,6 +54,7 @@ def command(data: Path, results: Path, seeds: int, epochs: int) -> list[str]:
     """The command that is killed and issued again."""
     chosen = ["--methods", METHODS, "--tasks", "vqa", "--seeds", ",".join(map(str, range(seeds)))]
     sizes = ["--epochs", str(epochs), "--batch-size", "16", "--jobs", "2", "--accelerator", "cpu"]
+    sizes += ["--checkpoint-minutes", "0.001"]
     return [
         *(sys.executable, "-m", "harness", "run", *chosen, *sizes),
         *("--data-root", str(data), "--results", str(results)),

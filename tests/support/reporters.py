@@ -15,6 +15,7 @@ class Notes:
         self.ended: list[tuple[str, str]] = []
         self.stages: list[tuple[str, str]] = []
         self.epochs: list[tuple[str, dict[str, float]]] = []
+        self.notes: list[str] = []
 
     def begin(self, cell: Cell) -> None:
         pass
@@ -27,6 +28,9 @@ class Notes:
 
     def epoch(self, cell: Cell, figures: Mapping[str, float]) -> None:
         self.epochs.append((cell.label, dict(figures)))
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
     def end(self, cell: Cell, record: Record | None, note: str) -> None:
         self.ended.append((cell.label, note))

@@ -7,10 +7,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from harness.experiment.reproduce import figures_of
+from harness.process import TERMINATED
+from harness.records.store import Store
+from harness.training.checkpoint import load_checkpoint
 from tests.support.killing import ROOT, begun, command, is_time, make_data, survive
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="counts processes in /proc")
@@ -56,6 +61,46 @@ def test_ctrl_c_ends_with_the_table_of_what_is_there_and_the_same_command_goes_o
     again = subprocess.run([*arguments, "--dry-run"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert f"{3 - len(kept)} of 3 cells to run" in again.stdout
     assert {path: path.read_bytes() for path in kept} == kept
+
+
+@pytest.mark.timeout(600)
+def test_signals_save_a_cell_and_the_same_command_continues(tmp_path: Path) -> None:
+    """SIGUSR1 saves and training continues; SIGTERM saves and ends with a status and a line that say so."""
+    data, results, truth = make_data(tmp_path / "data"), tmp_path / "results", tmp_path / "truth"
+    chosen = ["--methods", "lora", "--tasks", "vqa", "--data-root", str(data), "--batch-size", "2"]
+    arguments = [sys.executable, "-m", "harness", "run", *chosen, "--epochs", "3", "--accelerator", "cpu"]
+
+    def run(folder: Path) -> subprocess.Popen[str]:
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen([*arguments, "--results", str(folder)], cwd=ROOT, text=True, **pipes)  # type: ignore[call-overload]
+
+    def wait_for(process: subprocess.Popen[str], found: Callable[[], object]) -> None:
+        while process.poll() is None and not found():
+            time.sleep(0.01)
+
+    process = run(results)
+    wait_for(process, lambda: list(results.glob("cells/*/checkpoint")))
+    (checkpoint,) = results.glob("cells/*/checkpoint")
+    state = checkpoint / "state.pt"
+    while process.poll() is None and not state.is_file():
+        process.send_signal(signal.SIGUSR1)  # sent while the worker still loads, it has no effect
+        time.sleep(0.2)
+    first = load_checkpoint(state)["training"]
+    process.send_signal(signal.SIGTERM)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == TERMINATED == 143, output + errors
+    assert errors.splitlines()[-1].startswith("harness: stopped by SIGTERM: interrupted, will resume")
+    assert "Traceback" not in errors
+    assert not list(results.glob("cells/*/record.json"))
+    second = load_checkpoint(state)["training"]
+    assert 0 < first["cost"]["steps"] < second["cost"]["steps"]
+    again, whole = run(results), run(truth)
+    for process in (again, whole):
+        output, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, output + errors
+    (found,), (expected,) = Store(results).records(), Store(truth).records()
+    assert figures_of(found) == figures_of(expected)
+    assert list(Store(results).predictions(found.cell.id)) == list(Store(truth).predictions(found.cell.id))
 
 
 def test_columns_that_are_left_out_are_times() -> None:

@@ -1,8 +1,9 @@
-"""An interrupted cell resumes at its last epoch and equals an uninterrupted one bit by bit (CPU)."""
+"""An interrupted cell resumes from its last saved step and ends as if nothing had happened, bit by bit on the CPU."""
 
 from __future__ import annotations
 
 import json
+import random
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
@@ -13,12 +14,12 @@ import torch
 from torch import Tensor
 
 from harness.config.sources import make_settings
-from harness.errors import UserError
 from harness.experiment import cell as cell_module
 from harness.experiment.cell import CHECKPOINT, Outcome, run_cell
 from harness.experiment.plan import Cell, build_cells, open_testbeds
 from harness.experiment.search_stage import FOUND, SEARCH_CHECKPOINT, SEARCHED
-from harness.training.checkpoint import tuned_state
+from harness.process import REQUESTS, StopRequestedError
+from harness.training.checkpoint import load_checkpoint, tuned_state
 from harness.training.model import TaskModel
 from methods.das import DAS
 from tasks.mini.vqa import Sizes, ensure_vqa
@@ -39,6 +40,7 @@ class Counting:
         self.seen: dict[str, int] = {}
         self.first: int | None = None
         self.current = ""
+        self.notes: list[str] = []
 
     def stage(self, name: str, total: int) -> None:
         self.current = name
@@ -52,6 +54,9 @@ class Counting:
 
     def epoch(self, figures: dict[str, float]) -> None:
         pass
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +141,7 @@ def test_resumed_search_does_not_repeat_finished_epochs(
     assert search is not None
     with pytest.raises(StoppedError):
         run_cell(cells["das"], tmp_path, Counting("search", 2 * _padded(search.training_examples) + 1))
-    assert torch.load(tmp_path / SEARCH_CHECKPOINT, weights_only=True)["training"]["epoch"] == 2
+    assert load_checkpoint(tmp_path / SEARCH_CHECKPOINT)["training"]["epoch"] == 2
     second = Counting("search", 1)
     with pytest.raises(StoppedError):
         run_cell(cells["das"], tmp_path, second)
@@ -157,7 +162,7 @@ def test_training_starts_with_the_weights_of_the_search(
     for _ in range(1 + interrupt):
         with pytest.raises(StoppedError):
             run_cell(cells["das"], tmp_path, Counting())
-    searched = torch.load(tmp_path / SEARCHED, weights_only=True)
+    searched = load_checkpoint(tmp_path / SEARCHED)
     skipped = {
         name.split(".")[1] for name in json.loads((tmp_path / FOUND).read_text())["decision"]["skipped"]
     }
@@ -169,7 +174,105 @@ def test_training_starts_with_the_weights_of_the_search(
         assert torch.equal(tensor, searched[source]), name
 
 
-def test_a_checkpoint_that_cannot_be_read_is_named(cells: dict[str, Cell], tmp_path: Path) -> None:
-    (tmp_path / CHECKPOINT).write_bytes(b"half a file")
-    with pytest.raises(UserError, match=r"state\.pt: cannot be read; delete it and run again"):
-        run_cell(cells["lora"], tmp_path, Counting())
+@pytest.fixture(scope="module")
+def saved_often(cells: dict[str, Cell]) -> dict[str, Cell]:
+    """The same cells, saved after every step."""
+    some = cells["das"].testbed
+    device = some.settings.device.model_copy(update={"checkpoint_minutes": 0.0})
+    often = replace(some, settings=some.settings.model_copy(update={"device": device}))
+    return {name: replace(cell, testbed=often) for name, cell in cells.items()}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", ["lora", "das"])
+def test_a_cell_killed_at_random_steps_ends_as_the_uninterrupted_one(
+    saved_often: dict[str, Cell], uninterrupted: dict[str, Outcome], tmp_path: Path, name: str, seed: int
+) -> None:
+    draw = random.Random(seed)
+    cell = saved_often[name]
+    examples = len(cell.testbed.data.splits["train"])
+    search = uninterrupted["das"].search
+    assert search is not None
+    totals = {"train": EPOCHS * examples, "predict val": 12, "predict test": 12}
+    if name == "das":
+        totals = {"search": EPOCHS * search.training_examples, **totals}
+    moments = [
+        (stage, moment)
+        for stage, total in totals.items()
+        for moment in sorted(draw.sample(range(1, total), 3 if stage in ("search", "train") else 1))
+    ]
+    found, _ = interrupted(cell, tmp_path, *moments)
+    assert_same(found, uninterrupted[name])
+    assert found.training["steps"] == uninterrupted[name].training["steps"]
+
+
+@pytest.mark.parametrize(("name", "stage"), [("lora", "train"), ("das", "search")])
+def test_steps_after_the_last_saved_one_are_done_again(
+    cells: dict[str, Cell], uninterrupted: dict[str, Outcome], tmp_path: Path, name: str, stage: str
+) -> None:
+    class SavedBefore(Counting):
+        def advance(self, count: int) -> None:
+            super_at, self.at = self.at, ("", 0)
+            super().advance(count)
+            self.at = super_at
+            if self.current == stage and self.seen[stage] == 2 * BATCH:
+                REQUESTS.save = True  # as SIGUSR1 does
+            if self.current == stage and self.seen[stage] == 5 * BATCH:
+                raise StoppedError
+
+    with pytest.raises(StoppedError):
+        run_cell(cells[name], tmp_path, SavedBefore())
+    assert not REQUESTS.save
+    torch.manual_seed(99)
+    last = Counting()
+    assert_same(run_cell(cells[name], tmp_path, last), uninterrupted[name])
+    assert last.first == 2 * BATCH
+
+
+def test_a_request_to_stop_saves_the_step_and_ends_the_cell(
+    cells: dict[str, Cell], uninterrupted: dict[str, Outcome], tmp_path: Path
+) -> None:
+    class AskedToStop(Counting):
+        def advance(self, count: int) -> None:
+            super().advance(count)
+            REQUESTS.stop = self.seen[self.current] == 3 * BATCH
+
+    with pytest.raises(StopRequestedError):
+        run_cell(cells["lora"], tmp_path, AskedToStop())
+    REQUESTS.stop = False
+    last = Counting()
+    assert_same(run_cell(cells["lora"], tmp_path, last), uninterrupted["lora"])
+    assert last.first == 3 * BATCH
+
+
+@pytest.mark.parametrize("file", [CHECKPOINT, SEARCH_CHECKPOINT, SEARCHED, FOUND])
+def test_a_damaged_file_is_set_aside_and_its_stage_runs_again(
+    cells: dict[str, Cell], uninterrupted: dict[str, Outcome], tmp_path: Path, file: str
+) -> None:
+    during = ("search", 30) if file == SEARCH_CHECKPOINT else ("train", 40)
+    with pytest.raises(StoppedError):
+        run_cell(cells["das"], tmp_path, Counting(*during))
+    if file == SEARCH_CHECKPOINT and not (tmp_path / file).exists():
+        (tmp_path / file).write_bytes(b"")
+    content = bytearray((tmp_path / file).read_bytes() if (tmp_path / file).exists() else b"none")
+    content[len(content) // 2 :] = b"?" * 10
+    (tmp_path / file).write_bytes(content)
+    progress = Counting()
+    assert_same(run_cell(cells["das"], tmp_path, progress), uninterrupted["das"])
+    assert (tmp_path / f"{file}.damaged").read_bytes() == content
+    (note,) = progress.notes
+    assert note.startswith(f"{tmp_path / file}: damaged (")
+    assert note.endswith(f"kept as {file}.damaged, its stage starts again")
+    assert ("search" in progress.seen) == (file != CHECKPOINT)
+
+
+def test_a_checkpoint_of_another_model_is_set_aside(cells: dict[str, Cell], tmp_path: Path) -> None:
+    with pytest.raises(StoppedError):
+        run_cell(cells["das"], tmp_path, Counting("train", 80))
+    for file in (FOUND, SEARCHED):
+        (tmp_path / file).unlink()
+    progress = Counting("train", 8)
+    with pytest.raises(StoppedError):
+        run_cell(cells["lora"], tmp_path, progress)
+    (note,) = progress.notes
+    assert "names differ" in note

@@ -30,7 +30,7 @@ class TwoBatches:
     wait_seconds = 0.0
     examples: Sequence[Any] = ()
 
-    def set_epoch(self, epoch: int) -> None:
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
         pass
 
     def __len__(self) -> int:
