@@ -29,7 +29,7 @@ from tasks.data.image_folder import ImageFolder
 from tasks.data.images import Decoded, decode
 
 IMAGES_PER_TASK = 8
-"""Images that a worker process decodes at a time; they return in one piece of shared memory."""
+"""Images that a worker process decodes at a time, or that a thread reads from the image folder."""
 
 _WATCH_SECONDS = 2.0
 
@@ -117,21 +117,22 @@ class Decoder:
         threads: number of threads that decode, or only read from `folder` if there are workers.
         workers: number of processes that decode; 0: threads decode.
         """
-        kept = [request for request in requests if workers == 0 or self._is_kept(request)]
+        kept = [request for request in requests if self.folder is not None and request.digest in self.folder]
+        known = set(kept)
+        rest = [request for request in requests if request not in known]
         pool = self._executor("threads", threads)
-        pending = {request: Pending(pool.submit(self._load, request, augment), 0) for request in kept}
-        rest = [request for request in requests if request not in pending]
-        for start in range(0, len(rest), IMAGES_PER_TASK):
-            some = rest[start : start + IMAGES_PER_TASK]
-            task = self._executor("processes", workers).submit(_decode_packed, some, augment)
-            pending |= {request: Pending(task, place) for place, request in enumerate(some)}
-        return pending
+        tasks: list[tuple[Future[Any], Sequence[ImageRequest]]] = []
+        for some in _shares(kept):
+            tasks.append((pool.submit(self._load, some, augment), some))
+        if workers:
+            processes = self._executor("processes", workers)
+            tasks += [(processes.submit(_decode_packed, some, augment), some) for some in _shares(rest)]
+        else:
+            tasks += [(pool.submit(self._load, [request], augment), [request]) for request in rest]
+        return {request: Pending(task, place) for task, some in tasks for place, request in enumerate(some)}
 
-    def _is_kept(self, request: ImageRequest) -> bool:
-        return self.folder is not None and request.digest in self.folder
-
-    def _load(self, request: ImageRequest, augment: Augment | None) -> list[Decoded]:
-        return [load(request, self.processor, augment, self.folder)]
+    def _load(self, requests: Sequence[ImageRequest], augment: Augment | None) -> list[Decoded]:
+        return [load(request, self.processor, augment, self.folder) for request in requests]
 
     def _executor(self, kind: str, count: int) -> Executor:
         # A forked process has the executors of its parent, but not their threads.
@@ -144,6 +145,10 @@ class Decoder:
                     else _processes(count, self.processor, self.folder)
                 )
             return self._executors[key]
+
+
+def _shares(requests: Sequence[ImageRequest]) -> list[Sequence[ImageRequest]]:
+    return [requests[start : start + IMAGES_PER_TASK] for start in range(0, len(requests), IMAGES_PER_TASK)]
 
 
 def load(

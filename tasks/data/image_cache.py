@@ -52,15 +52,19 @@ class ImageCache:
         return len(self._images)
 
     def get(self, path: str) -> Decoded | None:
-        """The image, or the error if it cannot be read; None if it must be decoded."""
-        return self._images.get(path, self.skipped.get(path))
+        """The image, or the error if it cannot be read; None if it must be decoded or read from disk."""
+        found = self._images.get(path, self.skipped.get(path))
+        if found is None and self.decoder.folder is not None:
+            found = self.decoder.folder.ready(self._digests.get(path))
+        return found
 
     def add(self, path: str, image: Decoded) -> None:
         """Cache `image` if the budget allows. Images that are on disk are not cached in memory as well."""
         if isinstance(image, UserError):
             self.skipped[path] = image
             return
-        if self.decoder.folder is not None and self._digests.get(path) in self.decoder.folder:
+        folder, digest = self.decoder.folder, self._digests.get(path)
+        if folder is not None and digest is not None and (folder.writable or digest in folder):
             return
         with self._lock:
             if path not in self._images and self.used_bytes + image.nbytes <= self.budget_bytes:

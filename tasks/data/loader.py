@@ -23,7 +23,7 @@ from harness.errors import UserError
 from tasks.base import Batch, Example, Task
 from tasks.data.augment import Augment, draw_seed
 from tasks.data.batches import pad_images, pad_text, plan_batches
-from tasks.data.decoding import ImageRequest, Pending, usable_cores
+from tasks.data.decoding import ImageRequest, Pending, load, usable_cores
 from tasks.data.delivery import Delivery, ahead
 from tasks.data.image_cache import ImageCache
 from tasks.data.images import Decoded
@@ -241,13 +241,14 @@ class Loader:
         for index in indices:
             row: list[Tensor] = []
             for request in self._requests(index, epoch):
-                image = fresh[request] if request in fresh else self._cached(request)
+                image = fresh.get(request, self._cached(request))
+                if image is None:  # the image folder has been deleted meanwhile
+                    image = load(request, self._processor, self._augment, None)
                 if isinstance(image, Tensor):
                     row.append(image)
                 elif self._skip_bad_images:
                     break
                 else:
-                    assert image is not None
                     raise image
             else:
                 kept.append(index)

@@ -92,7 +92,7 @@ def test_parts(backbone: Any, task: Any, tmp_path: Path, capsys: pytest.CaptureF
     images: list[Tensor] = [decode(path, processor) for path in paths]  # type: ignore[misc]
     folder = ImageFolder(tmp_path / "images", processor)
     for index, image in enumerate(images):
-        folder.put(f"{index:02}", image)
+        folder.put(f"{index:064x}", image)
     tokens = processor.tokenize(paths)
 
     def collate() -> None:
@@ -106,7 +106,7 @@ def test_parts(backbone: Any, task: Any, tmp_path: Path, capsys: pytest.CaptureF
         "decode and resize",
         f"{per_example(lambda: [decode(p, processor) for p in paths], BATCH):.3f} ms",
     )
-    kept = per_example(lambda: [folder.get(f"{index:02}") for index in range(BATCH)], BATCH)
+    kept = per_example(lambda: [folder.get(f"{index:064x}") for index in range(BATCH)], BATCH)
     show(capsys, "read from the image folder", f"{kept:.3f} ms")
     show(capsys, "collate", f"{per_example(collate, BATCH):.3f} ms")
     show(
@@ -200,19 +200,29 @@ def test_loop(backbone: Any, task: Any, tmp_path: Path, capsys: pytest.CaptureFi
         train_epoch(fabric, state, task, batches)
         return len(batches.examples) / (time.perf_counter() - started)
 
-    def made(folder: Path | None, workers: int = 0) -> Loader:
+    def made(folder: Path | None) -> Loader:
         cache = ImageCache(backbone.processor, folder=folder)
-        return Loader(examples, task, backbone.processor, BATCH, shuffle=True, workers=workers, cache=cache)
+        return Loader(examples, task, backbone.processor, BATCH, shuffle=True, cache=cache)
 
-    in_memory = made(None)
+    in_memory, filled = made(None), made(tmp_path / "images")
+    resident = Resident(made(None))
+    rate(resident)
     show(capsys, "first epoch, threads decode", f"{rate(in_memory):.0f} examples/s on {usable_cores()} cores")
-    in_processes = made(None, workers=usable_cores())
-    list(in_processes)  # starts the workers
-    in_processes.cache = ImageCache(backbone.processor, budget_mib=0)
-    show(capsys, "processes decode", f"{rate(in_processes):.0f} examples/s")
-    filled = made(tmp_path / "images")
     show(capsys, "first epoch, filling the folder", f"{rate(filled):.0f} examples/s")
-    resident = Resident(made(tmp_path / "images"))
+    for workers in (0, usable_cores()):
+        decoding = Loader(
+            examples,
+            task,
+            backbone.processor,
+            BATCH,
+            shuffle=True,
+            workers=workers,
+            cache=ImageCache(backbone.processor, budget_mib=0),
+        )
+        rate(decoding)
+        show(capsys, f"nothing kept, {workers or 'no'} processes", f"{rate(decoding):.0f} examples/s")
+    reopened = made(tmp_path / "images")
+    show(capsys, "first epoch on a filled folder", f"{rate(reopened):.0f} examples/s")
     contestants = {
         "resident batches": resident,
         "images in memory": in_memory,

@@ -12,6 +12,7 @@ from PIL import Image
 
 from harness.errors import UserError
 from tasks.base import Example
+from tasks.data import image_folder
 from tasks.data import images as images_module
 from tasks.data.image_cache import ImageCache
 from tasks.data.image_folder import ImageFolder
@@ -48,41 +49,72 @@ def test_another_processor_does_not_find_it(tmp_path: Path) -> None:
     assert ImageFolder(tmp_path, WordProcessor(side=5)).get(DIGEST) is None
 
 
-@pytest.mark.parametrize("damage", ["empty", "short", "bit", "header"])
-def test_a_damaged_file_counts_as_missing(tmp_path: Path, damage: str) -> None:
-    folder = ImageFolder(tmp_path, WordProcessor())
-    folder.put(DIGEST, picture())
-    (path,) = tmp_path.glob(f"*/*/{DIGEST}")
+@pytest.mark.parametrize("damage", ["empty", "short", "bit", "record", "missing"])
+def test_a_damaged_image_counts_as_missing_and_is_written_again(tmp_path: Path, damage: str) -> None:
+    ImageFolder(tmp_path, WordProcessor()).put(DIGEST, picture())
+    (path,) = tmp_path.glob("*/*.index" if damage == "record" else "*/*.pixels")
     content = bytearray(path.read_bytes())
     if damage == "empty":
         content.clear()
     elif damage == "short":
         del content[-1]
-    elif damage == "bit":
-        content[-1] ^= 1
     else:
-        content[:8] = b"\xff" * 8
+        content[-1] ^= 1
     path.write_bytes(content)
+    if damage == "missing":
+        path.unlink()
+    folder = ImageFolder(tmp_path, WordProcessor())
     assert folder.get(DIGEST) is None
     folder.put(DIGEST, picture())
-    assert torch.equal(folder.get(DIGEST), picture())  # type: ignore[arg-type]
+    for _ in range(2):
+        assert torch.equal(folder.get(DIGEST), picture())  # type: ignore[arg-type]
+        folder = ImageFolder(tmp_path, WordProcessor())
+        if folder.get(DIGEST) is None:  # the damaged one was read first
+            folder.get(DIGEST)
 
 
-def test_many_may_write_the_same_image(tmp_path: Path) -> None:
+def test_several_write_at_once_and_read_from_each_other(tmp_path: Path) -> None:
     folders = [ImageFolder(tmp_path, WordProcessor()) for _ in range(4)]
+    names = [f"{number:064x}" for number in range(20)]
+
+    def fill(number: int) -> None:
+        for name in names[5 * number : 5 * number + 5]:
+            folders[number].put(name, picture(2 + number, 7))
+
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda folder: [folder.put(DIGEST, picture(40, 50)) for _ in range(20)], folders))
-    assert torch.equal(folders[0].get(DIGEST), picture(40, 50))  # type: ignore[arg-type]
-    assert [path.name for path in tmp_path.glob("*/*/*")] == [DIGEST]
+        list(pool.map(fill, range(4)))
+    reader = ImageFolder(tmp_path, WordProcessor())
+    for place, name in enumerate(names):
+        assert torch.equal(reader.get(name), picture(2 + place // 5, 7))  # type: ignore[arg-type]
+
+
+def test_a_full_file_is_followed_by_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_folder, "_LARGEST_FILE", 100)
+    folder = ImageFolder(tmp_path, WordProcessor())
+    names = [f"{number:064x}" for number in range(7)]
+    for number, name in enumerate(names):
+        folder.put(name, picture() + number)
+        assert torch.equal(folder.get(name), picture() + number)  # type: ignore[arg-type]
+    assert len(list(tmp_path.glob("*/*.pixels"))) == 3  # 45 bytes each
+    assert torch.equal(folder.get(names[0]), picture())  # type: ignore[arg-type]
+
+
+def test_an_image_is_ready_once_it_is_verified(tmp_path: Path) -> None:
+    ImageFolder(tmp_path, WordProcessor()).put(DIGEST, picture())
+    folder = ImageFolder(tmp_path, WordProcessor())
+    assert folder.ready(DIGEST) is None
+    folder.get(DIGEST)
+    assert torch.equal(folder.ready(DIGEST), picture())  # type: ignore[arg-type]
+    assert folder.ready(None) is None
 
 
 def test_a_full_disk_is_told_once_and_nothing_is_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    def full(path: Path, target: Path) -> None:
+    def full(file: object, content: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "replace", full)
+    monkeypatch.setattr(image_folder, "_write", full)
     examples = make_examples(tmp_path, 6)
     plain = list(Loader(examples, TASK, WordProcessor(), 2))
     cache = ImageCache(WordProcessor(), folder=tmp_path / "images")
@@ -94,7 +126,6 @@ def test_a_full_disk_is_told_once_and_nothing_is_lost(
         "images that it does not hold are decoded again."
     )
     assert len(cache) == 6  # in memory instead
-    assert not list((tmp_path / "images").glob("*/*/*"))
 
 
 def test_a_folder_that_cannot_be_made_is_told_and_done_without(
@@ -139,6 +170,7 @@ def test_unreadable_images_are_not_kept(tmp_path: Path) -> None:
     cache = ImageCache(WordProcessor(side=4), folder=tmp_path / "images")
     loader = Loader([*examples, missing], TASK, cache.processor, 2, skip_bad_images=True, cache=cache)
     assert sorted(identifier for batch in loader for identifier in batch.ids) == ["0", "2"]
-    assert len(list((tmp_path / "images").glob("*/*/*"))) == 2
+    (index,) = (tmp_path / "images").glob("*/*.index")
+    assert index.stat().st_size == 2 * 56
     with pytest.raises(UserError, match="no such image"):
         list(Loader([missing], TASK, cache.processor, 2, cache=ImageCache(cache.processor)))
