@@ -35,6 +35,7 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
         "das": "methods.das:DAS",
         "tome": "methods.tome:Tome",
         "pumer": "methods.pumer:Pumer",
+        "lst": "methods.lst:LST",
     },
     "tasks": {
         "vqa": "tasks.vqa.task:VQA",

@@ -55,6 +55,7 @@ METHODS = (
     "das",
     "lora+das[search_epochs=2]",
     "lora+tome",
+    "lst",
 )
 SMALL_TASK = "vqa[limit_train=160,limit_val=48,limit_test=96]"
 FULL_SIZE = (384, 576)

@@ -23,6 +23,7 @@ from methods.composed import Composed
 from methods.das import DAS, DASOptions
 from methods.full import Full
 from methods.lora import LoRA, LoRAOptions
+from methods.lst import LST
 from methods.parallel import ParallelAdapter, ParallelAdapterOptions
 from methods.prompts import DeepPrompt, ShallowPrompt
 from methods.pumer import Pumer, PumerOptions
@@ -46,6 +47,7 @@ MAKERS: dict[str, Callable[[], Method[Any]]] = {
     "tome, joint": lambda: Tome(TomeOptions(joint=True)),
     "pumer": Pumer,
     "pumer, published": lambda: Pumer(PumerOptions(variant="published")),
+    "lst": LST,
     "seq_bn": lambda: AdaptersMethod("seq_bn"),
     "dora": lambda: AdaptersMethod("dora"),
     "bitfit+adapter": lambda: Composed([BitFit(), SequentialAdapter()]),
@@ -160,7 +162,9 @@ def test_saved_weights_can_be_loaded_into_a_freshly_adapted_backbone(
     assert torch.equal(pooled(fresh), pooled(backbone))
 
 
-@pytest.mark.parametrize("name", ["lora", "lora everywhere", "parallel", "bitfit", "classifier", "dora"])
+@pytest.mark.parametrize(
+    "name", ["lora", "lora everywhere", "parallel", "bitfit", "classifier", "dora", "lst"]
+)
 @torch.no_grad()
 def test_methods_that_should_start_as_the_identity_do(name: str) -> None:
     backbone = adapted(MAKERS[name]()).eval()

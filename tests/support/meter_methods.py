@@ -18,6 +18,7 @@ from methods.composed import Composed
 from methods.das import DAS, DASOptions
 from methods.full import Full
 from methods.lora import LoRA
+from methods.lst import LST
 from methods.parallel import ParallelAdapter
 from methods.prompts import DeepPrompt, PromptOptions, ShallowPrompt
 from methods.pumer import Pumer, PumerOptions
@@ -36,6 +37,7 @@ METHODS: dict[str, Callable[[], Method[Any]]] = {
     "tome": Tome,
     "pumer": Pumer,
     "pumer, published": lambda: Pumer(PumerOptions(variant="published")),
+    "lst": LST,
     "seq_bn": lambda: AdaptersMethod("seq_bn", {"reduction_factor": 8}),
     "double_seq_bn": lambda: AdaptersMethod("double_seq_bn", {"reduction_factor": 8}),
     "par_bn": lambda: AdaptersMethod("par_bn"),

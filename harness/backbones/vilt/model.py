@@ -177,12 +177,16 @@ class ViltBackbone(Backbone):
         queries = 1 if self.training and self.pooled_token_only else None
         return self.pool(self.run_blocks(streams, queries))
 
-    def run_blocks(self, streams: Streams, queries: int | None = None) -> dict[str, Tokens]:
-        """The tokens after the last block, before the final norm; `queries`: only so many leading ones."""
+    def enter(self, streams: Streams) -> dict[str, Tokens]:
+        """What the first block reads: with prompts, if there are any."""
         if self.prompt is not None:
             streams = self.prompt(streams)
         stream = streams["joint"]
-        tokens = Tokens(stream.hidden, additive_mask(stream.mask, stream.hidden), stream.text_length)
+        return {"joint": Tokens(stream.hidden, additive_mask(stream.mask, stream.hidden), stream.text_length)}
+
+    def run_blocks(self, streams: Streams, queries: int | None = None) -> dict[str, Tokens]:
+        """The tokens after the last block, before the final norm; `queries`: only so many leading ones."""
+        tokens = self.enter(streams)["joint"]
         last = len(self.blocks) - 1
         for index, block in enumerate(self.blocks):
             tokens = run_block(block, BlockInput(tokens, queries=queries if index == last else None)).tokens

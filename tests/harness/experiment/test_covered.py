@@ -81,6 +81,7 @@ COVERED = (
     "methods.das_decision",
     "methods.full",
     "methods.lora",
+    "methods.lst",
     "methods.option_checks",
     "methods.parallel",
     "methods.prompts",
