@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
@@ -18,6 +18,7 @@ from harness.experiment.trackers import final_figures
 from harness.files import write_atomically
 from harness.records.record import Failure, Record
 from harness.records.store import Store
+from harness.report.columns import Selection
 from harness.report.intervals import with_intervals
 from harness.report.plots.figures import FORMS, make_figures
 from harness.report.plots.style import as_bytes
@@ -78,12 +79,19 @@ class Results:
         """One row per cell: method, task, backbone, seed, score, and costs with units in their names."""
         return pd.DataFrame([_row(record) for record in self.records])
 
-    def table(self, format: Format = "github") -> str:
+    def table(
+        self, format: Format = "github", *, columns: Sequence[str] = (), intervals: bool = False
+    ) -> str:
         """The paper's table as text, a row per method: `github`, `latex`, `csv`, `html` or `svg`.
 
+        columns: names of the columns to show, such as `["vqa", "flops"]`; by default the usual ones.
+        intervals: also show the 95 % interval of each score.
         Cells whose protocols differ get a table each.
+
+        Raises:
+            UserError: no such column.
         """
-        return render_all(self._tables(), format)
+        return render_all(self._tables(), format, Selection(tuple(columns), intervals))
 
     def compare(
         self, first: str, second: str, *, metric: str | None = None, resamples: int = RESAMPLES

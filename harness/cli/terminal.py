@@ -19,7 +19,7 @@ from harness.process import REQUESTS, TERMINATED, Interrupts, StopRequestedError
 from harness.records.record import Record
 from harness.records.store import Store
 from harness.report.intervals import with_intervals
-from harness.report.rendering import Format, print_table, render_all
+from harness.report.rendering import Format, print_tables, render_all
 from harness.report.tables import build_tables
 
 INTERRUPTED = 130
@@ -85,8 +85,7 @@ def show_tables(records: Sequence[Record], store: Store, console: Console) -> No
     """
     tables = [with_intervals(each, store) for each in build_tables(records, all_protocols=True)]
     console.print()
-    for table in tables:
-        print_table(table, console)
+    print_tables(tables, console)
     with disk_errors(store.tables):
         store.tables.mkdir(parents=True, exist_ok=True)
     for form, suffix in FORMATS.items():

@@ -61,7 +61,7 @@ def finished_record(cell: Cell, outcome: Outcome, started: datetime, tuned_file_
         ),
         tuned_file_bytes=tuned_file_bytes,
         training=TrainingCost(**outcome.training),
-        search=None if outcome.search is None else _search(outcome.search, outcome),
+        search=None if outcome.search is None else _search(cell, outcome.search, outcome),
         skipped_images=len(outcome.skipped_files),
         skipped_files=outcome.skipped_files,
         skipped_examples=dict(outcome.skipped_examples),
@@ -159,10 +159,11 @@ def _per_example(counts: PerExample | None) -> ComputePerExample | None:
     return None if counts is None else ComputePerExample(**asdict(counts))
 
 
-def _search(found: Searched, outcome: Outcome) -> SearchCost:
+def _search(cell: Cell, found: Searched, outcome: Outcome) -> SearchCost:
     return SearchCost(
         seconds=found.seconds,
         share=found.seconds / (found.seconds + outcome.training["seconds"]),
+        epochs=cell.method().search_epochs,
         training_examples=found.training_examples,
         reward_examples=found.reward_examples,
         summary=found.summary,

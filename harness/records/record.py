@@ -229,6 +229,7 @@ class SearchCost(Part):
 
     seconds: float = Field(description="Time of the search.")
     share: Fraction = Field(description="Of the time of search and training together.")
+    epochs: Count | None = Field(default=None, description="Epochs of the search; None: not recorded.")
     training_examples: Count | None = Field(default=None, description="Examples it trained on.")
     reward_examples: Count | None = Field(default=None, description="Examples kept apart for rewards.")
     summary: str = Field(description="What it decided, one line.")

@@ -16,10 +16,15 @@ from harness.analysis.significance import SIGNIFICANT, TEST
 from harness.errors import UserError
 from harness.records.store import Store
 from harness.registry import REFERENCE_METHOD
+from harness.report.notes import Note
 from harness.report.tables import Table, TaskColumn
 
 TABLE_RESAMPLES = 2_000
 """Fewer than in `harness compare`, as tables are made after every run."""
+
+
+ENOUGH_SEEDS = 6
+"""With fewer, a difference must exceed 2.6 standard errors (5 seeds) to 12.7 (2 seeds) even before the correction."""
 
 
 def with_intervals(table: Table, store: Store, resamples: int = TABLE_RESAMPLES) -> Table:
@@ -31,19 +36,21 @@ def with_intervals(table: Table, store: Store, resamples: int = TABLE_RESAMPLES)
     """
     draws: dict[str, dict[str, Draws]] = {}
     deltas: dict[str, list[Draws]] = {}
-    notes: list[str] = []
+    notes: list[Note] = []
     sizes: list[str] = []
+    shown = ("delta", *(f"{column.task}_interval" for column in table.tasks))
     for index, column in enumerate(table.tasks):
         members = [record for record in table.records if record.cell.task.name == column.task]
         try:
             scores = read_scores(store, members)
         except UserError as error:
-            notes.append(f"{column.task}: no intervals: {error}")
+            notes.append(Note(f"{column.task}: no intervals: {error}", (column.task,)))
             continue
         drawn = resample([each.ratios for each in scores], resamples, index)
         draws[column.key] = {each.label: own for each, own in zip(scores, drawn, strict=True)}
         if scores:
-            sizes.append(f"{scores[0].examples} examples in {scores[0].ratios.clusters} groups")
+            named = f" ({column.task})" if len(table.tasks) > 1 else ""
+            sizes.append(f"{scores[0].examples:,} examples in {scores[0].ratios.clusters:,} groups{named}")
         for label, own in _against_full(scores, resamples, index).items():
             deltas.setdefault(label, []).append(own)
     tested = {label: _average(own) for label, own in deltas.items() if len(own) == len(table.tasks)}
@@ -59,14 +66,9 @@ def with_intervals(table: Table, store: Store, resamples: int = TABLE_RESAMPLES)
         row["delta_significant"] = p_values[label] < SIGNIFICANT if label in p_values else None
         rows.append(row)
     if draws:
-        notes.insert(0, _interval_note(rows, sizes, resamples))
+        notes.insert(0, Note(_interval_note(rows, sizes, resamples), shown))
     if tested:
-        seldom = "" if all(row["seeds"] != 1 for row in rows) else " With one seed its chance is not in it."
-        notes.insert(
-            1,
-            f"* differs from full tuning at the 5 % level: {TEST} on the same examples and seeds, two-sided, "
-            f"Holm's correction over {len(tested)} methods.{seldom}",
-        )
+        notes.insert(1, Note(_star_note(rows, len(tested)), ("delta",)))
     frame = pd.DataFrame(rows, dtype=object)
     frame = frame[_beside(list(frame.columns), table.tasks)]
     frame = frame.astype(object).where(frame.notna(), None)
@@ -83,10 +85,19 @@ def _beside(columns: list[str], tasks: Sequence[TaskColumn]) -> list[str]:
 
 def _interval_note(rows: Sequence[dict[str, Any]], sizes: Sequence[str], resamples: int) -> str:
     over = "test examples" if all(row["seeds"] == 1 for row in rows) else "seeds and test examples"
-    return (
-        f"95 % intervals over {over}: two-level bootstrap, {resamples} resamples, "
-        f"{'; '.join(dict.fromkeys(sizes))}."
-    )
+    return f"Intervals: 95 % over {over}, two-level bootstrap, {resamples:,} resamples; {', '.join(sizes)}."
+
+
+def _star_note(rows: Sequence[dict[str, Any]], tested: int) -> str:
+    """What a star means, and what its absence does not mean with so few seeds."""
+    correction = f", Holm's correction over {tested} methods" if tested > 1 else ""
+    text = f"* differs from full tuning at the 5 % level ({TEST}, two-sided{correction})."
+    seeds = min((row["seeds"] for row in rows if row["seeds"]), default=0)
+    if seeds == 1:
+        return f"{text} One seed: the variance of training is not included."
+    if seeds < ENOUGH_SEEDS:
+        return f"{text} With {seeds} seeds only large differences get a star: no star does not mean no difference."
+    return text
 
 
 def _against_full(scores: Sequence[MethodScores], resamples: int, seed: int) -> dict[str, Draws]:

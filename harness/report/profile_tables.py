@@ -10,6 +10,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from harness.measure.profile import Profile, Row
+from harness.report.terminal import Shown, print_columns
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -117,17 +118,16 @@ def _latencies(profile: Profile) -> Iterator[tuple[str, ...]]:
 
 
 def print_profile(profile: Profile, console: Console) -> None:
-    """Print every grid as a table."""
-    from rich.table import Table
+    """Print every grid as a table, in several pieces where the terminal is too narrow for one."""
+    from rich.text import Text
 
     for grid in grids(profile):
-        table = Table(title=grid.title, title_justify="left", box=None, pad_edge=False, header_style="dim")
-        for index, header in enumerate(grid.headers):
-            table.add_column(header, justify="left" if index == 0 else "right")
-        for row in grid.rows:
-            table.add_row(*row)
-        console.print(table)
-        console.print()
+        console.print(Text(grid.title, "italic"), soft_wrap=True)
+        columns = [
+            Shown(header, texts)
+            for header, texts in zip(grid.headers, zip(*grid.rows, strict=True), strict=True)
+        ]
+        print_columns(columns, console)
 
 
 def to_markdown(profiles: Sequence[Profile], command: str) -> str:

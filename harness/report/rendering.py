@@ -5,14 +5,19 @@ from __future__ import annotations
 import html
 import io
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 import pandas as pd
 from tabulate import tabulate
 
-from harness.report.tables import Table, Value
+from harness.errors import UserError
+from harness.report.columns import Column, Kind, Selection, select
+from harness.report.notes import Note
+from harness.report.tables import Table
+from harness.report.terminal import Shown, print_columns, room_of, width_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,256 +25,203 @@ if TYPE_CHECKING:
 
 Format = Literal["github", "latex", "csv", "html", "svg"]
 
+USUAL = Selection()
 
 _PICTURE_WIDTH = 116  # characters
 
 
-@dataclass(frozen=True)
-class Column:
-    """A column as it is shown. best: which end is bold, if any. terminal: shown where room is scarce."""
+def render(table: Table, form: Format, selection: Selection = USUAL) -> str:
+    """A table as text.
 
-    header: str
-    values: Sequence[Value]
-    texts: Sequence[str]
-    best: Literal["max", "min"] | None = None
-    terminal: bool = False
+    `github` and `html` have all usual columns, title and notes. `latex` has the columns of the terminal, in one
+    float for scores and one for costs; it needs the package booktabs. `csv` has all columns in full precision.
+    `svg` is a picture of the terminal's table.
 
-    @property
-    def width(self) -> int:
-        """On a terminal: headers break between words, numbers never."""
-        return max(map(len, (*self.texts, *self.header.split())))
-
-    def bold(self) -> set[int]:
-        """Rows to be printed bold: whose first number reads as the best's, unless all measured do."""
-        numbers = [value for value in self.values if isinstance(value, (int, float))]
-        if self.best is None or not numbers:
-            return set()
-        read = [re.split("[ ±]", text)[0] for text in self.texts]
-        best = read[list(self.values).index(max(numbers) if self.best == "max" else min(numbers))]
-        rows = {row for row, text in enumerate(read) if text == best}
-        return rows if len(rows) < len(numbers) else set()
-
-
-def render(table: Table, form: Format) -> str:
-    """A table as text: `github` and `html` with title and notes, `latex` for booktabs, `csv` numbers only, `svg`
-    the terminal's table as a picture.
+    Raises:
+        UserError: no such column, or columns are chosen for `csv`.
     """
-    if form == "svg":
-        return _picture([table])
+    return render_all([table], form, selection)
+
+
+def render_all(tables: Sequence[Table], form: Format, selection: Selection = USUAL) -> str:
+    """All tables as one text; as CSV one frame, with the columns `table` and `backbone` to tell them apart.
+
+    Raises:
+        UserError: no such column, or columns are chosen for `csv`.
+    """
     if form == "csv":
-        return str(table.frame.to_csv(index=False))
-    columns = columns_of(table)
-    escape, embolden = _MARKUP[form]
-    rows = [
-        [
-            embolden(escape(column.texts[row])) if row in column.bold() else escape(column.texts[row])
-            for column in columns
-        ]
-        for row in range(len(table.frame))
-    ]
-    headers = [escape(column.header) for column in columns]
-    title, notes = escape(table.title), [escape(note) for note in table.notes]
-    align = ["left", *["right"] * (len(columns) - 1)]
+        if selection.keys:
+            raise UserError("--columns: CSV always has all columns.")
+        return str(pd.concat([table.frame for table in tables]).to_csv(index=False))
+    if form == "svg":
+        return _picture(tables, selection)
     if form == "latex":
+        return "\n".join(_latex(table, select(table, selection, "terminal")) for table in tables)
+    shown = [(table, select(table, selection, "file")) for table in tables]
+    notes = _distribute([notes_on(table, columns) for table, columns in shown])
+    one = _github if form == "github" else _html
+    return "\n".join(one(table, columns, own) for (table, columns), own in zip(shown, notes, strict=True))
+
+
+def notes_on(table: Table, columns: Sequence[Column]) -> list[Note]:
+    """Notes on the columns that are shown, and on the table as a whole."""
+    shown = {column.key for column in columns}
+    return [note for note in table.notes if not note.columns or shown.intersection(note.columns)]
+
+
+def _distribute(notes: Sequence[Sequence[Note]]) -> list[list[str]]:
+    """Texts of each table's notes; what is said of all tables is said once, below the last."""
+    shared = [note for note in notes[-1] if all(note in own for own in notes)] if len(notes) > 1 else []
+    found = [[note.text for note in own if note not in shared] for own in notes]
+    found[-1] += [note.text for note in shared]
+    return found
+
+
+def _grid(columns: Sequence[Column], form: str) -> tuple[list[str], list[list[str]]]:
+    """Headers and rows, escaped, with the best values bold."""
+    escape, embolden = _MARKUP[form]
+    cells = [
+        [
+            embolden(escape(text)) if row in column.bold else escape(text)
+            for row, text in enumerate(column.texts)
+        ]
+        for column in columns
+    ]
+    return [escape(column.header) for column in columns], [list(row) for row in zip(*cells, strict=True)]
+
+
+def _tabulated(columns: Sequence[Column], form: str, style: str) -> str:
+    headers, rows = _grid(columns, form)
+    align = ["left", *["right"] * (len(columns) - 1)]
+    return tabulate(rows, headers, tablefmt=style, disable_numparse=True, colalign=align)
+
+
+def _github(table: Table, columns: Sequence[Column], notes: Sequence[str]) -> str:
+    lines = "".join(f"{_escape_github(note)}  \n" for note in notes)
+    return f"### {_escape_github(table.title)}\n\n{_tabulated(columns, 'github', 'github')}\n\n{lines}"
+
+
+def _html(table: Table, columns: Sequence[Column], notes: Sequence[str]) -> str:
+    paragraphs = "\n".join(f"<p>{html.escape(note)}</p>" for note in notes)
+    body = _tabulated(columns, "html", "unsafehtml")
+    return f"<h3>{html.escape(table.title)}</h3>\n{body}\n{paragraphs}\n"
+
+
+def _latex(table: Table, columns: Sequence[Column]) -> str:
+    """One float for the scores and one for the costs, as far as there are columns of both."""
+    parts = _divide(columns, (("scores", "summary"), ("costs",)))
+    floats = []
+    told: set[Note] = set()
+    for part in parts:
+        _, rows = _grid(part, "latex")
+        kind = "" if len(parts) == 1 else "costs" if part[-1].kind == "costs" else "scores"
+        notes = [note for note in notes_on(table, part) if note not in told]
+        told.update(note for note in notes if not note.columns)
+        caption = _escape_latex(f"{table.title}: {kind}" if kind else table.title)
+        # Wide tables span both columns of a paper with two.
+        environment = "table*" if width_of([_shown(column, True) for column in part]) > 60 else "table"
         lines = [
-            f"% {table.title}",
-            rf"\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}",
+            "% needs \\usepackage{booktabs}",
+            rf"\begin{{{environment}}}",
+            r"\centering\small\setlength{\tabcolsep}{4pt}",
+            rf"\caption{{{caption}}}",
+            rf"\begin{{tabular}}{{l{'r' * (len(part) - 1)}}}",
             r"\toprule",
-            *(" & ".join(line) + r" \\" for line in [headers]),
+            " & ".join(_latex_header(column) for column in part) + r" \\",
             r"\midrule",
-            *(" & ".join(line) + r" \\" for line in rows),
+            *(" & ".join(row) + r" \\" for row in rows),
             r"\bottomrule",
             r"\end{tabular}",
-            *(rf"\par\footnotesize {note}" for note in notes),
+            *(rf"\par{{\footnotesize {_escape_latex(note.text)}\par}}" for note in notes),
+            rf"\end{{{environment}}}",
         ]
-        return "\n".join(lines) + "\n"
-    if form == "html":
-        body = tabulate(rows, headers, tablefmt="unsafehtml", disable_numparse=True, colalign=align)
-        paragraphs = "\n".join(f"<p>{note}</p>" for note in notes)
-        return f"<h3>{title}</h3>\n{body}\n{paragraphs}\n"
-    body = tabulate(rows, headers, tablefmt="github", disable_numparse=True, colalign=align)
-    return f"### {title}\n\n{body}\n\n" + "".join(f"{note}  \n" for note in notes)
+        floats.append("\n".join(lines) + "\n")
+    return "\n".join(floats)
 
 
-def render_all(tables: Sequence[Table], form: Format) -> str:
-    """All tables as one text; as CSV one frame, told apart by its columns `table` and `backbone`."""
-    if form == "svg":
-        return _picture(tables)
-    if form == "csv":
-        return str(pd.concat([table.frame for table in tables]).to_csv(index=False))
-    return "\n".join(render(table, form) for table in tables)
+def _latex_header(column: Column) -> str:
+    """A header in as many lines as keep it about as narrow as the numbers below."""
+    width = max(map(len, (*column.texts, *column.header.split())))
+    lines = [_escape_latex(line) for line in textwrap.wrap(column.header, width, break_long_words=False)]
+    return lines[0] if len(lines) == 1 else r"\shortstack[r]{" + r" \\ ".join(lines) + "}"
 
 
-def _picture(tables: Sequence[Table]) -> str:
+def _divide(columns: Sequence[Column], kinds: Sequence[Sequence[Kind]]) -> list[list[Column]]:
+    """A table for each group of kinds that has columns, each beginning with the method."""
+    method, *others = columns
+    groups = [[column for column in others if column.kind in group] for group in kinds]
+    return [[method, *group] for group in groups if group] or [[method]]
+
+
+def _picture(tables: Sequence[Table], selection: Selection) -> str:
     """What a terminal shows, as SVG with its fonts named, not embedded."""
     from rich.console import Console
 
-    console = Console(record=True, width=_PICTURE_WIDTH, file=io.StringIO(), highlight=False)
-    for table in tables:
-        print_table(table, console)
+    out = io.StringIO()
+    console = Console(record=True, width=_PICTURE_WIDTH, file=out, highlight=False, force_terminal=True)
+    print_tables(tables, console, selection)
     return console.export_svg(title="harness table", unique_id="table")
 
 
-def print_table(table: Table, console: Console) -> None:
-    """The most important columns on a terminal, in at most 100 characters where labels are not long."""
-    from rich import box
-    from rich.table import Table as Grid
+def print_tables(tables: Sequence[Table], console: Console, selection: Selection = USUAL) -> None:
+    """Print tables on a terminal: in one piece if there is room, else the scores, then the costs.
+
+    Raises:
+        UserError: no such column.
+    """
     from rich.text import Text
 
-    wanted = [column for column in columns_of(table) if column.terminal]
-    columns = _fitting(wanted, console.width)
-    grid = Grid(title=Text(table.title), title_justify="left", box=box.SIMPLE_HEAD, show_edge=False)
-    grid.padding = (0, 1, 0, 0)
-    for index, column in enumerate(columns):
-        grid.add_column(Text(column.header), justify="right" if index else "left", width=column.width)
-    for row in range(len(table.frame)):
-        grid.add_row(*(Text(column.texts[row], "bold" if row in column.bold() else "") for column in columns))
-    console.print(grid)
-    for note in table.notes:
-        console.print(Text(note, "dim"))
-    shown = {column.header for column in columns}
-    if left_out := [column.header for column in wanted if column.header not in shown]:
-        console.print(Text(f"No room in {console.width} characters for: {', '.join(left_out)}.", "dim"))
+    chosen = [select(table, selection, "terminal") for table in tables]
+    notes = _distribute([notes_on(table, columns) for table, columns in zip(tables, chosen, strict=True)])
+    for table, columns, own in zip(tables, chosen, notes, strict=True):
+        console.print(Text(table.title, "italic"), soft_wrap=True)
+        for part in _fitting(columns, room_of(console)):
+            print_columns(part, console)
+        for note in own:
+            console.print(Text(note, "dim"), soft_wrap=not console.is_terminal)
 
 
-def _without(start: str) -> Callable[[list[Column]], list[Column]]:
-    return lambda columns: [column for column in columns if not column.header.startswith(start)]
-
-
-def _without_spaces(columns: list[Column]) -> list[Column]:
-    return [replace(each, texts=[text.replace(" ± ", "±") for text in each.texts]) for each in columns]
-
-
-_NARROWER = (
-    *(_without("Tuned file"), _without("95 % interval"), _without("Training memory"), _without_spaces),
-    *map(_without, ("Average", "Δ full", "Latency", "FLOPs", "Updated")),
+_DIVISIONS: tuple[tuple[tuple[Kind, ...], ...], ...] = (
+    (("scores", "summary", "costs"),),
+    (("scores", "summary"), ("costs",)),
+    (("scores",), ("summary",), ("costs",)),
 )
-"""What is done to the columns, one after the other, until they fit."""
+"""Ways to divide a table, the first that fits is used."""
 
 
-def _fitting(columns: list[Column], room: int) -> list[Column]:
-    """Without what a narrow terminal has no room for; a table cut in words or numbers is no table."""
-    for narrower in _NARROWER:
-        if sum(column.width + 2 for column in columns) <= room:
-            break
-        columns = narrower(columns)
-    return columns
+def _fitting(columns: Sequence[Column], room: float) -> list[list[Shown]]:
+    """One table if it fits, if need be without blanks around ±; else one of scores and one of costs, or more."""
+    for kinds in _DIVISIONS:
+        for narrow in (False, True):
+            parts = [[_shown(column, narrow) for column in part] for part in _divide(columns, kinds)]
+            if all(width_of(part) <= room for part in parts):
+                return parts
+    return parts  # `print_columns` divides them further
 
 
-def columns_of(table: Table) -> list[Column]:
-    rows = table.frame.to_dict("records")
-
-    def column(
-        header: str,
-        key: str,
-        form: Callable[[float], str],
-        best: Literal["max", "min"] | None = None,
-        terminal: bool = False,
-    ) -> Column:
-        values = [row[key] for row in rows]
-        return Column(header, values, [_text(value, form) for value in values], best, terminal)
-
-    columns = [Column("Method", [None] * len(rows), [row["method"] for row in rows], terminal=True)]
-    parameter_keys = ("updated_parameters", "common_and_head_parameters")
-    unit, size = _unit([row[key] for row in rows for key in parameter_keys], ("K", 1e3), ("M", 1e6), 5e4)
-    columns += [
-        column(f"Updated ({unit})", parameter_keys[0], _scaled_to(size), terminal=True),
-        column(f"Common+head ({unit})", parameter_keys[1], _scaled_to(size)),
-    ]
-    for task in table.tasks:
-        header = task.header if len(table.tasks) > 1 else task.metric.replace("_", " ").capitalize()
-        scores = column(header, task.key, _fixed, "max" if task.higher_is_better else "min", terminal=True)
-        spreads = [row[f"{task.key}_sd"] for row in rows]
-        texts = [
-            text if spread is None else f"{text} ± {spread:.2f}"
-            for text, spread in zip(scores.texts, spreads, strict=True)
-        ]
-        columns.append(replace(scores, texts=texts))
-        if any(row.get(f"{task.key}_low") is not None for row in rows):
-            bounds = [_bounds(row[f"{task.key}_low"], row[f"{task.key}_high"]) for row in rows]
-            name = "95 % interval" if len(table.tasks) == 1 else f"{task.header} 95 % interval"
-            columns.append(Column(name, [None] * len(rows), bounds, terminal=len(table.tasks) == 1))
-    directions = {task.higher_is_better for task in table.tasks}
-    if len(table.tasks) > 1:
-        end: Literal["max", "min"] | None = "max" if directions == {True} else "min"
-        end = None if len(directions) > 1 else end
-        columns.append(column("Average", "average", _fixed, end, terminal=True))
-    if len({row["seeds"] for row in rows}) > 1:
-        columns.append(column("Seeds", "seeds", "{:.0f}".format))
-    unit, size = _unit([row["macs"] for row in rows], ("M", 1e6), ("G", 1e9), 1e9)
-    interleaved = len({row["latency_interleaved_id"] for row in rows if row["latency_interleaved_id"]}) <= 1
-    latency = column("Latency p50 / p90 (ms)", "latency_p50_ms", _short, "min" if interleaved else None, True)
-    tails = [_text(row["latency_p90_ms"], _short) for row in rows]
-    both = [
-        p50 if not isinstance(value, float) else f"{p50} / {p90}"
-        for value, p50, p90 in zip(latency.values, latency.texts, tails, strict=True)
-    ]
-    differences = column("Δ full (points)", "delta_vs_full", _signed, terminal=True)
-    stars = ["*" if row.get("delta_significant") else "" for row in rows]
-    marked = [text + star for text, star in zip(differences.texts, stars, strict=True)]
-    columns += [
-        replace(differences, texts=marked),
-        column(f"FLOPs ({unit})†", "macs", _scaled_to(size), "min", terminal=True),
-        column("ΔFLOPs (%)", "macs_change_percent", _signed),
-        replace(latency, texts=both),
-        column("ΔLatency (%)", "latency_change_percent", _signed),
-        column("Training memory (MiB)", "peak_training_mib", _short, "min", terminal=True),
-        column("Tuned file (MiB)", "tuned_file_mib", _short, "min", terminal=True),
-        column("Training (ex/s)", "train_examples_per_second", _short, "max"),
-    ]
-    if any(row["search_share_percent"] is not None for row in rows):
-        columns.append(column("Search share (%)", "search_share_percent", lambda value: f"{value:.0f}"))
-    return columns
-
-
-def _bounds(low: float | None, high: float | None) -> str:
-    return "–" if low is None or high is None else f"{low:.2f} to {high:.2f}"
-
-
-def _text(value: Value, form: Callable[[float], str]) -> str:
-    if value is None:
-        return "–"
-    return value if isinstance(value, str) else form(value)
-
-
-def _unit(
-    values: Iterable[Value], small: tuple[str, float], large: tuple[str, float], least: float
-) -> tuple[str, float]:
-    """The large unit unless it would make the smallest number, zeros aside, less than `least`."""
-    numbers = [value for value in values if isinstance(value, float) and value]
-    return large if not numbers or min(numbers) >= least else small
-
-
-def _scaled_to(size: float) -> Callable[[float], str]:
-    return lambda value: f"{value / size:.2f}" if value else "0"
-
-
-def _fixed(value: float) -> str:
-    return f"{value:.2f}"
-
-
-def _signed(value: float) -> str:
-    rounded = round(value, 2)
-    return f"{rounded:+.2f}" if rounded else "0.00"
-
-
-def _short(value: float) -> str:
-    """Three significant digits, or all of the whole part."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+def _shown(column: Column, narrow: bool) -> Shown:
+    texts = [text.replace(" ± ", "±") for text in column.texts] if narrow else column.texts
+    return Shown(column.header, texts, replace(column, texts=texts).bold)
 
 
 _LATEX = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
     **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
-    **{"±": r"$\pm$", "Δ": r"$\Delta$", "†": r"$^\dagger$", "×": r"$\times$", "–": "--", "…": r"\dots{}"},
+    **{"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': "''"},
+    **{"±": r"$\pm$", "Δ": r"$\Delta$", "†": r"$^\dagger$", "‡": r"$^\ddagger$", "×": r"$\times$"},
+    **{"–": "--", "—": "---", "…": r"\dots{}", "−": "$-$", "≤": r"$\leq$", "≥": r"$\geq$"},
 }
+"""Characters with a meaning of their own in LaTeX, or that its standard fonts lack."""
 
 
 def _escape_latex(text: str) -> str:
-    signed = re.fullmatch(r"([+-])(\d[^*]*)(\*?)", text)
-    if signed is not None:
-        return f"${signed[1]}${signed[2]}" + ("$^*$" if signed[3] else "")
-    return "".join(_LATEX.get(character, character) for character in text)
+    escaped = "".join(_LATEX.get(character, character) for character in text)
+    signed = re.sub(r"(?<![\w.$])([+-])(?=\d)", r"$\1$", escaped)
+    starred = re.sub(r"(?<=\d)\*", "$^*$", signed)
+    # Other characters would stop LaTeX; Western European letters are fine.
+    return "".join(
+        each if each.isascii() or 0xC0 <= ord(each) <= 0xFF else f"[U+{ord(each):04X}]" for each in starred
+    )
 
 
 def _escape_github(text: str) -> str:

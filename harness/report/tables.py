@@ -12,10 +12,15 @@ import pandas as pd
 from harness.analysis import stats
 from harness.errors import UserError
 from harness.records.protocol import by_protocol, by_task, check_protocol, newest
-from harness.records.record import Compute, ComputePerExample, Failure, Latency, Record
+from harness.records.record import Failure, Latency, Record
 from harness.registry import REFERENCE_METHOD, built_in_names
+from harness.report.notes import Note, notes_of
 
 FAILED = "failed"
+
+
+BUSY_RATIO = 1.25
+"""Ratio of p90 to median latency above which a measurement counts as disturbed; on a quiet machine it is about 1.03."""
 
 
 Value = float | str | None
@@ -39,14 +44,14 @@ class Table:
 
     frame: one row per method, values in full precision with units in the column names; None if nothing was
         measured, "failed" if the measurement failed.
-    notes: sentences to print below the table.
+    notes: sentences to print below the table, each with the columns that it is about.
     records: the records behind the table.
     """
 
     title: str
     frame: pd.DataFrame
     tasks: tuple[TaskColumn, ...]
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
     records: tuple[Record, ...] = ()
 
 
@@ -100,7 +105,7 @@ def _build(backbone: str, distinction: str, records: Sequence[Record]) -> Table:
         [{"table": title, "backbone": backbone, "benchmark": benchmark, **row} for row in rows], dtype=object
     )
     frame = frame[[*(c for c in frame.columns if c not in _INTERNAL and c not in _LAST), *_LAST]]
-    notes = _notes(kept, rows, len(records) - len(kept), len(measured) > 1)
+    notes = notes_of(kept, rows, len(records) - len(kept), len(measured) > 1)
     return Table(title, frame.astype(object).where(frame.notna(), None), tasks, notes, tuple(kept))
 
 
@@ -109,8 +114,14 @@ _INTERNAL = ("untouched_macs", "untouched_p50_ms")
 
 _LAST = (
     *("delta_vs_full", "macs", "macs_change_percent", "latency_p50_ms", "latency_p90_ms"),
-    *("latency_change_percent", "latency_interleaved_id", "peak_training_mib", "tuned_file_mib"),
-    *("train_examples_per_second", "search_share_percent"),
+    *(
+        "latency_change_percent",
+        "latency_interleaved_id",
+        "latency_busy",
+        "peak_training_mib",
+        "tuned_file_mib",
+    ),
+    *("training_epochs", "search_epochs", "train_examples_per_second", "search_share_percent"),
 )
 
 
@@ -164,6 +175,14 @@ class _Latencies:
         return self._taking_part[record.cell.task.name, record.cell.seed, latency.group]
 
 
+def is_busy(latency: Latency) -> bool:
+    """Whether the samples show that something else used the machine: the p90 is far above the median.
+
+    Real examples of different sizes take different times on a quiet machine too, so they show nothing.
+    """
+    return latency.examples is None and latency.p90_ms > BUSY_RATIO * latency.p50_ms
+
+
 def _single(record: Record) -> list[Latency]:
     if isinstance(record.latency, Failure):
         return []
@@ -204,9 +223,12 @@ def _row(records: Sequence[Record], tasks: Sequence[TaskColumn], latency: _Laten
     row["latency_p50_ms"], row["latency_p90_ms"] = over_tasks(timed("p50_ms")), over_tasks(timed("p90_ms"))
     shown = [found for record in records if (found := latency.of(record)) is not None]
     row["latency_interleaved_id"] = " ".join(sorted({found.group for found in shown})) or None
+    row["latency_busy"] = any(is_busy(found) for found in shown) if shown else None
     row["untouched_p50_ms"] = over_tasks(latency.untouched)
     row["peak_training_mib"] = over_tasks(lambda r: _of(r.memory, "peak_training_mib"))
     row["tuned_file_mib"] = over_tasks(lambda r: _scaled(r.tuned_file_bytes, 2**-20))
+    row["training_epochs"] = over_tasks(lambda r: _of(r.training, "epochs"))
+    row["search_epochs"] = over_tasks(lambda r: _of(r.search, "epochs"))
     row["train_examples_per_second"] = over_tasks(lambda r: _of(r.training, "examples_per_second"))
     row["search_share_percent"] = over_tasks(lambda r: _scaled(_of(r.search, "share"), 100))
     return row
@@ -246,86 +268,3 @@ def _change(value: Value, reference: Value) -> Value:
     if isinstance(value, float) and isinstance(reference, float) and reference:
         return 100 * (value - reference) / reference
     return None
-
-
-def _notes(
-    records: Sequence[Record], rows: Sequence[dict[str, Value]], replaced: int, mixed: bool
-) -> tuple[str, ...]:
-    notes = []
-    for of_task in by_task(records).values():
-        task, split = of_task[0].cell.task, of_task[0].reported_split
-        if of_task[0].data.benchmark == "mini":
-            official = "the official data" if "mini" in task.title else task.title
-            notes.append(
-                f"{task.name} (mini): accuracy on the embedded mini benchmark, not {official}; "
-                "it does not compare with published figures."
-            )
-        majority = sorted({r.majority_accuracy for r in of_task if r.majority_accuracy is not None})
-        trivial = f"; the most frequent answer, or chance, scores {majority[0]:.2f}" if majority else ""
-        notes.append(f"{task.name}: {task.primary_metric} in percent on the {split} split{trivial}.")
-    counts = sorted(
-        {int(row["seeds"]) for row in rows if isinstance(row["seeds"], (int, float)) and row["seeds"]}
-    )
-    if counts == [1]:
-        notes.append("One seed: no spread is known.")
-    elif counts:
-        number = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-        notes.append(f"± is the sample standard deviation over seeds ({number} of them).")
-    compute = next((r.compute for r in records if isinstance(r.compute, Compute)), None)
-    size = (
-        ""
-        if compute is None
-        else (
-            f"; {compute.image_size[0]}×{compute.image_size[1]} pixels, {compute.text_length} tokens, "
-            f"batch {compute.batch_size}"
-        )
-    )
-    notes.append(f"† multiply-accumulates, as papers of this field count{size}.")
-    notes.append("Updated: what the method trains, without head, poolers and token types (Common+head).")
-    warm = list(
-        dict.fromkeys(r.cell.method.label for r in records if r.search is not None and r.search.warm_start)
-    )
-    if warm:
-        notes.append(f"Trained on from where the search left adapters and head: {', '.join(warm)}.")
-    notes += _dynamic_notes(records)
-    if len(by_task(records)) > 1:
-        notes.append("Costs are means over the tasks.")
-    if mixed:
-        notes.append("Latencies of several measurements: only those that were interleaved compare.")
-    if replaced:
-        notes.append(f"{replaced} older results of the same cells are left out.")
-    return (*notes, *_failures(records))
-
-
-def _dynamic_notes(records: Sequence[Record]) -> list[str]:
-    """Measured cost of methods whose cost depends on the input, mean over seeds, one note per method and task."""
-    found: dict[tuple[str, str], list[ComputePerExample]] = {}
-    for record in records:
-        if record.compute_per_example is not None:
-            key = record.cell.method.label, record.cell.task.name
-            found.setdefault(key, []).append(record.compute_per_example)
-    notes = []
-    for (label, task), counts in found.items():
-        mean, low, high, untouched = (
-            stats.mean([getattr(each, key) for each in counts])
-            for key in ("mean", "p10", "p90", "untouched_mean")
-        )
-        notes.append(
-            f"The cost of {label} depends on the example, † is of a random one: on {counts[0].n} test examples of "
-            f"{task} it has {mean / 1e9:.4g} GMACs on average, 10th to 90th percentile {low / 1e9:.4g} to "
-            f"{high / 1e9:.4g}, {100 * (mean / untouched - 1):+.1f} % against the untouched backbone on the same."
-        )
-    return notes
-
-
-def _failures(records: Sequence[Record]) -> list[str]:
-    found = []
-    for record in records:
-        who = f"{record.cell.method.label}, {record.cell.task.name}, seed {record.cell.seed}"
-        if record.error is not None:
-            found.append(f"failed: {who}: {record.error}")
-        for name in ("compute", "latency", "memory"):
-            part = getattr(record, name)
-            if isinstance(part, Failure):
-                found.append(f"failed: {who}, {name}: {part.error}")
-    return [*found[:8], *([f"failed: {len(found) - 8} more"] if len(found) > 8 else [])]

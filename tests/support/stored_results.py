@@ -109,6 +109,7 @@ def as_search(**changes: Any) -> dict[str, Any]:
     return {
         "seconds": 9.0,
         "share": 0.4,
+        "epochs": 3,
         "summary": "skipped joint.1",
         "warm_start": False,
         "figures": {"blocks skipped": '["joint.1"]'},

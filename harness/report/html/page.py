@@ -11,6 +11,7 @@ from harness import __version__
 from harness.errors import UserError
 from harness.records.record import Record
 from harness.records.store import Store
+from harness.report.columns import Selection, select
 from harness.report.describe import describe
 from harness.report.html.diagrams import block_diagram, small_curve
 from harness.report.html.samples import Examples, load_examples, render_samples
@@ -18,7 +19,7 @@ from harness.report.html.templating import fill
 from harness.report.intervals import with_intervals
 from harness.report.plots.figures import make_figures, read_curve
 from harness.report.plots.style import as_bytes
-from harness.report.rendering import columns_of
+from harness.report.rendering import notes_on
 from harness.report.tables import Table, build_tables
 
 
@@ -55,19 +56,18 @@ def build_report(store: Store, data_root: Path | None = None, all_protocols: boo
 
 def render_table(table: Table) -> Markup:
     """A table that can be sorted by its headings."""
-    columns = columns_of(table)
+    columns = select(table, Selection(intervals=True), "file")
     rows = []
     for row in range(len(table.frame)):
         cells = []
         for place, column in enumerate(columns):
             value = column.values[row]
             key = column.texts[row] if place == 0 else value if isinstance(value, (int, float)) else ""
-            if column.header.endswith("95 % interval"):
-                key = column.texts[row].partition(" ")[0].replace("–", "")
-            cells.append((key, column.texts[row], row in column.bold()))
+            cells.append((key, column.texts[row], row in column.bold))
         rows.append(cells)
     headers = [column.header for column in columns]
-    return fill("table.html.j2", title=table.title, headers=headers, rows=rows, notes=table.notes)
+    notes = [note.text for note in notes_on(table, columns)]
+    return fill("table.html.j2", title=table.title, headers=headers, rows=rows, notes=notes)
 
 
 def render_cell(store: Store, record: Record, examples: Examples) -> Markup:

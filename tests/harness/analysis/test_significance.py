@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import typer
-from rich.console import Console
 from typer.testing import CliRunner
 
 from harness.analysis.significance import compare
 from harness.cli.compare import compare as compare_command
 from harness.errors import UserError
 from harness.records.store import Store
+from harness.report.columns import Selection
 from harness.report.intervals import with_intervals
-from harness.report.rendering import print_table, render
+from harness.report.rendering import render
 from harness.report.tables import Table, build_tables
+from tests.support.small_table import texts
 from tests.support.stored_results import make_record, predictions_of, record_of, store_scores
 
 RANDOM = np.random.default_rng(0)
@@ -146,12 +146,13 @@ def test_tables_mark_significant_differences_from_full_tuning_and_name_the_test(
     assert full["delta_significant"] is None
     assert das["vqa_accuracy_low"] < das["vqa_accuracy"] < das["vqa_accuracy_high"]
     assert das["delta_low"] < 15 < das["delta_high"]
-    notes = " ".join(table.notes)
-    assert "two-level bootstrap, 2000 resamples, 200 examples in 100 groups" in notes
-    assert "* differs from full tuning at the 5 % level: paired two-level bootstrap" in notes
+    notes = " ".join(texts(table))
+    assert "two-level bootstrap, 2,000 resamples; 200 examples in 100 groups" in notes
+    assert "* differs from full tuning at the 5 % level (paired two-level bootstrap" in notes
+    assert "With 3 seeds only large differences get a star" in notes
     assert "Holm's correction over 2 methods" in notes
-    text = render(table, "github")
-    assert "+15.00\\*" in text
+    text = render(table, "github", Selection(intervals=True))
+    assert f"+15.00\\* [{das['delta_low']:+.2f}, {das['delta_high']:+.2f}]" in text
     assert f"{das['vqa_accuracy_low']:.2f} to {das['vqa_accuracy_high']:.2f}" in text
     assert "$+$15.00$^*$" in render(table, "latex")
     columns = list(table.frame.columns)
@@ -161,9 +162,9 @@ def test_tables_mark_significant_differences_from_full_tuning_and_name_the_test(
 
 def test_note_for_one_seed_says_that_variance_over_seeds_is_missing(tmp_path: Path) -> None:
     store = store_scores(tmp_path, {("full", 0): list(BASE), ("das", 0): better(BASE, 30)})
-    notes = " ".join(only(store).notes)
-    assert "95 % intervals over test examples:" in notes
-    assert "With one seed its chance is not in it." in notes
+    notes = " ".join(texts(only(store)))
+    assert "Intervals: 95 % over test examples," in notes
+    assert "One seed: the variance of training is not included." in notes
 
 
 def test_without_predictions_there_is_no_interval_and_a_note(tmp_path: Path) -> None:
@@ -171,7 +172,7 @@ def test_without_predictions_there_is_no_interval_and_a_note(tmp_path: Path) -> 
     store.commit(make_record("full"))
     table = only(store)
     assert row(table, "full")["vqa_accuracy_low"] is None
-    assert any("vqa: no intervals:" in note and "no such file" in note for note in table.notes)
+    assert any("vqa: no intervals:" in note and "no such file" in note for note in texts(table))
     assert "interval" not in render(table, "github").splitlines()[2]
 
 
@@ -186,15 +187,8 @@ def test_an_average_over_tasks_is_tested_as_a_whole(store: Store) -> None:
     assert das["delta_low"] < 10 < das["delta_high"]
     assert das["delta_significant"] is True
     assert row(table, "lora")["delta_significant"] is None  # has one task only
-    assert "nlvr2 (mini) 95 % interval" in render(table, "github")
-
-
-def test_narrow_terminal_omits_columns_and_names_them(store: Store) -> None:
-    out = io.StringIO()
-    print_table(only(store), Console(file=out, width=70))
-    assert "…" not in out.getvalue()
-    assert "No room in 70 characters for:" in out.getvalue()
-    assert "Tuned file (MiB)" in out.getvalue().replace("\n", " ").split("No room")[1]
+    assert "nlvr2 (mini) 95 % interval" in render(table, "github", Selection(intervals=True))
+    assert "95 % interval" not in render(table, "github")
 
 
 def invoke(*arguments: object) -> Any:

@@ -34,6 +34,7 @@ from harness.specs import Spec
 from methods.base import Decision, Inserted, Method, NoOptions, ParameterGroup, SearchTrainer, Trace, freeze
 from tasks.mini.vqa import Sizes, ensure_vqa
 from tests.support.reporters import Notes
+from tests.support.small_table import texts
 
 EPOCHS, BATCH = 2, 32
 
@@ -259,7 +260,7 @@ def test_decision_defines_its_record_table_and_figures(cell_of: Any, tmp_path: P
     assert history.trace.chosen == (("plus",) if sign == 1 else ("minus",))
     assert history.history == list(history.trace.values[1])
     (table,) = build_tables([record])
-    assert "Trained on from where the search left adapters and head: signed." in table.notes
+    assert "Training starts from the adapters and head that the search trained: signed." in texts(table)
     names = [path.name for path in write_figures(store, tmp_path / "plots")]
     assert "gates-vilt-mini-vqa-signed-seed0.png" in names
     shown = CliRunner().invoke(app, ["show", record.cell.id, "-r", str(tmp_path)])
@@ -326,4 +327,4 @@ def test_cost_of_a_dynamic_method_is_measured_on_real_examples(
     assert f"on {counts.n} test examples;" in shown
     assert f"on {counts.n} test examples in turn" in shown
     (table,) = build_tables([measured])
-    assert any(note.startswith("The cost of skipping depends on the example") for note in table.notes)
+    assert any(note.startswith("The cost of skipping depends on the example") for note in texts(table))
