@@ -4,7 +4,7 @@
 
     results = harness.run(methods=["das", "lora"], tasks=["vqa"], seeds=[0])
 
-What is below is imported when it is first used, so that importing the package takes no time.
+The functions are imported when they are first used, so that importing the package is fast.
 """
 
 from importlib import import_module

@@ -1,10 +1,10 @@
-"""What a notebook or a script calls; the command line is its first caller.
+"""The Python API, for notebooks, scripts and the command line.
 
     import harness
 
     results = harness.run(methods=["das", "lora"], tasks=["vqa"], seeds=[0])
 
-Nothing here needs a guard (`if __name__ == "__main__"`): processes that run cells do not run the script again.
+A script needs no guard (`if __name__ == "__main__"`): processes that run cells do not import it.
 """
 
 from __future__ import annotations
@@ -61,27 +61,26 @@ def _with_settings(function: Callable[..., Results]) -> Callable[..., Results]:
 
 @_with_settings
 def run(experiment: str | Path | None = None, *, progress: bool = True, **settings: Any) -> Results:
-    """Run methods × tasks × seeds on a backbone, keeping what is finished, and return the results.
+    """Run methods × tasks × seeds on a backbone and return the results; finished cells are not run again.
 
     Every option of `harness run` is a keyword here, with the same name and meaning (docs/settings.md).
-    Methods and tasks are names with options (`"lora[r=8]"`) in a list or one text. A method may also be an
-    object, `LoRA(LoRAOptions(r=8))` or one of your own class. If its class can be imported it runs as others
-    do; one that is defined in a notebook or in the script itself cannot be sent to another process, so all
-    cells of the run then run in this process, one after the other.
+    Methods and tasks are names with options (`"lora[r=8]"`), in a list or in one string. A method may also be an
+    object, such as `LoRA(LoRAOptions(r=8))` or one of your own class. A class that is defined in a notebook or in
+    the script itself cannot be sent to another process; all cells then run in this process, one after the other.
 
     experiment: a TOML file whose `[run]` table the keywords override.
-    progress: print what is under way.
+    progress: print progress.
 
     Raises:
-        UserError: a setting that is unknown or does not fit, or something else the user has to mend.
-        KeyboardInterrupt: what is finished is kept; the same call resumes the rest.
+        UserError: a setting is unknown or invalid, or another problem that the user can fix.
+        KeyboardInterrupt: finished cells are kept; the same call resumes the rest.
         SystemExit: status 143, after SIGTERM; unfinished cells are saved, and the same call resumes them.
     """
     files = [] if experiment is None else [from_file(Path(experiment))]
     chosen = build_settings(*files, from_keywords(settings))
     console = make_console() if progress else Console(quiet=True)
     interrupts = Interrupts()
-    # The caller's random numbers are not ours to change.
+    # The state of the caller's random generators stays as it was.
     with torch.random.fork_rng(range(torch.cuda.device_count())), interrupts:
         plan = make_plan(chosen)
         with ProgressReporter(console, plan.cells, interrupts, stages=False) as reporter:
@@ -96,15 +95,15 @@ def run(experiment: str | Path | None = None, *, progress: bool = True, **settin
 
 
 def load_results(folder: str | Path = "results") -> Results:
-    """All results in a folder that runs have written.
+    """All results in a results folder.
 
     Raises:
-        UserError: there are none, or a record cannot be read.
+        UserError: the folder has no results, or a record cannot be read.
     """
     store = Store(Path(folder).expanduser())
     records = store.records()
     if not records:
-        raise UserError(f"{folder}: no results in there; make some with harness.run.")
+        raise UserError(f"{folder}: no results in this folder; create some with harness.run.")
     return Results(store, tuple(records))
 
 
@@ -119,15 +118,15 @@ def evaluate(
     submission: str | Path | None = None,
     method: Method[Any] | None = None,
 ) -> dict[str, float]:
-    """Metrics in percent of a finished cell's tuned weights on a split, empty if that has no annotations.
+    """Evaluate a finished cell's tuned weights on a split: metrics in percent, empty if it has no annotations.
 
-    cell: the cell's id, or how it begins.
+    cell: the cell's id, or its first characters.
     data_root: other data than the cell was trained on, same task. weights, tokenizer: as in `run`.
-    submission: where to write the file that the official evaluation server takes.
-    method: an object of the cell's method, where that is not registered under a name.
+    submission: file to write in the format of the official evaluation server.
+    method: the cell's method as an object, if it is not registered under a name.
 
     Raises:
-        UserError: there is no such cell, or its backbone or data are not to be had.
+        UserError: there is no such cell, or its backbone or data cannot be loaded.
     """
     return evaluate_cell(
         cell,
@@ -152,28 +151,30 @@ def build_method(spec: str) -> Method[Any]:
 
 
 def adapt(backbone: str | Backbone, method: str | Method[Any], *, seed: int = 0, **options: Any) -> Backbone:
-    """A backbone changed by a method, ready to be trained: an `nn.Module` from `Inputs` to `(B, D)` features.
+    """Adapt a backbone by a method, ready for training: an `nn.Module` from `Inputs` to `(B, D)` features.
 
-    What trains has `requires_grad`: the method's parameters, and poolers and token types, which every method
-    trains. After training, `method.finalize(backbone)` turns it into what is deployed, with the same outputs
-    (merged, folded, removed); pass a method object (`build_method`) to have it at hand.
+    Parameters to train have `requires_grad`: the method's, and poolers and token types, which every method
+    trains. After training, `method.finalize(backbone)` turns the backbone into its deployed form with the same
+    outputs (merged, folded, removed). Pass a method object (`build_method`) to be able to call it.
 
-    backbone: a name, or a loaded backbone, of which a copy is changed.
+    backbone: a name, or a loaded backbone, which is copied.
     seed: of the method's new weights.
     options: of a backbone given by name: weights, tokenizer, image_size, text_length.
 
     Raises:
-        UserError: an unknown name or option, or a method given by name that must first search on a task.
+        UserError: a name or option is unknown, or the method is given by name and must first search on a task.
     """
     chosen = build_method(method) if isinstance(method, str) else method
     if isinstance(method, str) and chosen.searches:
         raise UserError(
-            f"{method}: searches on a task before it adapts; use harness.run, or choose with its options "
-            "what the search would find."
+            f"{method}: searches on a task before it adapts; use harness.run, or set the outcome of the "
+            "search with its options."
         )
     if isinstance(backbone, Backbone):
         if options:
-            raise UserError(f"{next(iter(options))}: is for a backbone given by name; this one is loaded.")
+            raise UserError(
+                f"{next(iter(options))}: applies to a backbone given by name; this one is already loaded."
+            )
         loaded = copy.deepcopy(backbone)
     else:
         loaded = open_backbone(backbone, **options)
@@ -187,25 +188,25 @@ def adapt(backbone: str | Backbone, method: str | Method[Any], *, seed: int = 0,
 def open_backbone(name: str, **options: Any) -> Backbone:
     """A backbone with its pretrained weights.
 
-    options: weights, tokenizer, image_size, text_length; each is by default the backbone's own.
+    options: weights, tokenizer, image_size, text_length; defaults are the backbone's own.
 
     Raises:
-        UserError: an unknown name or option, or weights that cannot be had.
+        UserError: a name or option is unknown, or the weights cannot be loaded.
     """
     return load_backbone(*backbone_settings(name, options))
 
 
 def prepare(backbone: Backbone, texts: Sequence[str], images: Sequence[str | Path | Image.Image]) -> Inputs:
-    """Inputs for a backbone from texts and as many images, padded to one batch.
+    """Inputs for a backbone from pairs of text and image, padded to one batch.
 
-    images: files, or images as Pillow has them.
+    images: one per text; files or Pillow images.
 
     Raises:
         UserError: an image cannot be read.
-        ValueError: there are not as many images as texts, or none.
+        ValueError: the numbers of texts and images differ or are 0.
     """
     if len(texts) != len(images) or not texts:
-        raise ValueError(f"{len(texts)} texts and {len(images)} images; there must be as many, and some")
+        raise ValueError(f"{len(texts)} texts and {len(images)} images; expected equal numbers, at least one")
     processor = backbone.processor
     tokens, mask = pad_text(processor.tokenize(texts), processor.pad_id)
     pictures = [image if isinstance(image, Image.Image) else load_rgb(image) for image in images]

@@ -1,4 +1,4 @@
-"""The one exception that is shown to a person as a single line, without a traceback."""
+"""Errors that the user can fix, and functions for messages."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from difflib import get_close_matches
 
 
 class UserError(Exception):
-    """Something the user can mend: the message names what is wrong, where, and what to do.
+    """An error that the user can fix: the message says what is wrong, where, and what to do.
 
     The command line prints it on one line and exits with status 2.
     """
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`" Did you mean 'lora'?"` if something close to `word` is known, else what there is to choose from."""
+    """`" Did you mean 'lora'?"` if a known word is close to `word`, else the list of known words."""
     choices = sorted(known)
     close = get_close_matches(word, choices, n=1, cutoff=0.6)
     if close:

@@ -1,4 +1,4 @@
-"""Settings of a process: its memory, its signals, and what libraries may print."""
+"""Process settings: memory allocation, signals, and output of libraries."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LARGE = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Raise glibc's thresholds for mapping and trimming; False where there is no glibc."""
+    """Raise glibc's thresholds for mapping and trimming, so that freed memory is reused; False without glibc."""
     if not sys.platform.startswith("linux"):
         return False
     try:
@@ -33,9 +33,9 @@ def keep_freed_memory() -> bool:
 
 
 class Interrupts:
-    """While entered, a Ctrl-C is raised at once as always, and again by every later `check`.
+    """Within this context a Ctrl-C raises KeyboardInterrupt at once, and every later `check` raises it again.
 
-    Signals belong to the main thread: elsewhere, and where Ctrl-C is ignored or somebody else's already, this
+    Only the main thread handles signals. In other threads, and if Ctrl-C is ignored or already has a handler, this
     changes nothing.
     """
 
@@ -60,7 +60,7 @@ class Interrupts:
         raise KeyboardInterrupt
 
     def check(self) -> None:
-        """Raise what may have got lost.
+        """Raise a Ctrl-C that a library may have swallowed.
 
         Raises:
             KeyboardInterrupt: there was a Ctrl-C.
@@ -124,7 +124,7 @@ REQUESTS = Requests()
 
 
 def prepare_process() -> None:
-    """Settings of a process that runs cells: memory, and no words of libraries to their own users."""
+    """Settings of a process that runs cells: memory, and no hints of libraries that do not concern this program."""
     keep_freed_memory()
     import logging
 

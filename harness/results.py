@@ -1,4 +1,4 @@
-"""Results as an object: what a notebook holds after a run, or of a results folder."""
+"""Results of a run or of a results folder, as an object for notebooks and scripts."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ COSTS = (
     "best_epoch",
     "search_seconds",
 )
-"""Columns of a frame of results that are there even if no cell has a value."""
+"""Columns of `Results.to_pandas()` that exist even if no cell has a value."""
 
 
 class Figures(dict[str, Figure]):
-    """matplotlib figures by name; a notebook shows them all."""
+    """matplotlib figures by name; a notebook displays all of them."""
 
     def save(self, folder: Path | str) -> list[Path]:
         """Write every figure as PNG and SVG; returns the paths."""
@@ -62,7 +62,7 @@ class Figures(dict[str, Figure]):
 
 @dataclass(frozen=True)
 class Results:
-    """The records of some cells, those that failed too.
+    """Records of cells, including those that failed.
 
     store: the results folder, which also holds predictions, tuned weights and learning curves.
     """
@@ -72,7 +72,7 @@ class Results:
 
     @property
     def failed(self) -> tuple[Record, ...]:
-        """Records of cells that failed; their `error` says why."""
+        """Records of cells that failed; `error` says why."""
         return tuple(record for record in self.records if record.status == "failed")
 
     def to_pandas(self) -> pd.DataFrame:
@@ -96,12 +96,12 @@ class Results:
     def compare(
         self, first: str, second: str, *, metric: str | None = None, resamples: int = RESAMPLES
     ) -> pd.DataFrame:
-        """Test `first − second` on the same test examples and seeds, a row for each task and backbone.
+        """Test `first − second` on the same test examples and seeds, one row per task and backbone.
 
-        first, second: methods as tables label them. metric: None takes each task's primary metric.
+        first, second: labels of methods, as in tables. metric: None is each task's primary metric.
 
         Raises:
-            UserError: a method has no finished cell here, or the cells' protocols differ.
+            UserError: a method has no finished cell, or the cells' protocols differ.
         """
         found = compare(
             self.store, [(first, second)], metric=metric, resamples=resamples, records=self.records
@@ -122,7 +122,7 @@ class Results:
         return pd.DataFrame(rows)
 
     def plot(self) -> Figures:
-        """Accuracy against costs, learning curves, and what searches found, for each task and backbone."""
+        """Figures for each task and backbone: accuracy against costs, learning curves, outcomes of searches."""
         drawn = make_figures(self.store, self.records, all_protocols=True)
         return Figures({named.name: named.figure for named in drawn})
 

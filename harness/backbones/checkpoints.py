@@ -1,4 +1,4 @@
-"""Find checkpoint files of any backbone, read them without running pickled code, and load them strictly."""
+"""Find checkpoint files, read them without running pickled code, and load them strictly."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from harness.errors import UserError
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Encoder weights under our modules' names, the configuration, and the rest of the file.
+    """Encoder weights under this package's names, the configuration, and the rest of the file.
 
-    heads: tensors of the original's heads, under its names.
+    heads: tensors of the original's heads, under the original's names.
     vocabulary: file or folder of the tokenizer's vocabulary; None if the weights come without one.
     unused: names of tensors that the model does not use, with the reason.
     """
@@ -43,7 +43,7 @@ def fixed_generator() -> Iterator[None]:
 
 
 def find_checkpoint(source: str, patterns: Sequence[str]) -> Path:
-    """The file or folder that `source` names; a hub id of the form owner/name is downloaded.
+    """The file or folder named `source`; a hub id of the form owner/name is downloaded.
 
     patterns: files of a hub repository to download, such as `*.safetensors`.
 
@@ -93,7 +93,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """Tensors of a `.safetensors`, `.bin` or Lightning `.ckpt` file, without executing pickled code.
 
     Raises:
-        UserError: it cannot be read, holds no tensors, or would run code.
+        UserError: it cannot be read, contains no tensors, or would run code.
     """
     try:
         if path.suffix == ".safetensors":
@@ -116,7 +116,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def load_strictly(model: nn.Module, state: Mapping[str, Tensor], name: str, architecture: str) -> None:
-    """Load `state` as float32. It must hold every parameter of `model` and nothing else.
+    """Load `state` as float32. It must contain every parameter of `model` and nothing else.
 
     name, architecture: of the backbone, for messages.
 

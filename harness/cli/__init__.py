@@ -1,4 +1,4 @@
-"""The command line: one subcommand a file, everything heavy imported inside the subcommands."""
+"""The command line: one subcommand per file; heavy imports are inside the subcommands."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _options(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """What comes before a subcommand."""
+    """Options before the subcommand."""
 
 
 def _register() -> None:

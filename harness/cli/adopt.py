@@ -1,4 +1,4 @@
-"""`harness adopt`: results of other code, kept if a sample of them comes out the same with today's."""
+"""`harness adopt`: keep results of earlier code if a sample gives the same figures with the current code."""
 
 from __future__ import annotations
 
@@ -20,23 +20,24 @@ def adopt(
     results: Annotated[Path, typer.Argument(help="Results folder.")],
     sample: Annotated[int, typer.Option(min=1, help="Stale cells to run again.")] = 3,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="Seed that the sample is drawn with; default: a random one.")
+        int | None, typer.Option(min=0, help="Seed for drawing the sample; default: random.")
     ] = None,
     data_root: Annotated[
-        Path | None, typer.Option(help="The data's folder, for cells not of the embedded benchmark.")
+        Path | None,
+        typer.Option(help="Folder of the official data, for cells not trained on the embedded benchmark."),
     ] = None,
     weights: Annotated[
-        str | None, typer.Option(help="The backbone's weights, as given to `harness run`.")
+        str | None, typer.Option(help="Pretrained weights, as given to `harness run`.")
     ] = None,
-    tokenizer: Annotated[str | None, typer.Option(help="The vocabulary, as given to `harness run`.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="Vocabulary, as given to `harness run`.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the stale cells and stop.")] = False,
 ) -> None:
-    """Keep results after a change of code that changes no result.
+    """Keep results after a change of code that does not change results.
 
-    A finished cell is stale if today's code would run the same configuration under another id. A sample of the stale
-    cells, spread over the methods, is run again. If all its figures and predictions are the same, every stale cell
-    moves to today's id, and its record says what was sampled. Otherwise nothing is changed. Exit status 1: a figure
-    came out differently, or another run has begun one of the cells.
+    A finished cell is stale if the current code would run the same configuration under another id. A sample of the
+    stale cells, spread over the methods, is run again. If all figures and predictions agree, every stale cell moves to
+    the current id, and its record names the sample. Otherwise nothing is changed. Exit status 1: a figure differs, or
+    another run has started one of the cells.
     """
     import secrets
     import tempfile
@@ -53,7 +54,7 @@ def adopt(
     store = Store(results)
     records = store.records()
     if not records:
-        raise UserError(f"{results}: no results in there; make some with `harness run`.")
+        raise UserError(f"{results}: no results in this folder; create some with `harness run`.")
 
     def open_cell(record: Record) -> Cell:
         root = None if record.data.benchmark == "mini" else data_root
@@ -78,7 +79,7 @@ def adopt(
     busy = adopting.adopt(store, found.stale, sampled, chosen)
     console.print(f"{len(found.stale) - len(busy)} cells adopted")
     if busy:
-        console.print(f"left out, as another run has begun them: {', '.join(busy)}", soft_wrap=True)
+        console.print(f"left out because another run has started them: {', '.join(busy)}", soft_wrap=True)
         raise typer.Exit(1)
 
 
@@ -118,11 +119,11 @@ def _comes_out_the_same(console: Console, stale: Stale, cell: Cell, store: Store
         differing = differing_figures(stale, cell, store, scratch, reporter)
     name = f"{cell.label} on {cell.testbed.task.name}, seed {cell.seed}"
     if not differing:
-        console.print(f"{name}: all figures and predictions are the same", markup=False, soft_wrap=True)
+        console.print(f"{name}: all figures and predictions agree", markup=False, soft_wrap=True)
         return True
     grid = Table("figure", "recorded", "again", box=None, pad_edge=False, header_style="dim")
     for figure in differing:
         grid.add_row(figure.name, figure.recorded, figure.again)
-    console.print(f"{name} ({record.cell.id}) comes out differently:", markup=False, soft_wrap=True)
+    console.print(f"{name} ({record.cell.id}) differs:", markup=False, soft_wrap=True)
     console.print(grid)
     return False

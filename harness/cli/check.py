@@ -1,4 +1,4 @@
-"""`harness check`: has anything got worse since the baseline was accepted?"""
+"""`harness check`: compare results with an accepted baseline."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def check(
 ) -> None:
     """Compare results with a baseline, cell by cell; exit status 1 if something got worse or is missing.
 
-    Parameters, FLOPs and file sizes exactly; scores against the baseline's own interval; latency as a ratio to
-    the untouched backbone in the same measurement.
+    Parameters, FLOPs and file sizes must agree exactly. Scores are compared with the baseline's interval, latency as a
+    ratio to the untouched backbone in the same measurement.
     """
     from harness.analysis.baseline import read_baseline, summarize, write_baseline
     from harness.analysis.regression import check as check_cells
@@ -32,7 +32,7 @@ def check(
     records = store.records()
     cells = summarize(store, records)
     if not cells:
-        raise UserError(f"{results}: no finished cells in there; make some with `harness run`.")
+        raise UserError(f"{results}: no finished cells in this folder; create some with `harness run`.")
     failures = {
         (r.cell.backbone.name, r.cell.task.name, r.cell.method.label, r.cell.seed): r.error
         for r in records

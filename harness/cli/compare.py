@@ -16,13 +16,11 @@ if TYPE_CHECKING:
 def compare(
     methods: Annotated[
         list[str],
-        typer.Argument(help="Pairs of methods as tables name them: das full, or lora[r=8] full."),
+        typer.Argument(help="Pairs of methods, labelled as in tables: das full, or lora[r=8] full."),
     ],
     results: Annotated[Path, typer.Option("--results", "-r", help="Results folder.")] = Path("results"),
-    task: Annotated[list[str] | None, typer.Option(help="Only this task; may be given again.")] = None,
-    backbone: Annotated[
-        list[str] | None, typer.Option(help="Only this backbone; may be given again.")
-    ] = None,
+    task: Annotated[list[str] | None, typer.Option(help="Only this task; may be repeated.")] = None,
+    backbone: Annotated[list[str] | None, typer.Option(help="Only this backbone; may be repeated.")] = None,
     metric: Annotated[
         str | None,
         typer.Option(help="Metric, such as consistency or rsum; default: the task's primary metric."),
@@ -82,6 +80,6 @@ def print_comparisons(found: Sequence[Comparison], resamples: int) -> None:
 
 
 def _p(value: float, resamples: int, comparisons: int = 1) -> str:
-    """A p-value, or the smallest one that the resamples can resolve."""
+    """A p-value, or the smallest that the number of resamples can resolve."""
     least = 2 / (resamples + 1)
     return f"≤ {value:.2g}" if value <= least * comparisons else f"{value:.2g}"

@@ -1,4 +1,4 @@
-"""`harness evaluate`: a finished cell's tuned weights on its data again, or on other data."""
+"""`harness evaluate`: evaluate a finished cell's tuned weights on its own or other data."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import typer
 
 
 def evaluate(
-    cell: Annotated[str, typer.Argument(help="The cell's id, or how it begins.")],
-    results: Annotated[Path, typer.Option(help="Folder of the records.")] = Path("results"),
+    cell: Annotated[str, typer.Argument(help="Cell id, or its first characters.")],
+    results: Annotated[Path, typer.Option(help="Results folder.")] = Path("results"),
     split: Annotated[str, typer.Option(help="val or test.")] = "test",
     data_root: Annotated[
-        Path | None, typer.Option(help="Other data than the cell was trained on, same task.")
+        Path | None, typer.Option(help="Folder of other official data for the same task.")
     ] = None,
     weights: Annotated[
-        str | None, typer.Option(help="The backbone's weights, as given to `harness run`.")
+        str | None, typer.Option(help="Pretrained weights, as given to `harness run`.")
     ] = None,
-    tokenizer: Annotated[str | None, typer.Option(help="The vocabulary, as given to `harness run`.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="Vocabulary, as given to `harness run`.")] = None,
     submission: Annotated[
-        Path | None, typer.Option(help="Write the file that the official evaluation server takes.")
+        Path | None, typer.Option(help="File to write in the format of the official evaluation server.")
     ] = None,
 ) -> None:
     """Load a finished cell's tuned weights, predict, and print the metrics."""

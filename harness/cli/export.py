@@ -1,4 +1,4 @@
-"""`harness export`: a cell's tuned weights for other libraries."""
+"""`harness export`: write a cell's tuned weights for other libraries."""
 
 from __future__ import annotations
 
@@ -9,22 +9,21 @@ import typer
 
 
 def export(
-    cell: Annotated[str, typer.Argument(help="The cell's id, or how it begins.")],
+    cell: Annotated[str, typer.Argument(help="Cell id, or its first characters.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="New folder to write.")],
-    results: Annotated[Path, typer.Option("--results", "-r", help="Folder of the records.")] = Path(
-        "results"
-    ),
+    results: Annotated[Path, typer.Option("--results", "-r", help="Results folder.")] = Path("results"),
     format: Annotated[
         Literal["adapters", "peft"],
         typer.Option("--format", "-f", help="adapters: LoRA, adapter, parallel; peft: LoRA."),
     ] = "adapters",
     data_root: Annotated[
-        Path | None, typer.Option(help="The data's folder, for cells not of the embedded benchmark.")
+        Path | None,
+        typer.Option(help="Folder of the official data, for cells not trained on the embedded benchmark."),
     ] = None,
     weights: Annotated[
-        str | None, typer.Option(help="The backbone's weights, as given to `harness run`.")
+        str | None, typer.Option(help="Pretrained weights, as given to `harness run`.")
     ] = None,
-    tokenizer: Annotated[str | None, typer.Option(help="The vocabulary, as given to `harness run`.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="Vocabulary, as given to `harness run`.")] = None,
 ) -> None:
     """Write a cell's tuned LoRA or adapter weights so that `adapters` or `peft` loads them on ViltModel."""
     from harness.experiment.export import export_cell
@@ -32,4 +31,4 @@ def export(
 
     prepare_process()
     export_cell(cell, results, output, format, data_root, weights, tokenizer)
-    typer.echo(f"written to {output}; its README.md has the code that loads it")
+    typer.echo(f"written to {output}; its README.md shows how to load it")

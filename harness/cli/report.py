@@ -1,4 +1,4 @@
-"""`harness report`: a results folder as one HTML page."""
+"""`harness report`: write a results folder as one HTML page."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def report(
     ] = None,
     data_root: Annotated[
         Path | None,
-        typer.Option(help="Folder of the official data, for images beside predictions."),
+        typer.Option(help="Folder of the official data, to show images beside predictions."),
     ] = None,
     all_protocols: Annotated[
         bool, typer.Option("--all-protocols", help="One table per protocol where protocols differ.")

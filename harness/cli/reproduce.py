@@ -1,4 +1,4 @@
-"""`harness reproduce`: a record's cell again, and whether its figures come out the same."""
+"""`harness reproduce`: run a record's cell again and compare the figures."""
 
 from __future__ import annotations
 
@@ -9,25 +9,29 @@ import typer
 
 
 def reproduce(
-    record: Annotated[str, typer.Argument(help="A record.json, a cell's folder, or how a cell's id begins.")],
+    record: Annotated[
+        str, typer.Argument(help="A record.json, a cell's folder, or the first characters of a cell id.")
+    ],
     results: Annotated[
-        Path, typer.Option("--results", "-r", help="Results folder, where an id is given.")
+        Path, typer.Option("--results", "-r", help="Results folder, if an id is given.")
     ] = Path("results"),
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Results folder to run in and keep; default: none.")
+        Path | None,
+        typer.Option("--output", "-o", help="Results folder for the new run; default: a temporary one."),
     ] = None,
     data_root: Annotated[
-        Path | None, typer.Option(help="The data's folder, for cells not of the embedded benchmark.")
+        Path | None,
+        typer.Option(help="Folder of the official data, for cells not trained on the embedded benchmark."),
     ] = None,
     weights: Annotated[
-        str | None, typer.Option(help="The backbone's weights, as given to `harness run`.")
+        str | None, typer.Option(help="Pretrained weights, as given to `harness run`.")
     ] = None,
-    tokenizer: Annotated[str | None, typer.Option(help="The vocabulary, as given to `harness run`.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="Vocabulary, as given to `harness run`.")] = None,
 ) -> None:
-    """Run a record's cell again from what it stores and compare figure by figure.
+    """Run a record's cell again with the settings it stores and compare figure by figure.
 
-    Other weights or data are refused, other code, versions or hardware are named. Times are shown, not
-    compared. Exit status 1: some figure came out differently.
+    Other weights or data are refused; differences of code, versions and hardware are printed. Times are shown but
+    not compared. Exit status 1: a figure differs.
     """
     import tempfile
 
@@ -63,4 +67,4 @@ def reproduce(
     if different:
         console.print(f"differ: {', '.join(different)}", markup=False, soft_wrap=True)
         raise typer.Exit(1)
-    console.print(f"all {len(report.figures)} figures came out the same")
+    console.print(f"all {len(report.figures)} figures agree")

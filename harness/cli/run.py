@@ -1,4 +1,4 @@
-"""`harness run`: methods × tasks × seeds on a backbone, then the table."""
+"""`harness run`: run methods × tasks × seeds on a backbone and print the table."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
     **settings: Any,
 ) -> None:
-    """Adapt a backbone to tasks by methods, measure what it costs, and print the table.
+    """Adapt a backbone to tasks by methods, measure the costs, and print the table.
 
-    The same command again keeps what is finished and resumes the rest. Every option is also a key of the
-    experiment file's [run] table and a keyword of harness.run in Python. 'none' as the value of an option takes
-    back what the file says.
+    Running the same command again keeps finished cells and resumes the rest. Every option is also a key of the
+    experiment file's [run] table and a keyword of harness.run in Python. The value 'none' resets an option that the
+    file sets.
     """
     from harness.cli.terminal import run_and_show
     from harness.config.sources import build_settings, from_file, from_flags

@@ -12,9 +12,11 @@ def score(
     task: Annotated[str, typer.Option(help="Task, such as vqa.")],
     predictions: Annotated[
         Path,
-        typer.Option(help="A cell's predictions.jsonl(.gz), or the official submission file (.gz as well)."),
+        typer.Option(
+            help="A cell's predictions.jsonl, or an official submission file; either may be gzipped."
+        ),
     ],
-    annotations: Annotated[Path, typer.Option(help="The official annotation file, plain or gzipped.")],
+    annotations: Annotated[Path, typer.Option(help="Official annotation file, plain or gzipped.")],
     partial: Annotated[
         bool, typer.Option("--partial", help="Score the predictions even if some are missing.")
     ] = False,

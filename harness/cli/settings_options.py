@@ -1,4 +1,4 @@
-"""The options of a command made from the declaration of the settings."""
+"""Command-line options generated from the declaration of the settings."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ CommandT = TypeVar("CommandT", bound=Callable[..., None])
 
 
 class SettingsCommand(TyperCommand):
-    """A command whose help shows options by group, and that refuses an unknown one as other places do."""
+    """A command whose help groups the options, and that reports unknown options as a `UserError`."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Arguments, the command's own options, then the settings group by group."""
+        """Arguments, the command's own options, then the settings by group."""
         sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
@@ -34,7 +34,7 @@ class SettingsCommand(TyperCommand):
                     formatter.write_dl(records)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Raises `UserError` for an option that does not exist."""
+        """Raises `UserError` for an unknown option."""
         try:
             return super().parse_args(ctx, args)
         except Exception as error:
@@ -46,7 +46,7 @@ class SettingsCommand(TyperCommand):
 
 
 def with_settings(command: CommandT) -> CommandT:
-    """Add an option for every setting to a command that takes them as keywords; None: not given."""
+    """Add an option for every setting to a command that takes settings as keywords; None: not given."""
     own = [
         parameter
         for parameter in inspect.signature(command, eval_str=True).parameters.values()

@@ -81,7 +81,7 @@ def run_and_show(settings: RunSettings, dry_run: bool) -> int:
 def show_tables(records: Sequence[Record], store: Store, console: Console) -> None:
     """Print the tables of `records` and save them in all formats in the results folder.
 
-    A task that was run with several sets of options gets one table for each.
+    A task that was run with several sets of options has one table for each.
     """
     tables = [with_intervals(each, store) for each in build_tables(records, all_protocols=True)]
     console.print()
@@ -120,7 +120,7 @@ def _print_plan(console: Console, plan: Plan) -> None:
     console.print(grid)
     if plan.stale:
         console.print(
-            f"stale: finished by other code. These cells run anew; `harness adopt {plan.store.root}` may save that.",
+            f"stale: finished with other code. They run again; `harness adopt {plan.store.root}` may avoid that.",
             markup=False,
             soft_wrap=True,
         )

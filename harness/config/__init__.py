@@ -1,9 +1,8 @@
 """Every setting of a run, declared once.
 
-From this declaration come the options of `harness run` and their help, the keys of an experiment file, the
-keyword arguments of `harness.run`, a cell's protocol, what a record keeps of the settings, and
-`docs/settings.md`. The order of groups and fields is the order of all of them. How values from these places
-become settings, and how a wrong one is refused, is in `harness.config.sources`.
+The options of `harness run` and their help, the keys of an experiment file, the keyword arguments of
+`harness.run`, a cell's protocol, the settings in a record, and `docs/settings.md` are derived from this
+declaration, in its order. `harness.config.sources` reads and checks the values.
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ class DataSettings(Group):
     ] = None
     """Folder with the official files."""
     skip_bad_images: Annotated[bool, About(Decides.CELL)] = False
-    """Leave out examples whose image cannot be read, and count them, instead of stopping."""
+    """Leave out and count examples whose image cannot be read, instead of stopping."""
     augment: Annotated[Literal["none", "randaugment"], About(Decides.PROTOCOL)] = "none"
     """Augmentation of training images; randaugment is 2 operations at magnitude 9 of 30."""
     workers: Annotated[int, Field(ge=0), About(Decides.NOTHING)] = 0
@@ -74,7 +73,7 @@ class DataSettings(Group):
 
 
 class BackboneSettings(Group):
-    """What is chosen about a backbone; each None is the backbone's own default."""
+    """Options of a backbone; None is the backbone's default."""
 
     title: ClassVar[str] = "Backbone"
 
@@ -93,7 +92,7 @@ class BackboneSettings(Group):
 
 
 class TrainingSettings(Group):
-    """How a cell is trained; alike for every method of a table."""
+    """How a cell is trained; the same for every method of a table."""
 
     title: ClassVar[str] = "Training"
 
@@ -106,11 +105,11 @@ class TrainingSettings(Group):
     learning_rate: Annotated[
         Positive | None, About(Decides.CELL, unset="the backbone's, times the method's scale")
     ] = None
-    """Peak learning rate of everything but the head."""
+    """Peak learning rate of all parameters except the head's."""
     head_learning_rate: Annotated[Positive | None, About(Decides.PROTOCOL, unset="the backbone's")] = None
     """Peak learning rate of the task's head."""
     weight_decay: Annotated[NotNegative, About(Decides.PROTOCOL)] = 0.01
-    """AdamW's weight decay, on matrices only (not on biases and norms)."""
+    """AdamW's weight decay, for matrices only (not biases and norms)."""
     warmup: Annotated[Share, About(Decides.PROTOCOL)] = 0.1
     """Share of the steps over which learning rates rise linearly; then they fall linearly to 0."""
     betas: Annotated[Betas, About(Decides.PROTOCOL)] = (0.9, 0.98)
@@ -127,14 +126,14 @@ class TrainingSettings(Group):
     """Compile the blocks with torch.compile for training."""
 
     def resolved(self, epochs: int, batch_size: int, head_learning_rate: float) -> ResolvedTraining:
-        """These settings, what is left open taken from the arguments."""
+        """These settings; what is None is taken from the arguments."""
         given = {name: value for name, value in self if value is not None}
         open_ones = {"epochs": epochs, "batch_size": batch_size, "head_learning_rate": head_learning_rate}
         return ResolvedTraining(**{**open_ones, **given})
 
 
 class ResolvedTraining(TrainingSettings):
-    """`TrainingSettings` of one task on one backbone; only the learning rate is still up to the method."""
+    """`TrainingSettings` of one task on one backbone; only the learning rate still depends on the method."""
 
     epochs: Count
     batch_size: Count
@@ -164,7 +163,7 @@ class DeviceSettings(Group):
     def _fits(cls, in_process: bool, info: ValidationInfo) -> bool:
         if in_process and ((info.data.get("jobs") or 1) > 1 or info.data.get("timeout") is not None):
             raise ValueError(
-                "in one process cells cannot run side by side or be ended; drop jobs and timeout."
+                "in one process cells cannot run at the same time or be stopped; drop jobs and timeout."
             )
         return in_process
 
@@ -204,29 +203,29 @@ class SlurmSettings(Group):
 
 
 class CacheSettings(Group):
-    """Encodings of frozen encoders (METER's), which are computed once and kept."""
+    """Cache for the output of frozen encoders (METER's), which is computed once."""
 
     title: ClassVar[str] = "Encoder cache"
 
     cache_mib: Annotated[NotNegative, About(Decides.NOTHING)] = 2048.0
-    """MiB of memory per process for encodings; with 0 here and on disk they are computed anew."""
+    """MiB of memory per process for encodings; with 0 here and on disk they are computed each time."""
     cache_disk_gib: Annotated[NotNegative, About(Decides.NOTHING)] = 8.0
-    """GiB of disk for encodings, in the user's cache folder."""
+    """GiB of disk space for encodings, in the user's cache folder."""
     cache_precision: Annotated[CachePrecision, About(Decides.PROTOCOL)] = "full"
-    """Precision of kept encodings; half rounds them to 16 bits."""
+    """Precision of cached encodings; half rounds them to 16 bits."""
 
 
 class MeasureSettings(Group):
-    """What compute and latency are measured on."""
+    """What compute and latency are measured with."""
 
     title: ClassVar[str] = "Measuring"
 
     measured_image_size: Annotated[
         ImageSize | None, About(Decides.INDIRECT, unset="the test split's most common")
     ] = None
-    """Image size that FLOPs and latency are stated for."""
+    """Image size for FLOPs and latency."""
     measure_again: Annotated[bool, About(Decides.NOTHING)] = False
-    """Measure latencies again that have been measured already, such as on a busy machine."""
+    """Measure latencies again, for example if the machine was busy."""
 
 
 class OutputSettings(Group):
@@ -237,7 +236,7 @@ class OutputSettings(Group):
     results: Annotated[LocalPath, About(Decides.NOTHING, local=True)] = Path("results")
     """Folder for records and tables."""
     logger: Annotated[Trackers, About(Decides.NOTHING)] = ()
-    """Experiment trackers to report to, below logs/ in the results: csv, tensorboard, mlflow, wandb."""
+    """Experiment trackers, which write to logs/ in the results folder: csv, tensorboard, mlflow, wandb."""
 
 
 class RunSettings(Group):
@@ -280,11 +279,11 @@ class RunSettings(Group):
         return {key: value for key, _, value in self._settings()}
 
     def protocol(self) -> dict[str, Any]:
-        """The part of a cell's protocol that settings state themselves."""
+        """The settings that are part of a cell's protocol."""
         return self._that_decide(Decides.PROTOCOL)
 
     def identity(self) -> dict[str, Any]:
-        """Everything of the settings that decides a result and is not said by what was loaded."""
+        """The settings that decide a result and are not implied by what was loaded."""
         return self._that_decide(Decides.PROTOCOL, Decides.CELL)
 
     def of_cell(self, method: Spec, task: Spec, seed: int, learning_rate: float) -> RunSettings:
@@ -294,7 +293,7 @@ class RunSettings(Group):
         return self.model_copy(update=narrow)
 
     def to_record(self) -> dict[str, Any]:
-        """As JSON, without what names this machine; `sources.build_settings` reads it back."""
+        """As JSON, without settings that name something on this machine; `sources.build_settings` reads it back."""
         return {key: _plain(value) for key, what, value in self._settings() if not what.local}
 
     def _that_decide(self, *wanted: Decides) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What the declaration says of each setting: how it is written, what is expected, what it is by default."""
+"""The declaration of each setting: how it is written, what is expected, its default."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from harness.config.types import About, Form, about
 
 @dataclass(frozen=True)
 class Declared:
-    """One setting as it is declared.
+    """One declared setting.
 
-    group: the attribute of `RunSettings` that holds it; "" if that is the settings themselves.
+    group: the attribute of `RunSettings` that holds it; "" for a field of `RunSettings` itself.
     """
 
     key: str
@@ -33,7 +33,7 @@ class Declared:
 
     @property
     def about(self) -> About:
-        """What the declaration says beside the type."""
+        """The declaration besides the type."""
         return about(self.field)
 
     @property
@@ -48,7 +48,7 @@ class Declared:
 
     @property
     def default(self) -> str:
-        """The default as a person writes it; what None stands for."""
+        """The default as a user writes it; for None, what it stands for."""
         value = self.field.default
         if value is None:
             return self.about.unset
@@ -65,12 +65,12 @@ class Declared:
 
     @property
     def type(self) -> Any:
-        """The type of its values, None aside: int, float, bool, str, Path, a Literal or a tuple."""
+        """The type of its values apart from None: int, float, bool, str, Path, a Literal or a tuple."""
         return next(part for part in self._parts() if isinstance(part, type) or get_origin(part) is not None)
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The words it may be, or hold; empty if it is not a choice."""
+        """The words it may be or contain; empty if it is not a choice."""
         inner = get_args(self.type)[0] if get_origin(self.type) is tuple else self.type
         return get_args(inner) if get_origin(inner) is Literal else ()
 
@@ -109,7 +109,7 @@ class Declared:
             yield f"greater than {bounds['gt']}"
 
     def _parts(self) -> Iterator[Any]:
-        """Types and what is annotated to them, from the outside in, without unions."""
+        """Types and their annotations, from the outside in, without unions."""
         yield from _unwrap(self.field.annotation)
         yield from _flatten(self.field.metadata)
 
@@ -128,7 +128,7 @@ def _unwrap(annotation: Any) -> Iterator[Any]:
 
 
 def _flatten(metadata: Iterable[Any]) -> Iterator[Any]:
-    """`Field(ge=1)` is a `FieldInfo` around the bound where pydantic has not unpacked it yet."""
+    """Bounds of `Field(ge=1)`, which is a `FieldInfo` until pydantic has unpacked it."""
     for item in metadata:
         if isinstance(item, FieldInfo):
             yield from item.metadata

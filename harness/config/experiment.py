@@ -7,8 +7,8 @@
     [methods.lora]
     r = 8
 
-A table's options go to every spec of that name; what a spec says itself overrides them. A table that `[run]`
-has no such key for names what is run.
+The options of a table apply to every spec of that name; options in a spec override them. If `[run]` does not
+have the key, the tables name what is run.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from harness.registry import Kind, read_specs
 from harness.specs import OPTION_NAME, Spec, canonical, with_defaults
 
 _TABLES: Mapping[Kind, str] = {"methods": "methods", "tasks": "tasks", "backbones": "backbone"}
-"""Tables of options, and the key of `[run]` that names what they are for."""
+"""Tables of options, and the key of `[run]` that they belong to."""
 
 
 _BRACKETS_AND_COMMAS = frozenset("[],")
 
 
 def read_experiment(path: Path) -> dict[str, Any]:
-    """The keys of `[run]` as they are written, the options of the tables merged into what they are for.
+    """The keys of `[run]` as written, with the options of the tables merged into the specs.
 
     Raises:
-        UserError: the file cannot be read, is not TOML (with the line), has an unknown table, or options for
-            something that `[run]` does not name.
+        UserError: the file cannot be read, is not TOML (with the line), has an unknown table, or has options for
+            a name that is not in `[run]`.
     """
     try:
         content = tomllib.loads(Path(expanduser(path)).read_text(encoding="utf-8"))  # noqa: PTH111 - fails on ~nobody

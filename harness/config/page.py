@@ -24,19 +24,19 @@ keywords override the file. A value that does not fit is refused before anything
     [methods.lora]
     r = 8
 
-The options of a table such as `[methods.lora]`, `[tasks.vqa]` or `[backbones.vilt]` go to everything of that name in
-`[run]`; what `[run]` says itself overrides them. `harness list` shows the options of methods.
+The options of a table such as `[methods.lora]`, `[tasks.vqa]` or `[backbones.vilt]` apply to every entry of that name
+in `[run]`; options in `[run]` override them. `harness list` shows the options of methods.
 
 What a setting decides:
 
-- **protocol**: it must agree for two results to compare. Tables refuse to put cells side by side that differ in it.
-- **cell**: with another value it is another cell, which may stand in the same table.
-- **by what it names**: it chooses what is loaded. Protocol and cell hold what that comes to: digests of weights and
-  data, resolved options, sizes.
-- **–**: no result depends on it, rounding aside.
+- **protocol**: results are comparable only if it agrees. Cells that differ in it are not put into the same table.
+- **cell**: another value gives another cell, which may be in the same table.
+- **by what it names**: it chooses what is loaded. Protocol and cell contain digests of the loaded weights and data,
+  resolved options, and sizes instead.
+- **–**: no result depends on it, apart from rounding.
 
-A record keeps all settings of its cell, so that `harness reproduce` and `harness evaluate` take them up again, but for
-those that name something on the machine, marked ‡: these are given anew.
+A record keeps all settings of its cell, and `harness reproduce` and `harness evaluate` use them again. Settings that
+name something on the machine, marked ‡, are not kept and must be given again.
 """
 
 

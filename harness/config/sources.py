@@ -1,6 +1,6 @@
-"""From what a user wrote to settings: flags, an experiment file and keyword arguments are read alike.
+"""Build settings from flags, an experiment file and keyword arguments.
 
-A wrong value is refused in the same words wherever it came from, behind the place: `--select: must be best or
+An invalid value is refused in the same words everywhere, after the name of its place: `--select: must be best or
 last, not 'bset'.`, `exp.toml: [run]: select: …`, `select: …`.
 """
 
@@ -23,10 +23,10 @@ from harness.registry import build_method, build_task, read_specs, resolve_backb
 
 @dataclass(frozen=True)
 class Source:
-    """Settings by key, as one place gives them.
+    """Settings by key from one place.
 
     where: how an error names a key of this place.
-    as_text: values are words of a command line, where numbers are text too.
+    as_text: values are words of a command line, so that numbers are text.
     """
 
     values: Mapping[str, Any]
@@ -35,7 +35,7 @@ class Source:
 
 
 def from_flags(values: Mapping[str, Any]) -> Source:
-    """Options of the command line that were given, text but for switches."""
+    """Options given on the command line; text, except switches."""
     return Source(values, flag_of, as_text=True)
 
 
@@ -68,11 +68,11 @@ def make_settings(**values: Any) -> RunSettings:
 
 
 def build_settings(*sources: Source) -> RunSettings:
-    """One run's settings from several places, of which a later one overrides an earlier one.
+    """One run's settings from several places; later ones override earlier ones.
 
     Raises:
-        UserError: a key that does not exist, a value that does not fit, a method, task or backbone that does
-            not exist, or an option of one that does not.
+        UserError: a key is unknown, a value is invalid, or a method, task or backbone or an option of one is
+            unknown.
     """
     given: dict[str, tuple[Any, Source]] = {}
     for source in sources:
@@ -93,10 +93,10 @@ def build_settings(*sources: Source) -> RunSettings:
 
 
 def backbone_settings(name: str, options: Mapping[str, Any]) -> tuple[str, BackboneSettings]:
-    """A backbone's name and what is chosen about it, from keyword arguments; the name may have options too.
+    """A backbone's name and options from keyword arguments; the name may have options too.
 
     Raises:
-        UserError: an option that does not exist or does not fit, or no such backbone.
+        UserError: an option is unknown or invalid, or there is no such backbone.
     """
     source = from_keywords({**options, "backbone": name})
     for key in options:
@@ -115,9 +115,9 @@ def backbone_settings(name: str, options: Mapping[str, Any]) -> tuple[str, Backb
 
 
 def read_text(key: str, text: object) -> object:
-    """A flag's words as the value they mean: numbers, and `none` where nothing is a value.
+    """Convert a flag's text to a number, or `none` to None if the setting may be None.
 
-    What cannot be converted stays text, for the setting's type to refuse.
+    Text that cannot be converted is returned as it is; the setting's type refuses it.
     """
     declared = SETTINGS[key]
     if not isinstance(text, str):
@@ -133,7 +133,7 @@ def read_text(key: str, text: object) -> object:
 
 
 def _with_backbone_options(source: Source) -> dict[str, Any]:
-    """`vilt[image_size=224]` as a name and settings; what is set by itself comes before what is in brackets."""
+    """Split `vilt[image_size=224]` into name and settings; separate settings override those in brackets."""
     if "backbone" not in source.values:
         return dict(source.values)
     try:
@@ -172,7 +172,7 @@ def _explain(error: ValidationError, given: Mapping[str, tuple[Any, Source]], la
         return f"{source.where(key)}: {own}"
     word = first["input"]
     hint = did_you_mean(word, declared.choices) if isinstance(word, str) and declared.choices else ""
-    hint = hint if "Did you mean" in hint else ""  # what is known stands in the sentence already
+    hint = hint if "Did you mean" in hint else ""  # the sentence already lists the known words
     return f"{source.where(key)}: must be {declared.expected}, not {value!r}.{hint}"
 
 

@@ -1,4 +1,4 @@
-"""The types of settings: their ranges, how they are written, and what depends on them."""
+"""Types of settings: ranges, notation, and what depends on a setting."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from harness.registry import read_specs
 from harness.specs import Spec
 
 LARGEST_SIDE = 2048
-"""Pixels; what is more is taken for a typing error."""
+"""Pixels; larger numbers are taken for typing errors."""
 
 
 class Decides(Enum):
     """What depends on a setting."""
 
     PROTOCOL = "protocol"
-    """It must agree for two results to compare, and stands in the protocol under its own name."""
+    """Results are comparable only if it agrees; it is in the protocol under its own name."""
     CELL = "cell"
-    """With another value it is another cell, which may still stand in the same table."""
+    """Another value gives another cell, which may be in the same table."""
     INDIRECT = "by what it names"
-    """It chooses what is loaded; digests, resolved options and sizes stand in protocol and id instead of it."""
+    """It chooses what is loaded; protocol and id contain digests, resolved options and sizes instead."""
     NOTHING = "–"
-    """No result depends on it, rounding aside."""
+    """No result depends on it, apart from rounding."""
 
 
 @dataclass(frozen=True)
 class About:
-    """What a field says beside its type, its default and its sentence.
+    """Properties of a field besides type, default and description.
 
-    local: it names something on this machine. Records do not keep it; it is given anew.
+    local: it names something on this machine; records do not keep it.
     unset: what None stands for.
     """
 
@@ -48,26 +48,26 @@ class About:
 
 @dataclass(frozen=True)
 class Form:
-    """How values of a type are written on the command line, and what an error says was expected."""
+    """How values of a type are written on the command line, and what an error message expects."""
 
     metavar: str
     expected: str
 
 
 def about(field: FieldInfo) -> About:
-    """What the declaration of a field says."""
+    """The `About` of a field."""
     return next(item for item in field.metadata if isinstance(item, About))
 
 
 def _parts(value: object) -> object:
-    """A tuple from text with commas, from one value, or from any other sequence."""
+    """A tuple from comma-separated text, from one value, or from another sequence."""
     if isinstance(value, str):
         return tuple(_number(part.strip()) for part in value.split(",")) if value.strip() else ()
     return tuple(map(as_python, value)) if isinstance(value, Iterable) else (value,)
 
 
 def as_python(value: Any) -> Any:
-    """Numbers and arrays of numpy as Python's numbers and lists; anything else as it is."""
+    """Convert NumPy's numbers and arrays to Python's numbers and lists; return anything else unchanged."""
     return value.tolist() if hasattr(value, "tolist") else value
 
 
@@ -99,7 +99,7 @@ def _path(value: object) -> object:
 
 
 def _at_home(value: str | Path) -> str:
-    """With `~` and `~user` replaced."""
+    """`value` with `~` and `~user` expanded."""
     text = os.path.expanduser(value)  # noqa: PTH111 - pathlib's raises a RuntimeError
     if text.startswith("~"):
         raise ValueError(f"there is no home folder for '{text}'.")
@@ -107,7 +107,7 @@ def _at_home(value: str | Path) -> str:
 
 
 def _place(value: object) -> object:
-    """Weights may also be a hub id or `random`, so that they stay text."""
+    """Weights stay text, as they may also be a hub id or `random`."""
     return _at_home(value) if isinstance(value, str | Path) else value
 
 

@@ -1,4 +1,4 @@
-"""Digests of weights and plain values: what ties a cached result to its inputs."""
+"""Digests of weights and plain values, which identify the inputs of a result."""
 
 from __future__ import annotations
 

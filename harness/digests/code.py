@@ -1,4 +1,4 @@
-"""The modules that code consists of: those that it is defined in, and all that they reach by imports."""
+"""Digests of code: the modules that define it, and all modules that these import."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from harness.digests.source import MAIN, REMEDY, Source, read_module, source_in_
 from harness.errors import UserError
 
 PACKAGES = ("harness", "methods", "tasks")
-"""The packages of this project, which are followed wherever they are imported."""
+"""This project's packages; their imports are always followed."""
 
 
 def reachable(roots: Iterable[object], left_out: Collection[str] = ()) -> dict[str, Source]:
-    """The modules in which `roots` are defined and all that these reach by imports, by name.
+    """The modules that define `roots`, and all modules that these import, by name.
 
-    Imports are followed wherever they stand, in functions too, whether absolute or relative, with the `__init__` of
-    every package on the way: through the packages of this project and, from a root of a third party, through its
-    own distribution and what lies in the same folder. Dependencies that are installed are not followed.
+    Imports are followed everywhere, in functions too, whether absolute or relative; the `__init__` of every package
+    on the way counts. They are followed through this project's packages and, from a root of a third party, through
+    its own distribution and through modules in the same folder. Installed dependencies are not followed.
 
     roots: classes, functions, or names of modules.
-    left_out: names of modules that do not count; `a.b.*` leaves out `a.b` and everything below it.
+    left_out: names of modules that are ignored; `a.b.*` is `a.b` and everything below it.
 
     Raises:
         UserError: a module cannot be found or has no source.
@@ -64,7 +64,7 @@ def reachable(roots: Iterable[object], left_out: Collection[str] = ()) -> dict[s
                 waiting.append(name.rpartition(".")[0])
         elif name in sys.modules:
             raise UserError(f"module '{name}' was not read from a file, {REMEDY}.")
-        # Else it is an attribute of a module, which has been added itself, or nothing that can be imported.
+        # Else it is an attribute of a module that was added itself, or it cannot be imported.
     return found
 
 
@@ -78,7 +78,7 @@ def code_digest(sources: Mapping[str, Source]) -> str:
 
 @dataclass(frozen=True)
 class _Scope:
-    """Which modules are followed: those of these top-level packages, and those that lie in these folders."""
+    """Modules to follow: those of these top-level packages, and those in these folders."""
 
     packages: frozenset[str]
     folders: frozenset[Path]
@@ -104,14 +104,14 @@ def _scope(roots: Iterable[str]) -> _Scope:
 
 @cache
 def _installed_with(top: str) -> frozenset[str]:
-    """Top-level packages of the distributions that `top` comes from."""
+    """Top-level packages of the distributions that contain `top`."""
     installed = packages_distributions()
     own = set(installed.get(top, ()))
     return frozenset(name for name, distributions in installed.items() if own & set(distributions))
 
 
 def _folder(top: str) -> Path | None:
-    """Where a top-level package or module lies; None for what has no place, such as built-in modules."""
+    """The folder of a top-level package or module; None if it has none, as built-in modules."""
     if top in MAIN:
         script = getattr(sys.modules[top], "__file__", None)
         return Path.cwd() if script is None else Path(script).resolve().parent
@@ -124,7 +124,7 @@ def _folder(top: str) -> Path | None:
 
 
 def locate(name: str) -> ModuleSpec | None:
-    """Where a module is, found without importing it or its package; None if there is no module of this name."""
+    """The spec of a module, found without importing it or its package; None if there is no such module."""
     if name in sys.modules:
         loaded: ModuleSpec | None = getattr(sys.modules[name], "__spec__", None)
         return loaded

@@ -1,4 +1,4 @@
-"""What of source code decides a result: modules without their words, definitions of scripts and notebooks."""
+"""The part of source code that can change a result: modules without comments, definitions of scripts and notebooks."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from typing import Any
 
 from harness.errors import UserError
 
-REMEDY = "so a change of its code would go unnoticed: put it into a module (a .py file) that can be imported"
-"""What to do about code that cannot be read."""
+REMEDY = "so changes of its code would go unnoticed: move it to a module (a .py file) that can be imported"
+"""What to do if code cannot be read."""
 
 MAIN = ("__main__", "__mp_main__")
-"""What a script or a notebook is called while it runs, the second in a process that `multiprocessing` started."""
+"""Module names of a running script or notebook; the second in a process that `multiprocessing` started."""
 
 BLIND = frozenset(
     {
@@ -35,12 +35,12 @@ BLIND = frozenset(
     }
     | {"no_grad", "override", "property", "setter", "staticmethod", "wraps"}
 )
-"""Decorators that read no annotations. Others may, as `functools.singledispatch` does."""
+"""Decorators that ignore annotations. Others may read them, as `functools.singledispatch` does."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Code without comments, docstrings, layout and annotations of functions, and what it imports.
+    """Code without comments, docstrings, layout and annotations of functions, and its imports.
 
     imports: absolute dotted names; a name may be a module or an attribute of one.
     """
@@ -53,8 +53,8 @@ class Source:
 def read_module(path: str, package: str, state: tuple[int, int]) -> Source:  # noqa: ARG001  for the cache
     """The source of a file.
 
-    package: what its relative imports start from.
-    state: its size and time of change, so that it is read again once it has changed.
+    package: the package that its relative imports refer to.
+    state: its size and time of modification, so that a changed file is read again.
 
     Raises:
         UserError: it cannot be read or is not Python.
@@ -66,7 +66,7 @@ def read_module(path: str, package: str, state: tuple[int, int]) -> Source:  # n
 
 
 def simplify(tree: ast.AST, package: str) -> Source:
-    """What counts of a syntax tree, which is changed in place."""
+    """The relevant part of a syntax tree, which is changed in place."""
     imports: set[str] = set()
     for node in _walk(tree):
         match node:
@@ -85,7 +85,7 @@ def simplify(tree: ast.AST, package: str) -> Source:
 
 
 def _walk(tree: ast.AST) -> Iterator[ast.AST]:
-    """Every node; docstrings and what is there for type checkers only are taken out before."""
+    """Every node, after docstrings and code for type checkers have been removed."""
     waiting = [tree]
     while waiting:
         node = waiting.pop()
@@ -125,23 +125,23 @@ def _last_name(expression: ast.expr) -> str:
 
 
 def _absolute(module: str, package: str, names: list[str]) -> set[str]:
-    """What importing `names` from `module`, which may begin with dots, can reach."""
+    """Modules that importing `names` from `module`, which may begin with dots, can load."""
     if module.startswith("."):
         try:
             module = resolve_name(module, package)
-        except ImportError:  # beyond the top-level package: it fails when it is run, too
+        except ImportError:  # beyond the top-level package: this import fails at run time, too
             return set()
     return {module, *(f"{module}.{name}" for name in names if name != "*")}
 
 
 def source_in_main(thing: Any) -> Source:
-    """The definition of a class or function of a script or notebook, and of all it uses of what is defined there.
+    """The definition of a class or function of a script or notebook, and all definitions there that it uses.
 
-    Plain values that it uses (numbers, texts, lists of them) count as well. The rest of the script does not: other
-    seeds in its last line are no other method.
+    Plain values that it uses (numbers, strings, lists of them) are included. The rest of the script is not: changing
+    the seeds in its last line does not change the method.
 
     Raises:
-        UserError: a definition cannot be found, or a value that is used is not plain.
+        UserError: a definition cannot be found, or it uses a value that is not plain.
     """
     space = vars(sys.modules[thing.__module__])
     parts: dict[str, str] = {}
@@ -169,13 +169,13 @@ def source_in_main(thing: Any) -> Source:
             elif type(value).__module__ != "typing" and not isinstance(value, types.BuiltinFunctionType):
                 raise UserError(
                     f"{name}: uses '{other}', a {type(value).__name__} made in the script or notebook, "
-                    "whose changes would go unnoticed: make it an option, or put both into a module (a .py file)."
+                    "whose changes would go unnoticed: make it an option, or move both to a module (a .py file)."
                 )
     return Source("\n".join(f"{name}\n{parts[name]}" for name in sorted(parts)), frozenset(imports))
 
 
 def _definition(thing: Any) -> ast.AST:
-    """The outermost class or function that `thing` is defined in, in the file or cell it was read from."""
+    """The outermost class or function that contains `thing`, in its file or notebook cell."""
     name = thing.__qualname__.partition(".")[0]
     files = dict.fromkeys(code.co_filename for code in _codes(thing))
     script = getattr(sys.modules[thing.__module__], "__file__", None)
@@ -187,7 +187,7 @@ def _definition(thing: Any) -> ast.AST:
         kinds = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
         found = [node for node in ast.walk(tree) if isinstance(node, kinds) and node.name == name]
         if found and "<locals>" not in thing.__qualname__:
-            return found[-1]  # the last one holds
+            return found[-1]  # the last definition is in force
     raise UserError(f"{thing.__qualname__}: its source cannot be found, {REMEDY}.")
 
 
@@ -199,7 +199,7 @@ def _codes(thing: Any) -> Iterator[types.CodeType]:
 
 
 def _unwrapped(value: Any) -> Any:
-    """The function below `functools.partial`, `property`, `staticmethod` and decorators that keep what they wrap."""
+    """The function inside `functools.partial`, `property`, `staticmethod` and decorators that set `__wrapped__`."""
     while True:
         if isinstance(value, partial):
             value = value.func
@@ -212,7 +212,7 @@ def _unwrapped(value: Any) -> Any:
 
 
 def _global_names(code: str) -> set[str]:
-    """Names that code looks up outside itself; what is local to a function is not among them."""
+    """Global names that code uses; names local to a function are not included."""
     found: set[str] = set()
     waiting = [symtable.symtable(code, "definition", "exec")]
     while waiting:

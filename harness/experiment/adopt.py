@@ -1,8 +1,8 @@
-"""Stale cells: finished with the configuration of today by other code, and what it takes to adopt them.
+"""Find and adopt stale cells: cells with the current configuration that were finished with other code.
 
-A change of code that changes no result must not cost a leaderboard, and nobody should have to take somebody's word
-for it. So a sample of the stale cells is run again; if every figure and every prediction is the same, all of them move
-to the ids that today's code gives them, and each record says what was sampled.
+A change of code that does not change results should not make a leaderboard invalid, and this must be verified. So a
+sample of the stale cells is run again. If every figure and every prediction agrees, all of them move to the ids that
+the current code gives them, and each record names the sample.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ OWN_PARTS = ("method", "task", "backbone")
 """Parts of a cell's code that are not shared by all cells of a run."""
 
 REMOVED = "removed"
-"""Suffix of a folder that is on its way out; its name begins with a dot, so that it is no cell."""
+"""Suffix of a folder that is being removed; its name begins with a dot, so that it is not taken for a cell."""
 
 
 @dataclass(frozen=True)
 class Stale:
-    """A finished cell of other code: its record, and what today's code would put in its place."""
+    """A finished cell of other code: its record, and what the current code would put in its place."""
 
     record: Record
     cell: CellChoice
@@ -52,10 +52,10 @@ class Stale:
 
 @dataclass(frozen=True)
 class Found:
-    """What a results folder holds of other code.
+    """Cells of a results folder that were finished with other code.
 
-    stale: what can be adopted.
-    left_alone: ids of what cannot, by the reason.
+    stale: cells that can be adopted.
+    left_alone: ids of cells that cannot, by reason.
     leftovers: ids of cells that an interrupted adoption has moved and not yet removed.
     """
 
@@ -65,9 +65,9 @@ class Found:
 
 
 def find_stale(records: Sequence[Record], open_cell: Callable[[Record], Cell]) -> Found:
-    """The stale ones among a results folder's records.
+    """The stale cells of a results folder.
 
-    open_cell: gives a record's cell, with backbone and data loaded.
+    open_cell: returns a record's cell with backbone and data loaded.
     """
     stale: dict[str, Stale] = {}
     left_alone: dict[str, list[str]] = {}
@@ -78,7 +78,7 @@ def find_stale(records: Sequence[Record], open_cell: Callable[[Record], Cell]) -
     def leave(record: Record, reason: str) -> None:
         left_alone.setdefault(reason, []).append(record.cell.id)
 
-    # Loading takes the most time, and is the same for all seeds.
+    # Loading takes most of the time and is the same for all seeds.
     for _, group in groupby(finished, _all_but_seed):
         cell: Cell | None = None
         for record in group:
@@ -111,7 +111,7 @@ def find_stale(records: Sequence[Record], open_cell: Callable[[Record], Cell]) -
 
 
 def stale_among(cells: Iterable[Cell], records: Sequence[Record]) -> set[str]:
-    """Ids of those of `cells` that other code has finished with the same configuration."""
+    """Ids of the `cells` that other code has finished with the same configuration."""
     finished = [record for record in records if record.status == "finished"]
     return {
         cell.id
@@ -132,10 +132,10 @@ def _alike(records: Iterable[Record], cell: Cell) -> Iterator[Record]:
 
 
 def configuration_differences(record: Record, cell: Cell) -> list[str]:
-    """Settings of a record that are not those of a cell that today's code plans; empty if it is stale or up to date.
+    """Settings of a record that differ from a cell of the current code; empty if the record is stale or up to date.
 
-    A setting that the record does not know has been added since. It says nothing against the record: the sample
-    shows whether its default is what was done before.
+    A setting that is missing in the record has been added since and is no difference: the sample shows whether its
+    default is the earlier behaviour.
     """
     if record.cell.configuration == cell.configuration:
         return []
@@ -158,7 +158,7 @@ def configuration_differences(record: Record, cell: Cell) -> list[str]:
 def _settings(
     chosen: CellChoice, protocol: Mapping[str, Any], rate: float | None, skips_images: bool
 ) -> dict[str, Any]:
-    """All of a cell's configuration but its data, by name, as JSON gives it back."""
+    """A cell's configuration without its data, by name, as read from JSON."""
     return {
         "method": chosen.method.name,
         "task": chosen.task.name,
@@ -174,9 +174,9 @@ def _settings(
 
 
 def data_digest_before_image_bytes_counted(data: Data) -> str:
-    """The digest that a record of before `cell.configuration` has for the data at hand.
+    """The digest of the data as in records that are older than the key `cell.configuration`.
 
-    Images counted by name and size only then. This is here to recognise those records' data, and for nothing else.
+    Those records digested images by name and size only. This is used only to recognise their data.
     """
     splits = {}
     for split, origin in data.provenance.get("splits", {}).items():
@@ -197,9 +197,9 @@ def _all_but_seed(record: Record) -> str:
 
 
 def draw(stale: Sequence[Stale], size: int, seed: int) -> list[Stale]:
-    """A random sample of `size`: as many methods as there is room for, and each state of the shared code at least once.
+    """A random sample of `size` cells: as many methods as possible, and each version of the shared code at least once.
 
-    Larger than `size` only if the cells were made by more states of the code than that.
+    It is larger than `size` only if the cells were made by more versions of the code.
     """
     random = Random(seed)
     strata: dict[tuple[str, str], list[Stale]] = {}
@@ -210,7 +210,7 @@ def draw(stale: Sequence[Stale], size: int, seed: int) -> list[Stale]:
     random.shuffle(order)
     for stratum in order:
         random.shuffle(strata[stratum])
-    # One stratum of every state of the code, then a second of each, and so on.
+    # One stratum of every version of the code, then a second of each, and so on.
     earlier: Counter[str] = Counter()
     rank = {}
     for state, label in order:
@@ -229,10 +229,10 @@ def draw(stale: Sequence[Stale], size: int, seed: int) -> list[Stale]:
 def differing_figures(
     stale: Stale, cell: Cell, store: Store, scratch: Path, reporter: Reporter
 ) -> list[Figure]:
-    """Run a stale cell again in the results folder `scratch`: the figures that come out differently.
+    """Run a stale cell again in the results folder `scratch`; returns the figures that differ.
 
     Raises:
-        UserError: it cannot be run again, or there are no predictions to compare with.
+        UserError: it cannot run again, or it has no predictions to compare with.
     """
     record = stale.record
     next(store.predictions(record.cell.id))  # Raises before anything is run.
@@ -242,10 +242,10 @@ def differing_figures(
 
 
 def adopt(store: Store, stale: Sequence[Stale], sampled: Sequence[Stale], seed: int) -> list[str]:
-    """Move stale cells to the ids that today's code gives them; ids of those that another run has begun meanwhile.
+    """Move stale cells to the ids of the current code; returns the ids of cells that another run has started meanwhile.
 
-    May be interrupted at any moment and called again: a cell's record is in its new folder, complete, before it
-    leaves the old one.
+    This may be interrupted at any moment and called again: a cell's new folder is complete before the old one is
+    removed.
 
     Raises:
         UserError: the folder cannot be written or the disk is full.
@@ -279,7 +279,7 @@ def adopt(store: Store, stale: Sequence[Stale], sampled: Sequence[Stale], seed: 
                     continue
                 with disk_errors(folder):
                     _take_files(store.folder(each.record.cell.id), folder)
-                # That of a record of schema 1 stands in the record itself, which is about to go.
+                # A record of schema 1, which is about to be removed, contains its history.
                 if (history := store.search_history(each.record.cell.id)) is not None:
                     write_history(folder, history)
                 write_record(folder, record)
@@ -292,7 +292,7 @@ def adopt(store: Store, stale: Sequence[Stale], sampled: Sequence[Stale], seed: 
 
 
 def clear_leftovers(store: Store, leftovers: Iterable[str]) -> None:
-    """Remove what an interrupted adoption has moved already."""
+    """Remove folders that an interrupted adoption has already moved."""
     for cell in leftovers:
         _discard(store.folder(cell))
     for folder in store.cells.glob(f".*.{REMOVED}"):
@@ -300,19 +300,19 @@ def clear_leftovers(store: Store, leftovers: Iterable[str]) -> None:
 
 
 def _leftovers(records: Sequence[Record]) -> list[str]:
-    """Cells whose records are in another folder too, adopted: the same result, to the moment it was finished."""
+    """Ids of cells whose record was also adopted in another folder: same id before, same time of finishing."""
     adopted = {(each.adoptions[-1].from_id, each.timestamps.finished) for each in records if each.adoptions}
     return [each.cell.id for each in records if (each.cell.id, each.timestamps.finished) in adopted]
 
 
 def _take_files(old: Path, new: Path) -> None:
-    """Everything of a cell but its record, which is written last."""
+    """Link all files of a cell except its record, which is written last."""
     not_taken = shutil.ignore_patterns(RECORD, LOCK, CHECKPOINT, ".*.partial")
     shutil.copytree(old, new, ignore=not_taken, copy_function=_link, dirs_exist_ok=True)
 
 
 def _link(source: str, target: str) -> None:
-    """A second name for a file, or a copy where the file system has no such thing."""
+    """Hard-link a file, or copy it if the file system has no hard links."""
     Path(target).unlink(missing_ok=True)
     try:
         os.link(source, target)
@@ -321,7 +321,7 @@ def _link(source: str, target: str) -> None:
 
 
 def _discard(folder: Path) -> None:
-    """Remove a cell's folder, at one moment for everybody else."""
+    """Remove a cell's folder atomically."""
     removed = folder.with_name(f".{folder.name}.{REMOVED}")
     folder.rename(removed)
     shutil.rmtree(removed)

@@ -1,4 +1,4 @@
-"""Evaluate a finished cell from what it stored."""
+"""Evaluate a finished cell's stored weights."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def evaluate_cell(
 ) -> dict[str, float]:
     """Predict a split with a cell's tuned weights; returns its metrics, empty without annotations.
 
-    method: an object of the cell's method, where that is not registered under a name.
+    method: the cell's method as an object, if it is not registered under a name.
     where: how an error names an argument; by default as an option of the command line.
 
     Raises:

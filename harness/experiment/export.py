@@ -1,7 +1,7 @@
-"""Tuned weights in the formats of other libraries, for the backbone's form in Hugging Face's library.
+"""Export tuned weights in the formats of other libraries, for the backbone's form in Hugging Face's library.
 
-The method writes its own part (`Method.export`). What every method trains alike, poolers, token types and the
-task's head, belongs to no such format and goes beside it; the folder's README is the code that loads it all.
+The method writes its own part (`Method.export`). Poolers, token types and the task's head, which every method trains,
+are not part of these formats and are written to separate files. The folder's README contains the code that loads all.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def export_cell(
     """Write a finished cell's tuned weights into the folder `output`.
 
     Raises:
-        UserError: the cell has not finished, its method or backbone has no such form, the folder is not empty.
+        UserError: the cell has not finished, its method or backbone has no such form, its weights are missing or do
+            not fit, or the folder is not empty.
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output}: exists and is not empty; choose another folder.")
@@ -51,8 +52,8 @@ def export_cell(
     if form not in resolve_method(record.cell.method.name).exports:
         known = [name for name in names("methods") if form in resolve_method(name).exports]
         raise UserError(
-            f"cell {record.cell.id}: {form} has no form for the method {record.cell.method.name}; "
-            f"it has for {', '.join(known)}."
+            f"cell {record.cell.id}: the {form} library has no form of the method {record.cell.method.name}; "
+            f"it has forms of {', '.join(known)}."
         )
     cell = cell_of(record, data_root, weights, tokenizer)
     target = cell.testbed.backbone.hugging_face_form()
@@ -73,7 +74,7 @@ def export_cell(
 def _parts(
     tuned: Mapping[str, Tensor], layers: str
 ) -> tuple[dict[int, dict[str, Tensor]], dict[str, Tensor], dict[str, Tensor]]:
-    """What was tuned in each block, in the rest of the backbone, and in the head, by name within the part."""
+    """The tuned tensors of each block, of the rest of the backbone, and of the head, by name within the part."""
     of_a_block = re.compile(rf"backbone\.model\.{re.escape(layers)}\.(\d+)\.(.*)")
     blocks: dict[int, dict[str, Tensor]] = {}
     common: dict[str, Tensor] = {}

@@ -1,4 +1,4 @@
-"""From what was asked for to the cells that have to be run: methods × tasks × seeds on a backbone."""
+"""Plan the cells of a run: methods × tasks × seeds on a backbone."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from tasks.base import Data, Task
 from tasks.data.image_cache import ImageCache
 
 SHAPES_LOOKED_AT = 256
-"""Test examples whose image shapes decide at which shape compute and latency are measured."""
+"""Number of test examples whose most common image shape is used for compute and latency."""
 
 
 @dataclass(frozen=True)
 class MeasuredInput:
-    """The input that compute and latency are stated for: (height, width) in pixels, length in tokens."""
+    """The input for compute and latency: (height, width) in pixels, text length in tokens."""
 
     image_size: tuple[int, int]
     text_length: int
@@ -41,10 +41,10 @@ class MeasuredInput:
 class Testbed:
     """One task on one backbone, loaded once and shared by its cells.
 
-    embedded: whether the data are the mini benchmark's.
-    training: the run's, with the task's recipe and the backbone's rate for what was left open.
-    settings: the run's; what has no effect here is at its default.
-    encodings: what the encoders have computed; None: it is not kept.
+    embedded: True for the data of the mini benchmark.
+    training: the run's settings, completed by the task's recipe and the backbone's learning rate.
+    settings: the run's; settings without effect here have their defaults.
+    encodings: cache of the encoders' output; None: not cached.
     """
 
     task: Task[Any]
@@ -65,7 +65,7 @@ class Testbed:
 
     @cached_property
     def protocol(self) -> dict[str, Any]:
-        """What must agree for two results to stand side by side."""
+        """What must agree for two results to be comparable."""
         processor = self.backbone.processor.describe()
         split = self.data.provenance["splits"]["test"]
         return {
@@ -83,7 +83,7 @@ class Testbed:
 
     @cached_property
     def measured_input(self) -> MeasuredInput:
-        """The commonest processed image shape of the test split, at the longest text."""
+        """The most common processed image shape of the test split, with the maximum text length."""
         examples = self.data.splits["test"][:SHAPES_LOOKED_AT]
         shape = self.settings.measure.measured_image_size
         if shape is None:
@@ -94,10 +94,10 @@ class Testbed:
 
 @dataclass(frozen=True)
 class Cell:
-    """One method with one seed on one testbed; `id` is the address of its result.
+    """A cell: one method with one seed on one testbed; `id` identifies its result.
 
-    configuration: digest of all that decides its result but code: options, data, weights, protocol, seed.
-    code: digests of the code that makes it, by part: run, method, task, backbone.
+    configuration: digest of all that decides the result, except code: options, data, weights, protocol, seed.
+    code: digests of the code that produces it, by part: run, method, task, backbone.
     """
 
     id: str
@@ -115,13 +115,13 @@ class Cell:
 
     @property
     def settings(self) -> RunSettings:
-        """The run's settings narrowed to this cell, as its record keeps them."""
+        """The run's settings for this cell alone, as its record keeps them."""
         testbed = self.testbed
         return testbed.settings.of_cell(self.method_spec, testbed.task_spec, self.seed, self.learning_rate)
 
 
 def label_of(spec: Spec, method: Method[Any]) -> str:
-    """`lora[r=8]`: a method's name with those options that are not at their default."""
+    """`lora[r=8]`: a method's name with the options that differ from their defaults."""
     if spec.members:
         return "+".join(map(label_of, spec.members, method.members))
     if isinstance(method.options, NoOptions):
@@ -143,7 +143,7 @@ def load_backbone(name: str, settings: BackboneSettings) -> Backbone:
 
 
 def open_encodings(settings: RunSettings, backbone: Backbone) -> EncodingStore | None:
-    """Where what the encoders compute is kept; None if nothing is to be, or `encode` does not fall into halves."""
+    """The cache of the encoders' output; None if it is switched off or the backbone has no separate encoders."""
     cache = settings.cache
     if not backbone.encoders() or (cache.cache_mib == 0 and cache.cache_disk_gib == 0):
         return None
@@ -206,7 +206,7 @@ def _check_micro_batch(training: ResolvedTraining) -> None:
 
 
 def _check_measured_size(settings: RunSettings, backbone: Backbone) -> None:
-    """A size that the backbone cannot take is told before the training, not after it."""
+    """Raise `UserError` before training if the backbone cannot process the measured size."""
     size = settings.measure.measured_image_size
     if size is None:
         return
@@ -219,7 +219,7 @@ def _check_measured_size(settings: RunSettings, backbone: Backbone) -> None:
 
 
 def build_cells(settings: RunSettings, testbeds: list[Testbed]) -> list[Cell]:
-    """Every method × task × seed, seeds outermost so that a first full table is there early."""
+    """Every method × task × seed, seeds outermost so that a complete table is available early."""
     return [
         build_cell(testbed, spec, seed)
         for seed in settings.seeds
@@ -232,7 +232,7 @@ def build_cell(testbed: Testbed, spec: Spec, seed: int) -> Cell:
     """The cell of one method and seed, with its content address.
 
     Raises:
-        UserError: code that it depends on cannot be found or has no source.
+        UserError: code that the result depends on cannot be found or has no source.
     """
     method = registry.build_method(spec)
     rate = testbed.training.learning_rate
@@ -254,5 +254,5 @@ def build_cell(testbed: Testbed, spec: Spec, seed: int) -> Cell:
 
 
 def cell_id(configuration: str, code: Mapping[str, str]) -> str:
-    """The id of a cell, 16 hex digits: a hash of all that decides its result."""
+    """The id of a cell, 16 hex digits: a hash of everything that decides its result."""
     return digest_json({"configuration": configuration, "code": code})

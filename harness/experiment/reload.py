@@ -1,4 +1,4 @@
-"""The cell that a record describes, loaded again."""
+"""Load the cell that a record describes."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def cell_of(
     method: object | None = None,
     where: Callable[[str], str] = flag_of,
 ) -> Cell:
-    """The cell a record describes, with its backbone and data loaded again.
+    """The cell that a record describes, with its backbone and data loaded.
 
-    data_root, weights, tokenizer: what names things on this machine and is in no record.
-    method: the method object, where the record's is not registered under a name.
+    data_root, weights, tokenizer: locations on this machine, which records do not contain.
+    method: the method object, if the record's is not registered under a name.
     where: how an error names these three; by default as options of the command line.
 
     Raises:
-        UserError: the backbone's weights or the task's classes are not those of the record.
+        UserError: the backbone's weights or the task's classes differ from the record's.
     """
     chosen = record.cell
     here = Source({"data_root": data_root, "weights": weights, "tokenizer": tokenizer}, where)
@@ -58,7 +58,7 @@ def cell_of(
     classes = record.data.details.get("answers")
     if classes is not None and testbed.data.provenance.get("answers") != classes:
         raise UserError(
-            f"{testbed.data_root}: its answer classes are not those cell {chosen.id} was trained on."
+            f"{testbed.data_root}: its answer classes are not those that cell {chosen.id} was trained on."
         )
     return replace(build_cell(testbed, settings.methods[0], chosen.seed), id=chosen.id)
 
@@ -66,17 +66,17 @@ def cell_of(
 def settings_of(
     record: Record, here: Source, accelerator: str | None = None, method: object | None = None
 ) -> RunSettings:
-    """The settings of a record's cell, with what names this machine taken from `here`.
+    """The settings of a record's cell; those that name something on this machine are taken from `here`.
 
-    accelerator: another than the record's.
+    accelerator: replaces the record's.
 
     Raises:
-        UserError: a setting of the record does not exist or does not fit (any more).
+        UserError: a setting of the record is unknown or invalid (in this version).
     """
     chosen = record.cell
     kept: dict[str, Any] = {
         **(record.settings or _of_protocol(record)),
-        # What these resolved to says more than how they were written: defaults may have changed since.
+        # Resolved options, as defaults may have changed since.
         "methods": _method_spec(chosen.method) if method is None else method,
         "tasks": Spec(chosen.task.name, _texts(chosen.task.options)),
         "backbone": chosen.backbone.name,
@@ -90,7 +90,7 @@ def settings_of(
 
 
 def _of_protocol(record: Record) -> dict[str, Any]:
-    """Settings of a record that was written before records kept them."""
+    """Settings of a record that is older than the key `settings`."""
     protocol: Mapping[str, Any] = record.protocol
     processor: Mapping[str, Any] = record.cell.backbone.config
     measured = protocol.get("measured_at", {})
@@ -105,7 +105,9 @@ def _of_protocol(record: Record) -> dict[str, Any]:
 
 
 def _method_spec(method: MethodChoice) -> Spec:
-    """The label says what differs from the defaults; all options are spelt out if the defaults have changed."""
+    """The method from its label, which has the options that differ from the defaults; with all options if the defaults
+    have changed.
+    """
     (spec,) = parse_specs(method.label)
     if json.loads(json.dumps(build_method(spec).config(), default=str)) == method.options:
         return spec
@@ -116,7 +118,7 @@ def _method_spec(method: MethodChoice) -> Spec:
 
 
 def _texts(options: object) -> dict[str, str]:
-    """Options as they are written inline."""
+    """Options as text, as in a spec."""
     if not isinstance(options, dict):
         return {}
     return {key: format_value(value) for key, value in options.items() if value not in ([], ())}

@@ -1,4 +1,4 @@
-"""A record's cell run again from what the record stores, and compared with it figure by figure."""
+"""Run a record's cell again with the settings it stores, and compare the figures."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NOT_THERE = "–"
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure of a record and of its repetition, as text that says every digit."""
+    """One figure of a record and of its repetition, as text with all digits."""
 
     name: str
     recorded: str
@@ -34,20 +34,20 @@ class Figure:
 
     @property
     def same(self) -> bool:
-        """Whether they agree to the last digit."""
+        """True if they agree to the last digit."""
         return self.recorded == self.again
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """figures: what has to agree; times: what is shown beside it."""
+    """figures: must agree; times: shown, not compared."""
 
     figures: list[Figure]
     times: list[Figure]
 
 
 def find_record(where: str, results: Path) -> tuple[Path, Record]:
-    """The folder and the record that a path to either, or the beginning of a cell's id, names.
+    """Find a record by its path, its folder, or the first characters of the cell's id.
 
     Raises:
         UserError: there is none, or its cell has not finished.
@@ -62,8 +62,8 @@ def find_record(where: str, results: Path) -> tuple[Path, Record]:
         folder = store.folder(record.cell.id)
     if record.status != "finished":
         raise UserError(
-            f"{folder}: this cell has failed ({record.error}), there is nothing to compare with; "
-            "`harness run` tries it again."
+            f"{folder}: this cell has failed ({record.error}), so there is nothing to compare with; "
+            "`harness run` runs it again."
         )
     return folder, record
 
@@ -72,7 +72,7 @@ def open_cell(record: Record, data_root: Path | None, weights: str | None, token
     """The record's cell with its backbone and data.
 
     Raises:
-        UserError: the weights or the data are not those of the record, or the device is not there.
+        UserError: the weights or the data differ from the record's, or the device is not available.
     """
     require_device(record)
     cell = cell_of(record, data_root, weights, tokenizer, record.environment.device or "auto")
@@ -81,25 +81,25 @@ def open_cell(record: Record, data_root: Path | None, weights: str | None, token
         details = _plain(data.provenance)
         changed = [key for key, value in record.data.details.items() if details.get(key) != value]
         raise UserError(
-            f"{cell.testbed.data_root}: not the data cell {record.cell.id} was trained on "
+            f"{cell.testbed.data_root}: not the data that cell {record.cell.id} was trained on "
             f"({', '.join(changed) or 'their digest'} differ)."
         )
     return cell
 
 
 def require_device(record: Record) -> None:
-    """Raise `UserError` if what the cell was trained on is not there."""
+    """Raise `UserError` if the device that the cell was trained on is not available."""
     device = record.environment.device
     if device == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"cell {record.cell.id} was trained on {device}, which is not there.")
+        raise UserError(f"cell {record.cell.id} was trained on {device}, which is not available here.")
 
 
 def differences(record: Record, cell: Cell) -> Iterator[str]:
-    """What is not as it was and may change figures, one line each: code, protocol, versions, hardware."""
+    """Differences from the record that may change figures, one line each: code, protocol, versions, hardware."""
     recorded = record.environment
     here = describe_environment()
     if not record.cell.code:
-        yield "the record does not say which code made it"
+        yield "the record does not name the code that produced it"
     for part, digest in record.cell.code.items():
         if cell.code.get(part) != digest:
             commits = f"; commit then {recorded.commit}, now {here['commit']}"
@@ -113,7 +113,7 @@ def differences(record: Record, cell: Cell) -> Iterator[str]:
 
 
 def environment_differences(record: Record) -> Iterator[str]:
-    """Versions and hardware that are not as they were, one line each."""
+    """Versions and hardware that differ from the record, one line each."""
     recorded = record.environment
     here = describe_environment()
     for name, version in recorded.versions.items():
@@ -126,16 +126,16 @@ def environment_differences(record: Record) -> Iterator[str]:
 
 
 def run_again(record: Record, cell: Cell, folder: Path, results: Path, reporter: Reporter) -> Store:
-    """Run the cell in a results folder of its own, with as many threads as it was run with.
+    """Run the cell in another results folder, with the record's number of threads.
 
     The number of threads decides in which order products are summed. Returns the results folder.
 
     Raises:
-        UserError: it is the record's own folder, or the cell failed.
+        UserError: `results` is the record's own folder, or the cell failed.
     """
     store = Store(results)
     if store.folder(cell.id).resolve() == folder.resolve():
-        raise UserError(f"{results}: holds the record itself; choose another folder to run in.")
+        raise UserError(f"{results}: contains the record itself; choose another folder.")
     threads = torch.get_num_threads()
     torch.set_num_threads(record.environment.threads)
     try:
@@ -149,7 +149,7 @@ def run_again(record: Record, cell: Cell, folder: Path, results: Path, reporter:
 
 
 def compare(folder: Path, record: Record, again: Store) -> Comparison:
-    """A record, its predictions and tuned weights beside those of its repetition."""
+    """Compare a record, its predictions and tuned weights with those of its repetition."""
     repeated = again.record(record.cell.id)
     recorded, found = figures_of(record), figures_of(repeated)
     figures = [
@@ -165,7 +165,7 @@ def compare(folder: Path, record: Record, again: Store) -> Comparison:
 
 
 def figures_of(record: Record) -> dict[str, str]:
-    """Every figure of a record that is no time and no size of memory, by name, to the last digit."""
+    """Every figure of a record except times and memory, by name, with all digits."""
     found: dict[str, str] = {}
     for split, metrics in record.metrics.items():
         found |= {f"{split} {name}": repr(value) for name, value in metrics.items()}
@@ -186,7 +186,7 @@ def figures_of(record: Record) -> dict[str, str]:
 
 
 def times_of(record: Record) -> dict[str, str]:
-    """What depends on the machine and its load."""
+    """Figures that depend on the machine and its load."""
     found = {}
     if record.training is not None:
         found["training, s"] = f"{record.training.seconds:.1f}"
@@ -234,6 +234,6 @@ def _weights(folder: Path, again: Path) -> list[Figure]:
 
 
 def _plain(value: Mapping[str, Any]) -> dict[str, Any]:
-    """As it comes back from a record."""
+    """`value` as a record gives it back."""
     found: dict[str, Any] = json.loads(json.dumps(value, default=str))
     return found

@@ -1,4 +1,4 @@
-"""Where a result was made: versions, hardware, commit, command line; never the host's or the user's name."""
+"""The environment of a run: versions, hardware, commit, command line; never the host's or the user's name."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PACKAGES = (
 
 
 CODE = ("harness", "methods", "tasks", "pyproject.toml")
-"""What of a checkout makes results differ; new results and notes do not make it dirty."""
+"""Parts of a checkout that can change results; only changes of these make it dirty."""
 
 
 _SOURCE = Path(__file__).resolve().parents[2]
@@ -71,7 +71,7 @@ def package_version(package: str) -> str | None:
 
 
 def cpu_model() -> str:
-    """The CPU's name as the system gives it."""
+    """The CPU's name as reported by the system."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
@@ -104,7 +104,7 @@ def _memory_gib() -> float | None:
 
 
 def _git(*arguments: str) -> str | None:
-    """Output of git in the source checkout; None if this is none, or git is not there or refuses."""
+    """Output of git in the source checkout; None if it is no checkout, or git is missing or fails."""
     if not (_SOURCE / ".git").exists():
         return None
     try:

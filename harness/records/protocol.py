@@ -1,4 +1,4 @@
-"""Which cells may stand side by side: everything that must agree for two results to compare."""
+"""The protocol: everything that must agree for two results to be comparable."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from harness.registry import built_in_names
 
 
 def check_protocol(records: Sequence[Record], remedy: str = "Use --all-protocols for a table each.") -> None:
-    """Nothing happens if the records of each task may stand side by side.
+    """Check that the records of each task are comparable.
 
-    remedy: what the message says to do.
+    remedy: end of the message, which says what to do.
 
     Raises:
-        UserError: naming the field that differs, its values, and a cell for each.
+        UserError: names the field that differs, its values, and a cell for each.
     """
     for of_task in by_task(records).values():
         for field in _varying(of_task):
@@ -27,26 +27,26 @@ def check_protocol(records: Sequence[Record], remedy: str = "Use --all-protocols
                     holders.setdefault(value or "not stated", []).append(record)
             cells = "; ".join(f"{value} ({_list_cells(group)})" for value, group in holders.items())
             raise UserError(
-                f"{of_task[0].cell.task.name} on {of_task[0].cell.backbone.name}: these cells do not "
-                f"compare, {field} differs: {cells}. {remedy}"
+                f"{of_task[0].cell.task.name} on {of_task[0].cell.backbone.name}: these cells are not "
+                f"comparable, {field} differs: {cells}. {remedy}"
             )
 
 
 _UNSTATED: Mapping[str, Any] = {"betas": [0.9, 0.98], "eps": 1e-8, "cache_precision": "full"}
-"""What records were made with that are older than these fields of the protocol."""
+"""Values of these fields in records that were written before the fields existed."""
 
 
 def stated_protocol(record: Record) -> dict[str, Any]:
-    """The record's protocol, with what was fixed when it was written and is a field of its own now."""
+    """The record's protocol, completed by the values of fields that did not exist when it was written."""
     return {**_UNSTATED, **record.protocol}
 
 
 _MEASURED = ("measured image size", "measured text length")
-"""Fields of the protocol that only a cell with this measurement has."""
+"""Fields of the protocol that exist only in cells with this measurement."""
 
 
 def protocol_of(record: Record) -> dict[str, str]:
-    """Everything that has to agree, as text, by field."""
+    """Everything that must agree, as JSON by field."""
     cell = record.cell
     fields: dict[str, Any] = {
         **stated_protocol(record),
@@ -76,7 +76,7 @@ def _varying(records: Sequence[Record]) -> list[str]:
 
 
 def by_protocol(records: Sequence[Record]) -> Iterable[tuple[str, list[Record]]]:
-    """Groups that compare, each with what tells it from the others of its task."""
+    """Groups of comparable records, each with what distinguishes it from the task's other groups."""
     for of_task in by_task(records).values():
         varying = _varying(of_task)
         groups: dict[tuple[str | None, ...], list[Record]] = {}
@@ -92,9 +92,9 @@ def by_protocol(records: Sequence[Record]) -> Iterable[tuple[str, list[Record]]]
 
 
 def _distinction(field: str, value: str | None, alternatives: Sequence[str | None]) -> str:
-    """What a table's title says of a field of the protocol: of options only those that differ.
+    """A field of the protocol as a table's title shows it; of options only those that differ.
 
-    alternatives: the values of all groups, this one's too.
+    alternatives: the values of all groups, including this one.
     """
     own, *every = (json.loads(text or "null") for text in (value, *alternatives))
     if not all(isinstance(each, dict) for each in every):
@@ -105,7 +105,7 @@ def _distinction(field: str, value: str | None, alternatives: Sequence[str | Non
 
 
 def by_task(records: Iterable[Record]) -> dict[str, list[Record]]:
-    """Records by task: the built-in tasks in the papers' order, others behind as they come."""
+    """Records by task: built-in tasks in the order of the papers, then others in order of appearance."""
     groups: dict[str, list[Record]] = {name: [] for name in built_in_names("tasks")}
     for record in records:
         groups.setdefault(record.cell.task.name, []).append(record)
@@ -122,7 +122,7 @@ def _list_cells(records: Sequence[Record]) -> str:
 
 
 def newest(records: Iterable[Record]) -> list[Record]:
-    """Code changes give a cell a new id; of equal cells only the last one counts, never a mean of both."""
+    """The newest of several records of the same cell, which have different ids after changes of code."""
     latest: dict[tuple[str, str, int], Record] = {}
     for record in sorted(records, key=lambda r: r.timestamps.finished):
         latest[record.cell.task.name, record.cell.method.label, record.cell.seed] = record

@@ -13,7 +13,7 @@ from harness.files import write_atomically
 from harness.records.upgrade import upgrade
 
 SCHEMA_VERSION = 2
-"""Raised whenever a key changes its meaning or its place."""
+"""Increased whenever a key changes its meaning or its place."""
 
 
 RECORD = "record.json"
@@ -45,7 +45,7 @@ class MethodChoice(Part):
 
     name: str = Field(description="Registered name, such as lora.")
     options: dict[str, JsonValue] = Field(default={}, description="Resolved options, defaults included.")
-    label: str = Field(description="Shortest label that tells it in a table, such as lora[r=8].")
+    label: str = Field(description="Shortest label that identifies it in a table, such as lora[r=8].")
 
 
 class TaskChoice(Part):
@@ -55,7 +55,7 @@ class TaskChoice(Part):
     title: str = Field(description="As papers call it, such as VQA2.0.")
     version: int = Field(description="Version of the task; scores of different versions do not compare.")
     options: dict[str, JsonValue] = Field(default={}, description="Resolved options, defaults included.")
-    primary_metric: str = Field(description="Metric that tables show and epochs are chosen by.")
+    primary_metric: str = Field(description="Metric that tables show and that selects the epoch.")
     higher_is_better: bool = Field(default=True, description="Direction of the primary metric.")
 
 
@@ -64,7 +64,7 @@ class BackboneChoice(Part):
 
     name: str = Field(description="Registered name, such as vilt.")
     digest: str = Field(description="SHA-256 (hex) of the pretrained weights and configuration as loaded.")
-    config: dict[str, JsonValue] = Field(default={}, description="Processor's settings and options.")
+    config: dict[str, JsonValue] = Field(default={}, description="The processor's settings and the options.")
 
 
 class CellChoice(Part):
@@ -76,18 +76,18 @@ class CellChoice(Part):
     backbone: BackboneChoice = Field(description="What was adapted.")
     configuration: str | None = Field(
         default=None,
-        description="Digest of all that decides the result but code. None: made before it was recorded.",
+        description="Digest of all that decides the result, except code. None: the record is older than this key.",
     )
     code: dict[str, str] = Field(
         default={},
-        description="Digests of the code that made it, or gives the same (adoptions), by part: run, method, task, "
-        "backbone.",
+        description="Digests of the code that produced it, or gives the same (adoptions), by part: run, method, "
+        "task, backbone.",
     )
     seed: int = Field(description="Seed from which every generator of the cell is derived.")
 
 
 class DataProvenance(Part):
-    """Where the data came from."""
+    """Origin of the data."""
 
     benchmark: str = Field(description="'mini' for the embedded data, else the official name, VQA2.0.")
     digest: str | None = Field(
@@ -101,10 +101,12 @@ class ParameterGroups(Part):
 
     backbone_frozen: Count = Field(description="Pretrained, not trained.")
     backbone_tuned: Count = Field(description="Pretrained and trained by the method's choice, not common.")
-    common: Count = Field(description="Trained alike by every method: poolers and token-type embeddings.")
+    common: Count = Field(description="Trained by every method: poolers and token-type embeddings.")
     head: Count = Field(description="The task's head.")
     method: Count = Field(description="Added by the method and trained.")
-    method_frozen: Count = Field(default=0, description="Added by the method and left as drawn (VeRA).")
+    method_frozen: Count = Field(
+        default=0, description="Added by the method and left at its random initialisation (VeRA)."
+    )
 
 
 class Parameters(Part):
@@ -136,7 +138,7 @@ class Compute(Part):
     layer_norm_elements: dict[str, int] = Field(
         default={}, description="Elements normalised, by component; not in the MACs."
     )
-    convention: str = Field(description="What is counted and what is not, one line.")
+    convention: str = Field(description="What is counted, one line.")
 
     @model_validator(mode="after")
     def _adds_up(self) -> Compute:
@@ -167,14 +169,16 @@ class Latency(Part):
     p90_ms: float = Field(description="90th percentile, in ms.")
     n: Count = Field(description="Number of timed calls.")
     threads: Count = Field(description="torch's threads.")
-    device: str = Field(description="As torch writes it, or the device's name.")
+    device: str = Field(description="Type of device as in torch, or the device's name.")
     samples_ms: tuple[float, ...] = Field(description="Raw latencies in the order of the rounds, in ms.")
     wall_ms: tuple[float, ...] = Field(default=(), description="Wall clock of the same calls on CUDA, in ms.")
     examples: Count | None = Field(
         default=None,
-        description="Test examples taken in turn, where a method's cost depends on them; None: random inputs.",
+        description="Number of test examples, if the method's cost depends on the input; None: random inputs.",
     )
-    group: str = Field(description="Id of the interleaved measurement; only equal groups compare.")
+    group: str = Field(
+        description="Id of the interleaved measurement; only latencies of one group are comparable."
+    )
 
 
 class Memory(Part):
@@ -182,14 +186,14 @@ class Memory(Part):
 
     peak_training_mib: float | None = Field(default=None, description="Highest during training, in MiB.")
     baseline_mib: float | None = Field(default=None, description="In use before training, in MiB.")
-    how: str = Field(description="What was read and how.")
+    how: str = Field(description="How it was measured.")
 
 
 class TrainingCost(Part):
-    """What training took, without the search."""
+    """Cost of training, without the search."""
 
     examples_per_second: float = Field(description="Training examples per second, waiting for data included.")
-    seconds: float = Field(description="Time in training steps, over all tries of a resumed cell.")
+    seconds: float = Field(description="Time in training steps, summed over all attempts of a resumed cell.")
     epochs: Count = Field(description="Epochs trained.")
     best_epoch: Count = Field(description="Epoch that is reported, from 1; chosen on validation data.")
     steps: Count = Field(description="Optimiser steps.")
@@ -198,8 +202,8 @@ class TrainingCost(Part):
         default=None, description="Examples per forward and backward pass. None: the whole batch."
     )
     data_wait_fraction: Fraction = Field(description="Share of the time spent waiting for data.")
-    learning_rate: float = Field(description="Peak rate of everything but the head.")
-    head_learning_rate: float | None = Field(default=None, description="Peak rate of the head.")
+    learning_rate: float = Field(description="Peak learning rate of all parameters except the head's.")
+    head_learning_rate: float | None = Field(default=None, description="Peak learning rate of the head.")
     encoder_cache: EncoderCache | None = Field(
         default=None, description="None: encoders ran on every example."
     )
@@ -257,40 +261,41 @@ class Environment(Part):
 
 
 class Timestamps(Part):
-    """When it was run."""
+    """Times of the run."""
 
-    started: AwareDatetime = Field(description="Start of the first try.")
+    started: AwareDatetime = Field(description="Start of the first attempt.")
     finished: AwareDatetime = Field(description="When the record was written.")
 
 
 class Adoption(Part):
-    """How a result became that of newer code: a sample of the cells at hand was run again, with the same figures."""
+    """Adoption of a result by newer code, after a sample of the cells was run again with the same figures."""
 
     date: AwareDatetime = Field(description="When it was adopted.")
     from_id: str = Field(description="The cell's id before.")
     from_code: dict[str, str] = Field(description="Digests of the code before, by part.")
-    to_code: dict[str, str] = Field(description="Digests of the code that gave the same figures, by part.")
+    to_code: dict[str, str] = Field(description="Digests of the newer code, by part.")
     sampled: tuple[str, ...] = Field(description="Ids (after the adoption) of the cells that were run again.")
-    stale: Count = Field(description="Cells that the sample was drawn from.")
-    seed: int = Field(description="Seed that it was drawn with.")
+    stale: Count = Field(description="Number of cells that the sample was drawn from.")
+    seed: int = Field(description="Seed for drawing the sample.")
     commit: str | None = Field(default=None, description="Commit of the newer code, None outside a checkout.")
     dirty: bool | None = Field(default=None, description="Whether that checkout had uncommitted changes.")
 
 
 class Record(Part):
-    """Everything that is kept of one cell besides predictions, weights, curve and search history."""
+    """The record of one cell; predictions, weights, curve and search history are in separate files."""
 
     schema_version: Literal[2] = Field(default=2, description="Version of these keys.")
     cell: CellChoice = Field(description="What was run.")
     status: Literal["finished", "failed"] = Field(description="Failed cells are run again when asked for.")
     error: str | None = Field(default=None, description="Why it failed, one line.")
     protocol: dict[str, JsonValue] = Field(
-        description="What must agree for two cells to stand side by side: epochs, batch size, precision, …"
+        description="What must agree for two cells to be comparable: epochs, batch size, precision, …"
     )
     settings: dict[str, JsonValue] = Field(
-        default={}, description="All settings of the run that name nothing on the machine, resolved."
+        default={},
+        description="All settings of the run except those that name something on the machine, resolved.",
     )
-    data: DataProvenance = Field(description="Where the data came from.")
+    data: DataProvenance = Field(description="Origin of the data.")
     reported_split: str = Field(default="test", description="Key of `metrics` that tables show.")
     metrics: Splits = Field(default={}, description="Metrics in percent, by split.")
     majority_accuracy: float | None = Field(
@@ -298,7 +303,7 @@ class Record(Part):
     )
     parameters: Parameters | None = Field(default=None, description="Of the trained model.")
     deployed_parameters: Parameters | None = Field(
-        default=None, description="Of the finalised model; nothing counts as trained that was merged."
+        default=None, description="Of the finalised model; merged parameters do not count as trained."
     )
     compute: Compute | Failure | None = Field(default=None, description="Of the finalised model.")
     full_compute: Compute | Failure | None = Field(default=None, description="Of the backbone as loaded.")
@@ -306,7 +311,8 @@ class Record(Part):
         default=None, description="Of the finalised model, if its cost depends on the input."
     )
     latency: tuple[Latency, ...] | Failure = Field(
-        default=(), description="Of the finalised model; of one cell a method, measured side by side."
+        default=(),
+        description="Of the finalised model, for one cell per method, measured in one interleaved measurement.",
     )
     full_latency: tuple[Latency, ...] = Field(
         default=(), description="Of the backbone as loaded, in the same interleaved measurement."
@@ -316,14 +322,14 @@ class Record(Part):
     training: TrainingCost | None = Field(default=None, description="What training took.")
     search: SearchCost | None = Field(default=None, description="None for methods that do not search.")
     skipped_images: Count = Field(
-        default=0, description="Unreadable images left out, where that was allowed."
+        default=0, description="Number of unreadable images that were left out, if that was allowed."
     )
     skipped_files: tuple[str, ...] = Field(default=(), description="Their names.")
     skipped_examples: dict[str, Count] = Field(
-        default={}, description="Examples left out for them, by split."
+        default={}, description="Number of examples left out because of them, by split."
     )
-    environment: Environment = Field(description="Where it was run.")
-    timestamps: Timestamps = Field(description="When it was run.")
+    environment: Environment = Field(description="Environment of the run.")
+    timestamps: Timestamps = Field(description="Times of the run.")
     adoptions: tuple[Adoption, ...] = Field(
         default=(), description="Adoptions by newer code, oldest first; see `harness adopt`."
     )
@@ -345,10 +351,10 @@ class Record(Part):
 
 
 def read_record(path: Path) -> Record:
-    """Read one record, also of an older schema that can be upgraded.
+    """Read one record; older schemas are upgraded where possible.
 
     Raises:
-        UserError: naming the file and the key at fault.
+        UserError: names the file and the invalid key.
     """
     try:
         content: Any = json.loads(path.read_text(encoding="utf-8"))
@@ -374,7 +380,7 @@ def read_record(path: Path) -> Record:
 
 
 def write_record(folder: Path, record: Record) -> Path:
-    """Write `record.json`, all of it or nothing; the last file of a cell to be written.
+    """Write `record.json` atomically; it is the last file of a cell to be written.
 
     Raises:
         UserError: the folder cannot be written or the disk is full.

@@ -1,4 +1,4 @@
-"""How a search got to its decision: a compressed file beside the record, for figures and for a closer look."""
+"""The history of a search, in a compressed file beside the record."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ SEARCH = "search.json.gz"
 
 
 class SearchTrace(Part):
-    """The value that a search gave each of its arms, after every update."""
+    """The value of each arm of a search after every update."""
 
     arms: tuple[str, ...] = Field(description="Names of what the search chooses among.")
     values: tuple[tuple[float, ...], ...] = Field(
-        description="A row before any update and one after each, a value an arm; high: chosen."
+        description="One row before the first update and one after each, one value per arm; high values are chosen."
     )
-    chosen: tuple[str, ...] = Field(description="Names of the arms chosen in the end.")
+    chosen: tuple[str, ...] = Field(description="Names of the chosen arms.")
     epoch_starts: tuple[tuple[int, int], ...] = Field(
-        description="Updates with which an epoch begins, from 0, and the epoch's number, from 1."
+        description="Index of the first update of each epoch, from 0, and the epoch's number, from 1."
     )
-    outcome: str = Field(description="What happens to a chosen arm, such as skipped.")
+    outcome: str = Field(description="What is done with a chosen arm, such as skipped.")
 
     @model_validator(mode="after")
     def _fits(self) -> SearchTrace:
@@ -37,10 +37,10 @@ class SearchTrace(Part):
 
 
 class SearchHistory(Part):
-    """Everything that is kept of a search besides its decision."""
+    """The history of a search, without its decision."""
 
-    trace: SearchTrace | None = Field(default=None, description="None: the search has nothing to draw.")
-    history: JsonValue = Field(default=None, description="As the method tells it.")
+    trace: SearchTrace | None = Field(default=None, description="None: the search has no trace.")
+    history: JsonValue = Field(default=None, description="In the method's own form.")
 
 
 def write_history(folder: Path, history: SearchHistory) -> None:
@@ -51,7 +51,7 @@ def write_history(folder: Path, history: SearchHistory) -> None:
 
 
 def read_history(folder: Path) -> SearchHistory | None:
-    """A cell's search history, also one that stands in a record of schema 1; None if there is none.
+    """A cell's search history, from its file or from a record of schema 1; None if there is none.
 
     Raises:
         UserError: the file is not a search history.

@@ -1,10 +1,10 @@
-"""The results folder: a folder for each cell, locked while it is run, its record written last.
+"""The results folder: one folder per cell, locked while the cell runs; its record is written last.
 
-<root>/cells/<cell id>/record.json          there if and only if the cell has come to an end
-                       predictions.jsonl    one example a line; or predictions.jsonl.gz
-                       weights.safetensors  what was tuned
-                       curve.csv            one epoch a line
-                       search.json.gz       how a search got to its decision
+<root>/cells/<cell id>/record.json          exists if and only if the cell has ended
+                       predictions.jsonl    one example per line; or predictions.jsonl.gz
+                       weights.safetensors  the tuned tensors
+                       curve.csv            one epoch per line
+                       search.json.gz       the history of the search
                        checkpoint/          only while the cell is unfinished
 <root>/tables/                              the latest tables
 """
@@ -45,7 +45,7 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ESTALE, errno.EOPNOTSUPP)
-"""What file systems answer that cannot lock: NFS without its lock service, Lustre mounted without `flock`."""
+"""Errors of file systems without locks: NFS without its lock service, Lustre mounted without `flock`."""
 
 
 class CellBusyError(UserError):
@@ -60,12 +60,12 @@ class Store:
 
     @property
     def cells(self) -> Path:
-        """Where the cells' folders are."""
+        """Parent of the cells' folders."""
         return self.root / "cells"
 
     @property
     def tables(self) -> Path:
-        """Where the latest tables are put; need not exist."""
+        """Folder of the latest tables; need not exist."""
         return self.root / "tables"
 
     def folder(self, cell_id: str) -> Path:
@@ -79,11 +79,11 @@ class Store:
         return self.cells / cell_id
 
     def checkpoint(self, cell_id: str) -> Path:
-        """The cell's folder for what only an unfinished cell needs; need not exist."""
+        """The cell's folder for the checkpoint of an unfinished cell; need not exist."""
         return self.folder(cell_id) / CHECKPOINT
 
     def finished(self, cell_id: str) -> bool:
-        """Whether the cell has a record of success; failed cells are to be run again.
+        """True if the cell has a record of success; failed cells run again.
 
         Raises:
             UserError: its record cannot be read.
@@ -93,15 +93,15 @@ class Store:
 
     @contextmanager
     def begin(self, cell_id: str) -> Iterator[Path]:
-        """Hold the cell while it is run; yields its folder. Ask `finished` again inside: another process may
-        have run the cell since.
+        """Lock the cell while it runs; yields its folder. Call `finished` again inside: another process may have run
+        the cell in the meantime.
 
-        The lock is the kernel's (flock), so it ends with the process however that ends; the process id and the
-        host in the file are for the message. What a killed process had half written is removed.
+        The kernel's lock (flock) ends with the process, even if it is killed. The process id and the host in the
+        file are for messages. Partial files of a killed process are removed.
 
         Raises:
-            CellBusyError: another process holds it.
-            UserError: the folder cannot be made or written, or its file system has no locks.
+            CellBusyError: another process holds the lock.
+            UserError: the folder cannot be created or written, or its file system has no locks.
         """
         folder = self.folder(cell_id)
         with disk_errors(folder):
@@ -126,11 +126,11 @@ class Store:
         search: SearchHistory | None = None,
         compress: bool = False,
     ) -> Path:
-        """Write what is given of a cell, its record last; then a finished cell's checkpoint goes.
+        """Write the given parts of a cell, its record last; then remove a finished cell's checkpoint.
 
-        predictions: JSON-able, one per example; compress: as gzip.
-        write_weights: writes the tuned weights to the path it is given.
-        Also replaces a record, when a measurement is added to it; a record of schema 1 is upgraded by that.
+        predictions: JSON-able, one per example; compress: write them as gzip.
+        write_weights: writes the tuned weights to a given path.
+        This also replaces a record when a measurement is added; a record of schema 1 is upgraded then.
         Returns the cell's folder.
 
         Raises:
@@ -147,7 +147,7 @@ class Store:
             with replacing(folder / WEIGHTS) as partial:
                 write_weights(partial)
         if search is None and not (folder / SEARCH).is_file():
-            search = read_history(folder)  # stands in a record of schema 1, which is about to be replaced
+            search = read_history(folder)  # in a record of schema 1, which is about to be replaced
         if search is not None:
             write_history(folder, search)
         write_record(folder, record)
@@ -164,9 +164,9 @@ class Store:
         return read_record(self.folder(cell_id) / RECORD)
 
     def records(self) -> list[Record]:
-        """Records of all cells that came to an end, failed ones too, by backbone, task, method and seed.
+        """Records of all cells that have ended, including failed ones, by backbone, task, method and seed.
 
-        Folders without a record (running, or killed) are passed over; `unfinished` counts them.
+        Folders without a record (running or killed cells) are skipped; `unfinished` counts them.
 
         Raises:
             UserError: a record cannot be read.
@@ -175,7 +175,7 @@ class Store:
         return sorted(found, key=_order)
 
     def unfinished(self) -> int:
-        """Number of cells that were begun and have no record."""
+        """Number of cells that were started and have no record."""
         return sum(not (folder / RECORD).is_file() for folder in self._folders())
 
     def find(self, prefix: str) -> Record:
@@ -208,7 +208,7 @@ class Store:
             yield json.loads(line)
 
     def search_history(self, cell_id: str) -> SearchHistory | None:
-        """How a cell's search got to its decision; None for a cell that did not search.
+        """The history of a cell's search; None for a cell that did not search.
 
         Raises:
             UserError: its file cannot be read.
@@ -235,14 +235,14 @@ class Store:
 
 
 class _RemovedError(Exception):
-    """The locked file is no longer the one at its path: its last holder removed it while we opened it."""
+    """The locked file is no longer at its path: its previous holder removed it after it was opened here."""
 
 
 def _lock(path: Path) -> UnixFileLock:
-    """Lock `path`, or say who holds it.
+    """Lock `path`, or raise an error that names the holder.
 
-    filelock's soft locks, files that only exist, are no fallback: one left by a process that was killed on another
-    host would block its cell for ever, as nobody can tell from here that the process is gone.
+    filelock's soft locks (files that merely exist) are not used: one left by a process that was killed on another
+    host would block its cell for ever, because this host cannot tell whether that process still runs.
     """
 
     def write_holder(descriptor: int) -> None:
@@ -273,14 +273,14 @@ def _lock(path: Path) -> UnixFileLock:
             if error.errno not in _NO_LOCKS:
                 raise
             raise UserError(
-                f"{path.parent}: the file system cannot lock files ({error.strerror}); keep the results on one "
-                "that can (--results), or have it mounted with locks (NFS: lock service; Lustre: -o flock)."
+                f"{path.parent}: the file system cannot lock files ({error.strerror}); choose a results folder "
+                "on another one (--results), or mount it with locks (NFS: lock service; Lustre: -o flock)."
             ) from error
         return lock
 
 
 def _holder(path: Path) -> tuple[str, str]:
-    """Process id and host from a lock file; its holder may be about to write or to remove it."""
+    """Process id and host from a lock file, which its holder may be writing or removing."""
     try:
         process, host = path.read_text(errors="replace").split()
     except (FileNotFoundError, ValueError):

@@ -1,7 +1,7 @@
-"""Records of older schemas in the keys of today's.
+"""Upgrade records of older schemas to the current one.
 
-Schema 1 held a search's decision as DAS wrote it (`skipped`, `gates`, `settings`), and its history in the record;
-schema 2 has what is read of a decision in keys of its own, and the history in a file beside the record.
+Schema 1 contained a search's decision in DAS's form (`skipped`, `gates`, `settings`), and the search's history. Schema
+2 has separate keys for the parts of a decision that are read, and the history is in a file beside the record.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any
 
 
 def upgrade(content: dict[str, Any]) -> dict[str, Any]:
-    """A record's JSON with the keys of schema 2; of schema 2 or an unknown one, the same.
+    """A record's JSON with the keys of schema 2; other schemas are returned unchanged.
 
-    A search's history is left out: see `old_history`. What does not have the shape of schema 1 is left as it is,
-    for the check of the record to name.
+    A search's history is left out: see `old_history`. Parts that do not have the shape of schema 1 are left
+    unchanged, so that the validation of the record names them.
     """
     if content.get("schema_version") != 1:
         return content
@@ -31,7 +31,7 @@ def upgrade(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def old_history(content: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The history of a search that stands in a record of schema 1, with the keys of `SearchHistory`."""
+    """The history of a search in a record of schema 1, with the keys of `SearchHistory`."""
     search = content.get("search")
     if content.get("schema_version") != 1 or not isinstance(search, dict) or not search.get("history"):
         return None
@@ -78,5 +78,5 @@ def _search(old: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _digest(value: Any) -> str:
-    """As `harness.digests.digest_json`, which imports torch."""
+    """As `harness.digests.digest_json`, but without importing torch."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]

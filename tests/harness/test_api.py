@@ -210,7 +210,7 @@ def test_keywords_override_an_experiment_file(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_folder_without_results_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"{tmp_path}: no results in there"):
+    with pytest.raises(UserError, match=f"{tmp_path}: no results in this folder"):
         api.load_results(tmp_path)
 
 
@@ -307,5 +307,5 @@ def test_unsuitable_backbones_and_methods_are_refused() -> None:
         api.adapt("vilt-mini", "lora", image_size="big")
     with pytest.raises(UserError, match=r"there is no backbone 'vilt-mino'\. Did you mean 'vilt-mini'"):
         api.open_backbone("vilt-mino")
-    with pytest.raises(UserError, match="image_size: is for a backbone given by name"):
+    with pytest.raises(UserError, match="image_size: applies to a backbone given by name"):
         api.adapt(api.open_backbone("vilt-mini"), "lora", image_size=64)

@@ -46,7 +46,7 @@ _ONLY = {
     "share_link_tower_layers": False,
     "link_tower_type": "add",
 }
-"""Settings of Hugging Face's class with the value of all published weights, the only one that is supported."""
+"""Settings of Hugging Face's class with the value in all published weights, the only supported one."""
 
 
 _ONLY_VISION = {"share_layernorm": True, "remove_last_layer": False, "stop_gradient": False}

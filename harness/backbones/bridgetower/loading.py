@@ -34,7 +34,7 @@ TEXT_LENGTH = 50
 
 
 HEADS = ("mlm_score", "itm_score", "itc_text_head", "itc_image_head", "itc_cross_modal_head", "logit_scale")
-"""Heads of pre-training, which are not part of the encoder and are kept separately."""
+"""Heads of pre-training, which are kept apart from the encoder."""
 
 
 UNUSED = {

@@ -29,7 +29,7 @@ MINI_FOLDER = Path(__file__).parent.parent / "weights" / "meter-mini"
 
 
 IMAGE_SIZE = 384
-"""Pixels; the size at which DAS fine-tunes METER (NLVR2: 288), whatever it was pretrained at."""
+"""Pixels; the size at which DAS fine-tunes METER (NLVR2: 288), independent of the size in pre-training."""
 
 
 TEXT_LENGTH = 50
@@ -37,7 +37,7 @@ TEXT_LENGTH = 50
 
 
 HEADS = ("vqa_classifier", "nlvr2_classifier", "snli_classifier", "itm_score", "rank_output", "mlm_score")
-"""Heads of the original, which are not part of the encoder and are kept separately."""
+"""Heads of the original model, which are kept apart from the encoder."""
 
 
 UNUSED = {

@@ -119,8 +119,8 @@ def test_betas_must_be_two_rates(value: Any) -> None:
         ),
         ({"data_root": ""}, "data_root: must be a path, not ''."),
         ({"weights": 3}, "weights: must be a path or a name, not 3."),
-        ({"in_process": True, "jobs": 2}, "in_process: in one process cells cannot run side by side"),
-        ({"in_process": True, "timeout": 5}, "in_process: in one process cells cannot run side by side"),
+        ({"in_process": True, "jobs": 2}, "in_process: in one process cells cannot run at the same time"),
+        ({"in_process": True, "timeout": 5}, "in_process: in one process cells cannot run at the same time"),
         ({"in_process": 1}, "in_process: must be true or false, not 1."),
     ],
 )

@@ -129,7 +129,7 @@ def test_all_cells_are_adopted_if_the_sample_is_equal(store: Store, data: Path, 
     shown = invoke(store, data, "--sample", "1", "--seed", "5")
     assert shown.exit_code == 0, shown.output
     assert "4 stale cells, 1 of them to run again (--seed 5)" in shown.output
-    assert "all figures and predictions are the same" in shown.output
+    assert "all figures and predictions agree" in shown.output
     assert "4 cells adopted" in shown.output
     assert {path.name for path in store.cells.iterdir()} == {cell.id for cell in today}
     for cell in today:
@@ -203,7 +203,7 @@ def test_cells_of_another_configuration_or_run_anew_are_left_alone(
 def test_a_folder_without_results_is_named(tmp_path: Path) -> None:
     shown = CliRunner().invoke(app, ["adopt", str(tmp_path / "nowhere")])
     assert isinstance(shown.exception, UserError)
-    assert "nowhere: no results in there" in str(shown.exception)
+    assert "nowhere: no results in this folder" in str(shown.exception)
 
 
 def test_newer_of_two_results_of_a_cell_is_adopted(

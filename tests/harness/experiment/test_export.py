@@ -98,9 +98,11 @@ def test_methods_without_an_export_format_are_named(
 ) -> None:
     found, cells, root = store
     by_method = {cell.method().name: cell for cell in cells.values()}
-    with pytest.raises(UserError, match="adapters has no form for the method bitfit; it has for lora"):
+    with pytest.raises(
+        UserError, match="the adapters library has no form of the method bitfit; it has forms of lora"
+    ):
         export_cell(by_method["bitfit"].id, found.root, tmp_path / "a", "adapters", root, None, None)
-    with pytest.raises(UserError, match="peft has no form for the method adapter"):
+    with pytest.raises(UserError, match="the peft library has no form of the method adapter"):
         export_cell(by_method["adapter"].id, found.root, tmp_path / "a", "peft", root, None, None)
     output = next(cell for label, cell in cells.items() if "output" in label)
     with pytest.raises(UserError, match="no LoRA for the attention's output projection"):

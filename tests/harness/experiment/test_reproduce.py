@@ -58,7 +58,7 @@ def test_reproduced_cell_has_equal_figures(made: tuple[Path, Record], data: Path
     )
     assert shown.exit_code == 0, shown.output
     assert "not as recorded" not in shown.output
-    assert "figures came out the same" in shown.output
+    assert "figures agree" in shown.output
     report = compare(folder, record, Store(tmp_path))
     assert all(figure.same for figure in report.figures)
     names = {figure.name for figure in report.figures}
@@ -82,7 +82,7 @@ def test_other_weights_and_data_are_refused(made: tuple[Path, Record], data: Pat
     with pytest.raises(UserError, match="name its folder with --data-root"):
         open_cell(record, None, None, None)
     splits = {**record.data.details, "splits": "others"}
-    with pytest.raises(UserError, match=r"not the data cell \w+ was trained on \(splits differ\)"):
+    with pytest.raises(UserError, match=r"not the data that cell \w+ was trained on \(splits differ\)"):
         cell_of(changed(record, "data", digest="0", details=splits), data)
 
 
@@ -103,7 +103,7 @@ def test_other_code_versions_and_hardware_are_named(made: tuple[Path, Record], d
     ]
     assert "commit then beef" in lines[0]
     assert list(differences(changed(record, "cell", code={}), cell)) == [
-        "the record does not say which code made it"
+        "the record does not name the code that produced it"
     ]
 
 
@@ -120,7 +120,7 @@ def test_records_are_found_by_path_and_by_id(made: tuple[Path, Record], tmp_path
 
 def test_reproducing_does_not_write_to_the_records_folder(made: tuple[Path, Record], data: Path) -> None:
     folder, record = made
-    with pytest.raises(UserError, match="holds the record itself"):
+    with pytest.raises(UserError, match="contains the record itself"):
         run_again(record, cell_of(record, data), folder, folder.parent.parent, Notes())
 
 
