@@ -106,7 +106,7 @@ def test_code_without_source_is_refused(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(
-        UserError, match=r"module 'no_such.module' cannot be found, so a change .* put it into a module"
+        UserError, match=r"module 'no_such.module' cannot be found, so changes .* move it to a module"
     ):
         reachable(["no_such.module"])
     made = type("Made", (), {"__module__": "made_up"})

@@ -208,7 +208,7 @@ def test_code_that_cannot_be_followed_is_refused(tmp_path: Path) -> None:
     made = SCRIPT.replace("SCALE = 2.0", "SCALE = decimal.Decimal(2)")
     assert run_script(tmp_path, made) == (
         "refused: Shift: uses 'SCALE', a Decimal made in the script or notebook, whose changes would go unnoticed: "
-        "make it an option, or put both into a module (a .py file)."
+        "make it an option, or move both to a module (a .py file)."
     )
     typed = SCRIPT.replace("class ShiftTuning", "exec('''class ShiftTuning").replace(
         "\n\nresults", "''')\n\nresults"

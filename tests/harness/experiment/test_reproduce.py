@@ -114,7 +114,7 @@ def test_records_are_found_by_path_and_by_id(made: tuple[Path, Record], tmp_path
         assert find_record(where, results) == (folder, record)
     failed = Record(**{**record.model_dump(), "status": "failed", "error": "out of memory"})
     write_record(tmp_path, failed)
-    with pytest.raises(UserError, match=r"has failed \(out of memory\), there is nothing to compare with"):
+    with pytest.raises(UserError, match=r"has failed \(out of memory\), so there is nothing to compare with"):
         find_record(str(tmp_path), results)
 
 
