@@ -33,6 +33,7 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
         "shallow_prompt": "methods.prompts:ShallowPrompt",
         "deep_prompt": "methods.prompts:DeepPrompt",
         "das": "methods.das:DAS",
+        "skip": "methods.skip:Skip",
         "tome": "methods.tome:Tome",
         "pumer": "methods.pumer:Pumer",
         "lst": "methods.lst:LST",

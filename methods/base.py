@@ -134,6 +134,8 @@ class SearchTrainer(Protocol):
     def loss(self, batch: Any, training_mode: bool = False) -> float:
         """The task's mean loss per example on `batch`, without gradient.
 
+        Before `train`, the loss of the backbone and the head as they are.
+
         training_mode: compute it with dropout.
         """
 

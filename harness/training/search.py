@@ -203,6 +203,6 @@ class FabricSearchTrainer:
     def loss(self, batch: Batch, training_mode: bool = False) -> float:
         """The task's loss on `batch` without gradient, by default in evaluation mode."""
         if self._model is None:
-            raise ValueError("loss can be called only after training has begun")
+            self._model = self.fabric.setup_module(TaskModel(self.task, self.backbone, self.head))
         self._model.train(training_mode)
         return mean_loss(self.fabric, self._model, self.task, batch, self.micro)

@@ -12,8 +12,9 @@ from harness.backbones.folding import fold_block
 from harness.backbones.vilt.loading import load_vilt_mini
 from harness.backbones.vilt.model import ViltBackbone
 from harness.errors import UserError
-from methods.das import DAS, DASOptions, SkippedBlock, resolve_blocks
+from methods.das import DAS, DASOptions
 from methods.das_decision import DASDecision
+from methods.skipping import SkippedBlock
 from tests.support.blocks import run
 
 
@@ -129,9 +130,9 @@ def test_wrong_options_are_named(backbone: ViltBackbone) -> None:
     with pytest.raises(UserError, match="search_epochs must be more"):
         DASOptions(search_epochs=1)
     with pytest.raises(UserError, match=r"no block 'joint\.12'"):
-        resolve_blocks(("joint.12",), backbone)
+        DAS().resolve_blocks(("joint.12",), backbone)
     with pytest.raises(UserError, match="must be different"):
-        resolve_blocks(("1", "joint.1"), backbone)
+        DAS().resolve_blocks(("1", "joint.1"), backbone)
 
 
 def test_search_epochs_are_reported_for_progress() -> None:

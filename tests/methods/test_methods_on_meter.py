@@ -12,9 +12,10 @@ from harness.backbones.base import Backbone
 from harness.backbones.meter.model import MeterBackbone
 from methods.adapters_library import AdaptersMethod
 from methods.base import Method
-from methods.das import DAS, ClassificationToken, DASOptions, SkippedBlock, skippable_sets
+from methods.das import DAS, DASOptions
 from methods.lora import LoRA
 from methods.prompts import DeepPrompt, PromptOptions, ShallowPrompt
+from methods.skipping import ClassificationToken, SkippedBlock, skippable_sets
 from tests.support.blocks import run
 from tests.support.meter_methods import METHODS, every_method, randomize
 
@@ -153,7 +154,7 @@ def test_the_image_layer_beside_a_skipped_text_layer_reads_the_incoming_text(mak
 
 def test_cost_cases_with_equal_macs_are_listed_once(make_meter: Maker) -> None:
     backbone = make_meter()
-    assert skippable_sets(DASOptions(skip=2), backbone) == [
+    assert skippable_sets(2, backbone) == [
         ("image.0", "image.1"),
         ("text.0", "image.0"),
         ("text.0", "text.1"),

@@ -19,12 +19,13 @@ from methods.adapters_library import AdaptersMethod
 from methods.base import Method
 from methods.bitfit import BitFit
 from methods.composed import Composed
-from methods.das import DAS, DASOptions, GatedBlock
+from methods.das import DAS, DASOptions
 from methods.full import Full
 from methods.lora import LoRA
 from methods.parallel import ParallelAdapter
 from methods.prompts import DeepPrompt, PromptOptions, ShallowPrompt
 from methods.pumer import Pumer, PumerOptions
+from methods.skipping import GatedBlock
 from methods.tome import Tome, TomeOptions
 from tests.support.meter_methods import randomize
 from tests.support.small_vilt import mini

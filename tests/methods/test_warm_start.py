@@ -11,8 +11,9 @@ from torch import Tensor
 from harness.backbones.base import Backbone, BackboneOptions
 from harness.backbones.meter.loading import load_meter_mini
 from harness.backbones.vilt.loading import load_vilt_mini
-from methods.das import DAS, DASOptions, skip_only
+from methods.das import DAS, DASOptions
 from methods.das_decision import DASDecision
+from methods.skipping import skip_only
 
 LOADERS = {"vilt-mini": load_vilt_mini, "meter-mini": load_meter_mini}
 SKIPPED = {"vilt-mini": ("joint.1", "joint.10"), "meter-mini": ("text.1", "text.4", "image.0", "image.5")}

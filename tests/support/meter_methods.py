@@ -22,7 +22,17 @@ from methods.lst import LST
 from methods.parallel import ParallelAdapter
 from methods.prompts import DeepPrompt, PromptOptions, ShallowPrompt
 from methods.pumer import Pumer, PumerOptions
+from methods.skip import Skip
+from methods.skip_decision import SkipDecision
 from methods.tome import Tome
+
+
+def skip() -> Skip:
+    """The baseline with a block of each stream skipped."""
+    method = Skip()
+    method.decide(SkipDecision(("text.0", "image.1"), (), "random"))
+    return method
+
 
 METHODS: dict[str, Callable[[], Method[Any]]] = {
     "full": Full,
@@ -34,6 +44,7 @@ METHODS: dict[str, Callable[[], Method[Any]]] = {
     "shallow_prompt": lambda: ShallowPrompt(PromptOptions(tokens=3)),
     "deep_prompt": lambda: DeepPrompt(PromptOptions(tokens=3)),
     "das": lambda: DAS(DASOptions(blocks=("text.1", "image.0"))),
+    "skip": skip,
     "tome": Tome,
     "pumer": Pumer,
     "pumer, published": lambda: Pumer(PumerOptions(variant="published")),

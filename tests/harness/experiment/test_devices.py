@@ -21,7 +21,8 @@ from harness.experiment.build import adapted_model, loader
 from harness.experiment.plan import Cell, build_cells, open_testbeds
 from harness.measure.flops import count_forward
 from harness.training.model import TaskModel
-from methods.das import DAS, skip_only
+from methods.das import DAS
+from methods.skipping import skip_only
 from tasks.mini import nlvr2, retrieval, snli_ve, vqa
 
 META = torch.device("meta")
