@@ -21,10 +21,11 @@ from methods.adapter import SequentialAdapter
 from methods.base import Method, ParameterGroup
 from methods.bitfit import BitFit
 from methods.composed import Composed
-from methods.das import DAS, DASOptions, SkippedBlock
+from methods.das import DAS, DASOptions
 from methods.das_decision import DASDecision
 from methods.lora import LoRA
 from methods.reducing_vilt import ReducingViltBlock
+from methods.skipping import SkippedBlock
 from methods.tome import Tome
 from tasks.mini.vqa import Sizes, ensure_vqa
 from tests.support.reporters import Notes
