@@ -51,6 +51,7 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
         "meter": "harness.backbones.meter.loading:load_meter",
         "meter-mini": "harness.backbones.meter.loading:load_meter_mini",
         "bridgetower": "harness.backbones.bridgetower.loading:load_bridgetower",
+        "llava": "harness.backbones.llava.loading:load_llava",
     },
 }
 """`module:attribute` by name, in the order in which tables list them."""

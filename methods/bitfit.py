@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 
 from harness.backbones.base import Backbone
+from harness.errors import UserError
 from methods.base import Method, NoOptions, Slot, freeze
 
 
@@ -21,8 +22,15 @@ class BitFit(Method[NoOptions]):
     fills: ClassVar[frozenset[Slot] | None] = frozenset({Slot.WEIGHTS})
 
     def adapt(self, backbone: Backbone, generator: torch.Generator) -> None:
-        """Freeze everything except the biases of the blocks."""
+        """Freeze everything except the biases of the blocks.
+
+        Raises:
+            UserError: the blocks have no biases (LLaMA's).
+        """
         freeze(backbone)
-        for name, parameter in backbone.blocks.named_parameters():
-            if name.rsplit(".", 1)[-1] == "bias":
-                parameter.requires_grad_(True)
+        named = backbone.blocks.named_parameters()
+        biases = [parameter for name, parameter in named if name.rsplit(".", 1)[-1] == "bias"]
+        if not biases:
+            raise UserError(f"bitfit: the blocks of {backbone.name} have no biases to train.")
+        for parameter in biases:
+            parameter.requires_grad_(True)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import ClassVar, Protocol, Self
 
+import torch
 from torch import Tensor, nn
 
 
@@ -55,6 +57,50 @@ class Tokens:
         return self.hidden.shape[1]
 
 
+class KeyValueCache:
+    """Keys and values of earlier tokens, by the name of the block that computed them.
+
+    A skipped block has none; nothing else may be read off it, least of all how many tokens there were.
+    """
+
+    def __init__(
+        self, kept: Mapping[str, tuple[Tensor, Tensor]] = MappingProxyType({}), grows: bool = True
+    ) -> None:
+        self._kept = dict(kept)
+        self._grows = grows
+
+    def extend(self, name: str, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values `(B, heads, S + T, head size)` of the earlier S tokens and of these T."""
+        if name in self._kept:
+            earlier_key, earlier_value = self._kept[name]
+            key, value = torch.cat([earlier_key, key], dim=2), torch.cat([earlier_value, value], dim=2)
+        if self._grows:
+            self._kept[name] = key, value
+        return key, value
+
+    def frozen(self) -> KeyValueCache:
+        """The same content; what is added to it is not kept, so that several continuations can be tried."""
+        return KeyValueCache(self._kept, grows=False)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all keys and values."""
+        return sum(state.nbytes for pair in self._kept.values() for state in pair)
+
+
+@dataclass(frozen=True, slots=True)
+class Causal:
+    """What a decoder's block reads beside its tokens.
+
+    cosines, sines: of the tokens' rotary positions, `(B, 1, T, head size)`.
+    past: earlier tokens; None if all are among the block's tokens.
+    """
+
+    cosines: Tensor
+    sines: Tensor
+    past: KeyValueCache | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class BlockInput:
     """The input of a block.
@@ -62,11 +108,14 @@ class BlockInput:
     tokens: the tokens of its own stream.
     context: the other stream's tokens, for blocks with cross-attention; None if there is one stream.
     queries: compute only the first so many tokens, the "wanted" ones; the others are only attended to. None: all.
+    causal: positions and earlier tokens, for a decoder's blocks; None elsewhere. The tokens' mask is then
+        `(B, 1, T, S)`, or None where each token attends to all tokens up to itself.
     """
 
     tokens: Tokens
     context: Tokens | None = None
     queries: int | None = None
+    causal: Causal | None = None
 
     @property
     def asking(self) -> Tensor:

@@ -1,0 +1,143 @@
+"""Backbones that write text: logits over a vocabulary besides pooled features.
+
+The tokens of a prompt are padded on the left, so that what follows them begins at the same place in every row.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Collection, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from harness.backbones.base import Backbone
+from harness.backbones.block import BlockInput, Causal, KeyValueCache, Tokens, run_block
+from harness.backbones.inputs import Inputs, Stream, Streams
+
+
+class GenerativeBackbone(Backbone):
+    """A decoder behind an encoder of images. Its one stream holds the prompt, image tokens included."""
+
+    stream_names: ClassVar[tuple[str, ...]] = ("joint",)  # type: ignore[misc]
+
+    @abstractmethod
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Token ids `(B, T)` → hidden states `(B, T, D)` before the first block."""
+
+    @abstractmethod
+    def rotary(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines `(B, 1, T, head size)` of positions `(B, T)`, in the type of `hidden`."""
+
+    @abstractmethod
+    def normed(self, hidden: Tensor) -> Tensor:
+        """The norm behind the last block."""
+
+    @abstractmethod
+    def vocabulary_logits(self, hidden: Tensor) -> Tensor:
+        """Normed hidden states `(…, D)` → logits `(…, V)`."""
+
+    def fuse(self, streams: Streams) -> Tensor:
+        """The normed state of each prompt's last token, `(B, D)`: the feature of a classification head."""
+        stream = self._prompted(streams)
+        hidden = self._run(stream.hidden, stream.mask, None)
+        return self.normed(hidden[:, -1])
+
+    def answer_logits(self, inputs: Inputs, answers: Tensor) -> Tensor:
+        """Logits `(B, A, V)` of each token of the answers `(B, A)`, given the prompt and the answer's tokens before it.
+
+        answers: padded on the right; what the logits of padding are means nothing.
+        """
+        stream = self._prompted(self.encoded(inputs))
+        hidden = torch.cat([stream.hidden, self.embed(answers[:, :-1]).to(stream.hidden.dtype)], dim=1)
+        mask = stream.mask
+        if mask is not None:
+            mask = torch.cat([mask, mask.new_ones(len(mask), answers.shape[1] - 1)], dim=1)
+        hidden = self._run(hidden, mask, None)[:, stream.hidden.shape[1] - 1 :]
+        return self.vocabulary_logits(self.normed(hidden))
+
+    @torch.no_grad()
+    def answer_scores(self, inputs: Inputs, candidates: Sequence[Sequence[int]]) -> Tensor:
+        """Log-likelihood `(B, C)` of each candidate's tokens after each prompt, summed over the tokens.
+
+        The prompts run once; each candidate continues from their keys and values.
+        """
+        stream, past = self._prompted(self.encoded(inputs)), KeyValueCache()
+        last = self._run(stream.hidden, stream.mask, past)[:, -1:]
+        rows, scores = len(last), []
+        for candidate in candidates:
+            tokens = torch.tensor(candidate, device=last.device).expand(rows, -1)
+            states = last
+            if len(candidate) > 1:
+                embedded = self.embed(tokens[:, :-1]).to(last.dtype)
+                states = torch.cat([last, self._run(embedded, stream.mask, past.frozen(), stream)], dim=1)
+            logits = self.vocabulary_logits(self.normed(states)).float().log_softmax(dim=-1)
+            scores.append(logits.gather(2, tokens[:, :, None]).sum(dim=(1, 2)))
+        return torch.stack(scores, dim=1)
+
+    @torch.no_grad()
+    def generate(self, inputs: Inputs, length: int, stop: Collection[int]) -> Tensor:
+        """Greedy continuation of each prompt, `(B, N)` token ids, N ≤ `length`.
+
+        A row ends with the first token of `stop`, and is filled with that token behind it.
+        """
+        stream, past = self._prompted(self.encoded(inputs)), KeyValueCache()
+        hidden = self._run(stream.hidden, stream.mask, past)[:, -1:]
+        written: list[Tensor] = []
+        stopping = torch.tensor(sorted(stop), device=hidden.device)
+        ended = torch.zeros(len(hidden), 1, dtype=torch.bool, device=hidden.device)
+        while True:
+            token = self.vocabulary_logits(self.normed(hidden)).argmax(dim=-1)
+            written.append(torch.where(ended, written[-1], token) if written else token)
+            ended = ended | torch.isin(token, stopping)
+            if len(written) == length or bool(ended.all()):
+                return torch.cat(written, dim=1)
+            embedded = self.embed(written[-1]).to(hidden.dtype)
+            hidden = self._run(embedded, stream.mask, past, stream, len(written) - 1)
+
+    def _prompted(self, streams: Streams) -> Stream:
+        return (streams if self.prompt is None else self.prompt(streams))["joint"]
+
+    def _run(
+        self,
+        hidden: Tensor,
+        mask: Tensor | None,
+        past: KeyValueCache | None,
+        after: Stream | None = None,
+        written: int = 0,
+    ) -> Tensor:
+        """The states after the last block, not normed.
+
+        mask: `(B, S)`, of the prompt if the tokens come `after` one, else of the tokens. written: number of tokens
+        between that prompt and these.
+        """
+        rows, count = hidden.shape[:2]
+        earlier = 0 if after is None else after.hidden.shape[1] + written
+        if mask is None:
+            positions = torch.arange(earlier, earlier + count, device=hidden.device).expand(rows, -1)
+        else:
+            mask = torch.cat([mask, mask.new_ones(rows, earlier + count - mask.shape[1])], dim=1)
+            positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, earlier:]
+        cosines, sines = self.rotary(hidden, positions)
+        causal = Causal(cosines, sines, past)
+        tokens = Tokens(hidden, _attention_mask(mask, earlier, count, hidden))
+        for block in self.blocks:
+            tokens = run_block(block, BlockInput(tokens, causal=causal)).tokens
+        return tokens.hidden
+
+
+def _attention_mask(mask: Tensor | None, earlier: int, count: int, hidden: Tensor) -> Tensor | None:
+    """What each of `count` tokens may attend to, `(B or 1, 1, count, earlier + count)`; None: all up to itself.
+
+    Padding attends to itself, as a row of a softmax must have something.
+    """
+    if mask is None and (earlier == 0 or count == 1):
+        return None
+    total = earlier + count
+    allowed = torch.ones(count, total, dtype=torch.bool, device=hidden.device).tril(earlier)[None]
+    if mask is not None:
+        itself = torch.eye(count, total, dtype=torch.bool, device=hidden.device).roll(earlier, dims=1)
+        allowed = allowed & (mask[:, None] | itself)
+    lowest = torch.finfo(hidden.dtype).min
+    return torch.zeros_like(allowed, dtype=hidden.dtype).masked_fill_(~allowed, lowest)[:, None]

@@ -1,0 +1,126 @@
+"""Load LLaVA's weights from Hugging Face's form: a local folder or a hub id."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+from transformers import LlavaConfig
+
+from harness.backbones.base import BackboneOptions
+from harness.backbones.checkpoints import (
+    find_checkpoint,
+    fixed_generator,
+    load_strictly,
+    read_settings,
+    read_tensors,
+)
+from harness.backbones.llava.model import LlavaBackbone
+from harness.backbones.llava.processor import LlavaProcessor
+from harness.errors import UserError
+
+TEXT_LENGTH = 128
+"""Tokens of a prompt without the image's."""
+
+
+_TO_OURS = (
+    (r"^language_model\.model\.", "model.language_model."),
+    (r"^language_model\.lm_head\.", "lm_head."),
+    (r"^(vision_tower|multi_modal_projector)\.", r"model.\1."),
+)
+"""From the names of older files to today's."""
+
+
+_HUB_FILES = ("*.json", "*.safetensors")
+
+
+def load_llava(options: BackboneOptions) -> LlavaBackbone:
+    """LLaVA from `options.weights`: a folder, a hub id such as llava-hf/llava-1.5-7b-hf, or `random`.
+
+    Raises:
+        UserError: no weights are given, or they cannot be read, are of another model, or lack a key.
+    """
+    if options.weights is None:
+        raise UserError(
+            "llava: there are no default weights. Pass a folder or hub id with --weights, such as "
+            "llava-hf/llava-1.5-7b-hf, or use --weights random."
+        )
+    if options.weights == "random":
+        with fixed_generator():
+            return build_llava(LlavaConfig(), {}, None, options)
+    folder = find_checkpoint(options.weights, _HUB_FILES)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: expected a folder with config.json and weights.")
+    try:
+        config = LlavaConfig.from_dict(read_settings(folder, "llava"))
+        kinds = (config.vision_config.model_type, config.text_config.model_type)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"{folder / 'config.json'}: not a configuration of LLaVA ({error}).") from None
+    if kinds != ("clip_vision_model", "llama"):
+        raise UserError(
+            f"{folder / 'config.json'}: {kinds[0]} with {kinds[1]}; only CLIP with LLaMA is supported."
+        )
+    return build_llava(config, read_folder(folder), folder, options)
+
+
+def build_llava(
+    config: LlavaConfig, state: Mapping[str, Tensor], vocabulary: Path | None, options: BackboneOptions
+) -> LlavaBackbone:
+    """Build the backbone and load `state`; empty: random weights.
+
+    Raises:
+        UserError: the options or the weights do not fit.
+    """
+    side, patch = config.vision_config.image_size, config.vision_config.patch_size
+    if options.image_size not in (None, side):
+        raise UserError(f"llava: its images have {side} pixels a side; leave out --image-size.")
+    length = options.text_length or TEXT_LENGTH
+    tokenizer = Path(options.tokenizer).expanduser() if options.tokenizer else vocabulary
+    backbone = LlavaBackbone(config, LlavaProcessor(tokenizer, side, patch, length))
+    if state:
+        expected = set(backbone.model.state_dict())
+        kept = {name: tensor for name, tensor in state.items() if name in expected or not _unread(name)}
+        load_strictly(backbone.model, kept, "llava", "LLaVA")
+    backbone.requires_grad_(True)
+    return backbone.eval()
+
+
+def read_folder(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a folder in one file or in several with an index, under today's names.
+
+    Raises:
+        UserError: a file is missing or cannot be read.
+    """
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{index}: not an index of weights ({error}).") from None
+    else:
+        names = ["model.safetensors"]
+    tensors: dict[str, Tensor] = {}
+    for name in names:
+        if not (folder / name).is_file():
+            raise UserError(f"{folder}: no {name} in this folder.")
+        tensors |= read_tensors(folder / name)
+    return {_renamed(name): tensor for name, tensor in tensors.items()}
+
+
+def _renamed(name: str) -> str:
+    for pattern, replacement in _TO_OURS:
+        renamed, count = re.subn(pattern, replacement, name)
+        if count:
+            return renamed
+    return name
+
+
+def _unread(name: str) -> bool:
+    """Whether no forward pass reads it: the image encoder's last layers and norm, and buffers."""
+    tower = "model.vision_tower.vision_model."
+    return name.startswith((f"{tower}encoder.layers.", f"{tower}post_layernorm.")) or name.endswith(
+        (".position_ids", ".inv_freq")
+    )
