@@ -36,7 +36,7 @@ class Checkpoint:
 
 @contextmanager
 def fixed_generator() -> Iterator[None]:
-    """Within the block, random weights are the same every time; the global generator is left untouched."""
+    """Within the block, random weights are the same every time. The global generator is not changed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield
@@ -118,7 +118,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def load_strictly(model: nn.Module, state: Mapping[str, Tensor], name: str, architecture: str) -> None:
     """Load `state` as float32. It must contain every parameter of `model` and nothing else.
 
-    name, architecture: of the backbone, for messages.
+    name, architecture: those of the backbone, for messages.
 
     Raises:
         UserError: keys are missing or unknown, or a shape differs.

@@ -1,8 +1,8 @@
-"""The pieces of a deployed block: the product a sublayer begins with, and the one it ends with.
+"""The parts of a deployed block: the first and the last matrix product of each sublayer.
 
-What a method has put beside a sublayer takes part in both, so that it costs few operations of its own. All work
-on tokens in rows, `(N, D)` with N = batch · tokens, and nothing here trains. Only blocks are called as modules; their
-pieces have functions, as every call of a module takes time that small models notice.
+The modules that a method has inserted take part in both products, so that they cost few operations of their own. All
+parts work on tokens in rows, `(N, D)` with N = batch · tokens. Nothing here trains. Only blocks are called as modules;
+their parts are called by ordinary methods, because the overhead of module calls is noticeable in small models.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from harness.backbones.folding import Activation, Affine, Branch, Norm
 
 
 class FoldedPart(nn.Module, ABC):
-    """Base of modules whose parameters may hold both pretrained weights and a method's."""
+    """Base of modules whose parameters may hold both pretrained weights and weights of a method."""
 
     @abstractmethod
     def inserted(self) -> list[Tensor]:
-        """Views of its parameters: what a method has added, and nothing else. A view may be empty."""
+        """Views of exactly those parts of its parameters that a method has added. A view may be empty."""
 
     def _hold(self, name: str, tensor: Tensor, like: Tensor) -> None:
         """Keep a tensor as a frozen parameter in the type of `like`."""
@@ -33,17 +33,17 @@ class FoldedPart(nn.Module, ABC):
 
 
 class Reading(FoldedPart):
-    """How a sublayer reads: the norm before it, if there is one, and one product for all that reads the same.
+    """The start of a sublayer: the norm before it, if there is one, and one product of all maps that read its result.
 
-    main: the sublayer's maps, one below the other, `(M, D)`.
-    norm: the block's, of a pre-norm block. Its gain and offset go into the maps.
-    branch: what stands beside the sublayer, of size r. Its lower map becomes the first r rows of the product; where
-        it reads something else, it is corrected for that:
+    main: the sublayer's maps, stacked, `(M, D)`.
+    norm: the norm of a pre-norm block. Its gain and offset are merged into the maps.
+    branch: the parallel branch, of hidden size r. Its down-projection becomes the first r rows of the product. If the
+        branch normalises differently from the block, these rows are corrected:
 
-        - the block normalises with another epsilon: by the ratio of the deviations of each token;
-        - the block does not normalise: by the deviation of each token, the mean being part of the rows;
-        - the block normalises and the branch does not: not in the product, but one of its own.
-    like: a parameter in the type to compute in.
+        - the block's norm has another epsilon: they are scaled by the ratio of each token's standard deviations;
+        - the block has no norm here: they are divided by each token's standard deviation, and subtract its mean;
+        - only the block has a norm: the branch keeps its own product.
+    like: a parameter whose type and device are used.
     """
 
     weight: Tensor
@@ -77,18 +77,18 @@ class Reading(FoldedPart):
         self._hold("bias", main.bias, like)
 
     def inserted(self) -> list[Tensor]:
-        """The branch's rows, and what it has of its own."""
+        """The branch's rows, and its own parameters."""
         own = [value for name, value in self.named_parameters() if name not in ("weight", "bias")]
         return [self.weight[: self.rows], self.bias[: self.rows], *own]
 
     def standardise(self, hidden: Tensor) -> Tensor:
-        """What the product reads of the stream `(N, D)`."""
+        """The input of the product from the stream `(N, D)`."""
         if self.eps is None:
             return hidden
         return torch.layer_norm(hidden, hidden.shape[1:], None, None, self.eps)
 
     def prepare(self, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What the product reads, and the factor `(N, 1)` of the branch's rows where they are to be rescaled."""
+        """The input of the product, and the factor `(N, 1)` of the branch's rows, or None without rescaling."""
         if self.rescaled is None:
             return self.standardise(hidden), None
         if self.eps is None:
@@ -104,7 +104,7 @@ class Reading(FoldedPart):
         return F.linear(read, self.weight[start:stop], self.bias[start:stop])
 
     def split(self, joint: Tensor) -> tuple[Tensor | None, Tensor]:
-        """The branch's part `(N, r)` of a product that begins with its rows, and the rest."""
+        """Split a product into the branch's rows, which come first, `(N, r)`, and the rest."""
         if not self.rows:
             return None, joint
         branch, main = torch.split_with_sizes(joint, (self.rows, joint.shape[1] - self.rows), 1)
@@ -113,7 +113,7 @@ class Reading(FoldedPart):
     def inner(self, branch: Tensor | None, factor: Tensor | None, hidden: Tensor) -> Tensor | None:
         """The hidden state `(N, r)` of the branch from its part of the product, or from the stream `(N, D)`.
 
-        None where there is no branch.
+        None if there is no branch.
         """
         if self.activation is None:
             return None
@@ -125,16 +125,16 @@ class Reading(FoldedPart):
 
 
 class Closing(FoldedPart):
-    """How a sublayer ends: its last product, the branches, the residual, the norm of a post-norm block.
+    """The end of a sublayer: its last product, the branches, the residual, the norm of a post-norm block.
 
     main: the sublayer's last map, `(D, M)`.
-    parallel: the branch beside the sublayer, whose hidden state comes in; `joined`: as the first columns of the
-        input, so that its upper map is the first columns of the product. (Attention's result would have to be copied
-        for that, which takes as long as a product of its own that adds to the result in place.)
-    sequential: the branch on the sublayer's result. Its lower map follows `main` directly; where that takes no more
-        multiplications than to apply it to the result, both are one product.
-    norm: the block's, of a post-norm block. post_norm: the branch that is added to its result.
-    like: a parameter in the type to compute in.
+    parallel: the parallel branch, whose hidden state is given. joined: the hidden state is the first columns of the
+        input, and the branch's up-projection the first columns of the product. (Attention's result would have to be
+        copied for this, which takes as long as a separate product that adds to the result in place.)
+    sequential: the branch on the sublayer's output. Its down-projection follows `main` directly. Both become one
+        product if this does not need more multiplications.
+    norm: the norm of a post-norm block. post_norm: the branch that is added to its output.
+    like: a parameter whose type and device are used.
     """
 
     weight: Tensor
@@ -171,7 +171,7 @@ class Closing(FoldedPart):
                 main = Affine.stack(sequential.down.after(main), main.shifted(constant))
             else:
                 main = main.shifted(constant)
-                # It reads the result with the constant in it.
+                # It reads the result including the constant.
                 down = sequential.down.shifted(-sequential.down.weight @ constant)
                 self._hold("down_weight", down.weight, like)
                 self._hold("down_bias", down.bias, like)
@@ -213,7 +213,7 @@ class Closing(FoldedPart):
         return hidden
 
     def _add(self, hidden: Tensor, inner: Tensor | None) -> None:
-        """Add the branch's upper map to `hidden`, in place."""
+        """Add the result of the branch's up-projection to `hidden`, in place."""
         assert inner is not None
         up = self.up_weight
         if not inner.dtype == up.dtype == hidden.dtype:  # autocast converts nothing for what works in place
@@ -240,7 +240,7 @@ class FeedForward(nn.Module):
             main = F.gelu(main)
             joint = torch.cat((inner, main), 1) if closing.columns and inner is not None else main
             return closing.close(joint, inner, hidden)
-        # Of the whole, as oneDNN's GELU needs contiguous memory and is twice as fast; the branch is kept aside.
+        # GELU of the whole: oneDNN's needs contiguous memory and is twice as fast. The branch is saved before.
         _nn.gelu_(joint)  # type: ignore[attr-defined]
         if closing.columns and branch is not None and inner is not None:
             branch.copy_(inner)
@@ -249,7 +249,7 @@ class FeedForward(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """The attention of a stream to itself. Rows of the product: the branch's, the query's, the key's, the value's."""
+    """Self-attention. Rows of the product, in order: branch, query, key, value."""
 
     def __init__(self, reading: Reading, closing: Closing, heads: int) -> None:
         super().__init__()
@@ -258,7 +258,7 @@ class SelfAttention(nn.Module):
         self.heads = heads
 
     def attend(self, tokens: Tokens, queries: int | None) -> Tensor:
-        """Tokens `(B, T, D)` → the first `queries` of each in rows, `(B · queries, D)`."""
+        """Tokens `(B, T, D)` → the first `queries` tokens of each example in rows, `(B · queries, D)`."""
         reading, hidden = self.reading, tokens.hidden
         batch, _, width = hidden.shape
         rows = hidden.reshape(-1, width)
@@ -279,9 +279,9 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """The attention of a stream to the other one: what asks and what answers are read from different tokens.
+    """Cross-attention: queries from the own stream, keys and values from the other one.
 
-    asking: rows of the branch and of the query, of the own stream. answering: of key and value, of the other one.
+    asking: rows of the branch and of the query. answering: rows of key and value.
     """
 
     def __init__(self, asking: Reading, answering: Reading, closing: Closing, heads: int) -> None:
@@ -292,7 +292,7 @@ class CrossAttention(nn.Module):
         self.heads = heads
 
     def ask(self, own: Tensor) -> tuple[Tensor, ...]:
-        """Of the own stream `(B, T, D)`: the query by head, and the branch's hidden state `(B, T, r)` if any."""
+        """From the own stream `(B, T, D)`: the query by head, and the branch's hidden state `(B, T, r)` if any."""
         batch, length, width = own.shape
         rows = own.view(-1, width)
         read, factor = self.asking.prepare(rows)
@@ -302,21 +302,21 @@ class CrossAttention(nn.Module):
         return (query,) if inner is None else (query, inner.view(batch, length, -1))
 
     def answer(self, context: Tensor) -> tuple[Tensor, ...]:
-        """Of the other stream `(B, S, D)`: key and value by head, `(B, heads, S, D / heads)`."""
+        """From the other stream `(B, S, D)`: key and value by head, `(B, heads, S, D / heads)`."""
         read = self.answering.standardise(context.reshape(-1, context.shape[-1]))
         return by_head(self.answering.product(read), len(context), 2, self.heads)
 
     def attend(
         self, own: Tensor, asked: tuple[Tensor, ...], answered: tuple[Tensor, ...], mask: Tensor | None
     ) -> Tensor:
-        """Own stream `(B, T, D)`, what it asks and is answered → `(B · T, D)`."""
+        """Own stream `(B, T, D)`, its queries, and keys and values of the other stream → `(B · T, D)`."""
         key, value = answered
         inner = asked[1].flatten(0, 1) if len(asked) > 1 else None
         return self.closing.close(mix(asked[0], key, value, mask), inner, own.view(-1, own.shape[-1]))
 
 
 class Shortcut(nn.Module):
-    """A branch alone: `x + up(act(down(norm(x))))`."""
+    """A single branch: `x + up(act(down(norm(x))))`."""
 
     def __init__(self, branch: Branch, like: Tensor) -> None:
         super().__init__()
@@ -337,30 +337,30 @@ def activate(inner: Tensor, activation: Activation) -> Tensor:
 
 
 def standardised(hidden: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Of tokens `(N, D)` with variance v: LayerNorm without gain and offset, and 1 / √(v + eps) `(N, 1)`."""
+    """LayerNorm of tokens `(N, D)` without gain and offset, and 1 / √(v + eps) `(N, 1)` with their variance v."""
     normed, _, inverse = torch.native_layer_norm(hidden, hidden.shape[1:], None, None, eps)
-    if hidden.requires_grad:  # torch gives no gradient of the second
+    if hidden.requires_grad:  # torch has no gradient of the second result
         inverse = (hidden.var(dim=-1, correction=0, keepdim=True) + eps).rsqrt()
     return normed, inverse
 
 
 def mix(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention `(B, heads, T, d)` to `(B, heads, S, d)`; the result in rows, `(B · T, heads · d)`."""
+    """Attention of `(B, heads, T, d)` to `(B, heads, S, d)`; the result in rows, `(B · T, heads · d)`."""
     mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     return mixed.transpose(1, 2).reshape(-1, mixed.shape[1] * mixed.shape[3])
 
 
 def by_head(rows: Tensor, batch: int, maps: int, heads: int) -> tuple[Tensor, ...]:
-    """The results of `maps` maps in rows, `(B · T, maps · D)`, each by head: `(B, heads, T, D / heads)`."""
+    """Split the results of `maps` maps, `(B · T, maps · D)`, by map and head: `(B, heads, T, D / heads)` each."""
     states = rows.view(batch, -1, maps, heads, rows.shape[1] // (maps * heads))
     return states.permute(2, 0, 3, 1, 4).unbind(0)
 
 
 @torch.enable_grad()
 def inserted_in(module: nn.Module, but: Collection[nn.Module] = ()) -> list[Tensor]:
-    """Views of what a method has added to folded parts, which requires gradient where its parameter does.
+    """Views of what a method has added to folded parts. They require gradient if their parameters do.
 
-    but: modules that are the method's altogether.
+    but: modules that belong to the method entirely, which are left out.
     """
     own = {id(inner) for each in but for inner in each.modules()}
     parts = (part for part in module.modules() if isinstance(part, FoldedPart) and id(part) not in own)

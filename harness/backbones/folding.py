@@ -1,8 +1,8 @@
-"""Folding: from a block as it was trained to the block that is deployed, with the same outputs.
+"""Folding: turn a trained block into a deployed one with the same outputs.
 
-After training everything is known and frozen, so that maps which follow each other, or read the same input, become
-one. This file has the algebra; `harness.backbones.folded` has the pieces that run; each backbone's block says in
-`Block.folded` what takes its place.
+After training all weights are fixed, so linear maps that follow each other, or read the same input, become one. This
+module has the algebra, and `harness.backbones.folded` the parts that run. Each backbone defines the deployed form of
+its blocks in `Block.folded`.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ Activation = Literal["relu", "gelu"]
 
 @runtime_checkable
 class Foldable(Protocol):
-    """What stands among a backbone's blocks and has a form of its own for deployment."""
+    """A block, or a replacement of one, that has a deployed form."""
 
     folded: Callable[[], nn.Module]
-    """What takes its place: another module with the same outputs, or itself."""
+    """The deployed form: another module with the same outputs, or itself."""
 
 
 @torch.no_grad()
 def fold(backbone: Backbone) -> None:
-    """Replace every block by its deployed form. What defines none, or holds something unknown, stays as it is."""
+    """Replace every block by its deployed form, except for those that have none or contain an unknown module."""
     for index, block in enumerate(backbone.blocks):
         backbone.blocks[index] = fold_block(block)
 
 
 @torch.no_grad()
 def fold_block(block: nn.Module) -> nn.Module:
-    """What is deployed in a block's place, in evaluation or training mode as it was."""
+    """The deployed form of a block, in the same mode (evaluation or training)."""
     return block.folded().train(block.training) if isinstance(block, Foldable) else block
 
 
@@ -51,7 +51,7 @@ class Norm:
 
     @classmethod
     def of(cls, module: nn.LayerNorm) -> Self:
-        """Those of a module."""
+        """The norm of a module."""
         return cls(_precise(module.weight), _precise(module.bias), module.eps)
 
 
@@ -64,25 +64,25 @@ class Affine:
 
     @classmethod
     def of(cls, module: nn.Linear) -> Self:
-        """A module's map."""
+        """The map of a module."""
         weight = _precise(module.weight)
         return cls(weight, weight.new_zeros(len(weight)) if module.bias is None else _precise(module.bias))
 
     @classmethod
     def stack(cls, *maps: Affine) -> Self:
-        """One map whose result is that of `maps`, one after the other: `(Σ out, in)`."""
+        """One map whose result is the concatenated results of `maps`: `(Σ out, in)`."""
         return cls(torch.cat([each.weight for each in maps]), torch.cat([each.bias for each in maps]))
 
     def after_norm(self, norm: Norm) -> Affine:
-        """The same map of a norm's result, as a map of the standardised input: W (x·g + o) + b."""
+        """The same map of a norm's output, as a map of the standardised input x: W (x·g + o) + b."""
         return Affine(self.weight * norm.gain, self.bias + self.weight @ norm.offset)
 
     def after(self, first: Affine) -> Affine:
-        """The map of `first`'s result as a map of its input."""
+        """The composition with `first`: a map of the input of `first`."""
         return Affine(self.weight @ first.weight, self.bias + self.weight @ first.bias)
 
     def centred(self) -> Affine:
-        """The same map of an input less its mean: W (x − mean x) = (W − row means of W) x."""
+        """The same map of an input minus its mean: W (x − mean x) = (W − row means of W) x."""
         return Affine(self.weight - self.weight.mean(dim=1, keepdim=True), self.bias)
 
     def shifted(self, constant: Tensor) -> Affine:
@@ -110,21 +110,21 @@ class Branch:
         return len(self.down.bias)
 
     def reading(self) -> Affine:
-        """The lower map with the gain and offset of the norm, if there is one, in it."""
+        """The down-projection, with the gain and offset of the norm, if there is one, merged into it."""
         return self.down if self.norm is None else self.down.after_norm(self.norm)
 
 
 @runtime_checkable
 class HasBranch(Protocol):
-    """A module in a block's slot that folding understands."""
+    """A module in a slot that folding can merge."""
 
     branch: Callable[[], Branch | None]
-    """Its arithmetic; None if it is not that of a branch."""
+    """The branch that it computes; None if it computes something else."""
 
 
 @dataclass(frozen=True)
 class Slots:
-    """What has been put into a block's slots, by sublayer; no sublayer has more than one branch."""
+    """The branches in a block's slots by sublayer; a sublayer has at most one branch."""
 
     sequential: Mapping[str, Branch]
     parallel: Mapping[str, Branch]
@@ -132,9 +132,9 @@ class Slots:
 
 
 def read_slots(block: Block) -> Slots | None:
-    """The branches in a block's slots; None if something in them has no folding.
+    """The branches in a block's slots; None if a slot holds something that cannot be folded.
 
-    In series that is a branch with a residual and without a norm, elsewhere one without a residual.
+    Sequential branches must have a residual and no norm, all others no residual.
     """
     found: dict[str, dict[str, Branch]] = {}
     for name, slots in slots_of(block).items():
@@ -151,7 +151,7 @@ def read_slots(block: Block) -> Slots | None:
 
 
 def slots_of(block: Block) -> dict[str, Mapping[str, nn.Module]]:
-    """A block's slots by name; a pre-norm block has none behind a norm."""
+    """A block's slots by name; a pre-norm block has no `post_norm` slots."""
     return {
         "sequential": dict(block.sequential.items()),
         "parallel": dict(block.parallel.items()),
@@ -160,7 +160,7 @@ def slots_of(block: Block) -> dict[str, Mapping[str, nn.Module]]:
 
 
 def structure_of(block: Block) -> dict[str, tuple[object, ...]]:
-    """Type and shapes of all modules of a block but those in its slots, by path."""
+    """Type and shapes of all modules of a block, except those in its slots, by path."""
     slots = ("sequential.", "parallel.", "post_norm.")
     return {
         path: (type(module), *(parameter.shape for parameter in module.parameters(recurse=False)))
@@ -170,7 +170,7 @@ def structure_of(block: Block) -> dict[str, tuple[object, ...]]:
 
 
 def is_hooked(block: nn.Module) -> bool:
-    """Whether somebody waits for one of its modules to be called, or has replaced a module's `forward`."""
+    """True if one of its modules has a hook, or a replaced `forward`."""
     return any(
         module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
         for module in block.modules()
@@ -178,5 +178,5 @@ def is_hooked(block: nn.Module) -> bool:
 
 
 def _precise(tensor: Tensor) -> Tensor:
-    """Without gradient, and not in 16 bits: several roundings would add up."""
+    """The tensor without gradient, and in at least 32 bits, because rounding errors would add up."""
     return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""Image-text pairs that share texts and images: every text and image once, and the rows that a pair reads."""
+"""Image-text pairs that share texts and images: each text and image is computed once, and pairs refer to rows."""
 
 from __future__ import annotations
 

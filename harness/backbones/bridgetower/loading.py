@@ -30,7 +30,7 @@ patches do not divide it (the large model's 14 pixels) keep the size of their pr
 
 
 TEXT_LENGTH = 50
-"""Tokens, as published (retrieval: 40)."""
+"""Maximum text length in tokens, as published (retrieval: 40)."""
 
 
 HEADS = ("mlm_score", "itm_score", "itc_text_head", "itc_image_head", "itc_cross_modal_head", "logit_scale")
@@ -58,7 +58,7 @@ def load_bridgetower(options: BackboneOptions) -> BridgeTowerBackbone:
     """BridgeTower from `options.weights`: a folder, a hub id such as BridgeTower/bridgetower-base, or `random`.
 
     Raises:
-        UserError: no weights are given, or they cannot be read, are of another model, or lack a key.
+        UserError: no weights are given, or they cannot be read, belong to another model, or lack a key.
     """
     if options.weights is None:
         raise UserError(
@@ -147,9 +147,9 @@ _TO_OURS = (
 
 
 def convert(tensors: Mapping[str, Tensor], config: BridgeTowerSizes) -> Checkpoint:
-    """Hugging Face's tensors under our names, with CLIP's fused `in_proj` split; heads and unused keys separate.
+    """Rename Hugging Face's tensors to our names and split CLIP's fused `in_proj`.
 
-    An unknown key keeps its name, and `load_strictly` refuses it.
+    Heads and unused keys are returned separately. An unknown key keeps its name, and `load_strictly` refuses it.
     """
     state: dict[str, Tensor] = {}
     heads: dict[str, Tensor] = {}
@@ -167,7 +167,7 @@ def convert(tensors: Mapping[str, Tensor], config: BridgeTowerSizes) -> Checkpoi
 
 
 def _convert(key: str, tensor: Tensor, depths: int) -> dict[str, Tensor]:
-    """One tensor under our name; three if query, key and value are fused in it."""
+    """One tensor under our name, or three if query, key and value are fused in it."""
     if layer := re.match(r"^cross_modal_(text|image)_layers\.(\d+)\.", key):
         place = int(layer[2]) + (depths if layer[1] == "image" else 0)
         return {f"layers.{place}.{key[layer.end() :]}": tensor}

@@ -2,7 +2,7 @@
 
 The fusion layers are METER's, so methods act on them as they do there. Before each depth but the first, a link adds
 the state of a higher encoder layer to each stream and normalises the sum. Links belong to the backbone, not to a
-block: where a block is skipped, its link stays. `encode` returns the states of the top layers, one per depth.
+block: if a block is skipped, its link stays. `encode` returns the states of the top layers, one per depth.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from harness.backbones.meter.model import STREAMS, MeterBackbone, MeterModel
 
 
 class BridgeTowerModel(MeterModel):
-    """METER's modules, the norms of what the first depth reads, and a link per stream and later depth.
+    """METER's modules, the norms before the first depth, and one link per stream and later depth.
 
     links: LayerNorms, the text's by depth, then the image's by depth.
     """
@@ -46,7 +46,7 @@ class BridgeTowerBackbone(MeterBackbone):
     model_class: ClassVar[type[MeterModel]] = BridgeTowerModel
 
     def join(self, text: Tensor, image: Tensor, inputs: Inputs) -> Streams:
-        """The state that the first depth reads, and those of the links; token types still to be added."""
+        """Streams with the input of the first depth and the states for the links; `fuse` adds token types."""
         states = {"text": text.unbind(2), "image": image.unbind(2)}
         types = {"text": 0, "image": inputs.image_token_type}
         masks = {"text": inputs.text_mask, "image": None}
@@ -77,13 +77,13 @@ class BridgeTowerBackbone(MeterBackbone):
         return torch.stack(tuple(states[-self.config.num_hidden_layers :]), dim=2)
 
     def enter(self, streams: Streams) -> dict[str, Tokens]:
-        """What the first depth reads, normalised; token types are added to the links' states too."""
+        """The normalised input of the first depth. Token types are added to the links' states too."""
         norms = {"text": self.model.text_norm, "image": self.model.image_norm}
         entered = super().enter(streams)
         return {name: tokens.with_hidden(norms[name](tokens.hidden)) for name, tokens in entered.items()}
 
     def link(self, name: str, depth: int, tokens: Tokens) -> Tokens:
-        """The norm of the tokens and the encoder's state that belongs to the depth."""
+        """The normalised sum of the tokens and the encoder state of this depth."""
         if depth == 0:
             return tokens
         place = STREAMS.index(name) * (self.config.num_hidden_layers - 1) + depth - 1

@@ -18,7 +18,7 @@ from harness.backbones.meter.folded import FoldedMeterBlock
 class MeterBlock(Block):
     """A fusion layer of one stream: self-attention, attention to the other stream, feed-forward, all post-norm.
 
-    Attribute names are those of Hugging Face's `BridgeTowerBertCrossLayer`, whose modules it takes over.
+    Attribute names are those of Hugging Face's `BridgeTowerBertCrossLayer`, whose modules it uses.
     """
 
     sublayers: ClassVar[tuple[str, ...]] = ("self_attention", "cross_attention", "mlp")
@@ -61,11 +61,11 @@ class MeterBlock(Block):
         return self._close("self_attention", self.attention.output, attended, asking)
 
     def query(self, own: Tensor) -> tuple[Tensor, ...]:
-        """What the second sublayer asks, by head: `(B, T, D)` → `(B, heads, T, D / heads)`."""
+        """Queries of the cross-attention by head: `(B, T, D)` → `(B, heads, T, D / heads)`."""
         return (self._by_head(self.crossattention.self.query(own)),)
 
     def keys_and_values(self, context: Tensor) -> tuple[Tensor, ...]:
-        """What it is answered from, by head: the other stream's `(B, S, D)` → twice `(B, heads, S, D / heads)`."""
+        """Keys and values of the other stream by head: `(B, S, D)` → twice `(B, heads, S, D / heads)`."""
         maps = self.crossattention.self
         return self._by_head(maps.key(context)), self._by_head(maps.value(context))
 
@@ -76,7 +76,7 @@ class MeterBlock(Block):
         answered: tuple[Tensor, ...],
         context_mask: Tensor | None,
     ) -> Tensor:
-        """The second and third sublayer on what the first returned, `own` `(B, T, D)`."""
+        """The second and third sublayer on the output `own` `(B, T, D)` of the first."""
         (query,), (key, value) = asked, answered
         attended = self._mix(query, key, value, context_mask)
         hidden = self._close("cross_attention", self.crossattention.output, attended, own)
@@ -109,7 +109,7 @@ class MeterBlock(Block):
         return normed
 
     def _owners(self) -> dict[str, tuple[Any, str]]:
-        """Where each projection hangs: module and attribute, by role."""
+        """The owner of each projection, as module and attribute name, by role."""
         owners: dict[str, tuple[Any, str]] = {}
         for role, attention in (
             ("self_attention", self.attention),
@@ -129,7 +129,7 @@ class MeterBlock(Block):
         setattr(owner, name, module)
 
     def folded(self) -> nn.Module:
-        """Its deployed form; itself where it holds something that folding does not know."""
+        """The deployed form; the block itself if it contains something that folding does not know."""
         slots = read_slots(self)
         known = type(self) is MeterBlock and structure_of(self) == self._built and not is_hooked(self)
         if slots is None or not known or type(self.intermediate.intermediate_act_fn) is not GELUActivation:

@@ -1,4 +1,4 @@
-"""METER's fusion layer as it is deployed."""
+"""The deployed form of METER's fusion layer."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from harness.backbones.folding import Affine, Norm, Slots
 
 
 class FoldedMeterBlock(nn.Module):
-    """`MeterBlock` with seven products: query, key and value of self-attention in one, key and value of the other
-    stream in one, branches in the matrices.
+    """`MeterBlock` with seven products: one for query, key and value of self-attention, one for key and value of the
+    other stream. Branches are merged into the matrices.
 
-    The norms keep their gains: what they return is read by several maps and is the residual as well.
+    The norms keep their gains, because their output is also the residual.
     """
 
     def __init__(
@@ -80,11 +80,11 @@ class FoldedMeterBlock(nn.Module):
         return self.self_attention.attend(tokens, queries).view(asking.shape)
 
     def query(self, own: Tensor) -> tuple[Tensor, ...]:
-        """What the second sublayer reads of its own stream `(B, T, D)`; rows are examples."""
+        """Input of the cross-attention from its own stream `(B, T, D)`, for each example."""
         return self.cross_attention.ask(own)
 
     def keys_and_values(self, context: Tensor) -> tuple[Tensor, ...]:
-        """What it is answered from, by head: the other stream's `(B, S, D)` → twice `(B, heads, S, D / heads)`."""
+        """Keys and values of the other stream by head: `(B, S, D)` → twice `(B, heads, S, D / heads)`."""
         return self.cross_attention.answer(context)
 
     def attend_across(
@@ -94,6 +94,6 @@ class FoldedMeterBlock(nn.Module):
         answered: tuple[Tensor, ...],
         context_mask: Tensor | None,
     ) -> Tensor:
-        """The second and third sublayer on what the first returned, `own` `(B, T, D)`."""
+        """The second and third sublayer on the output `own` `(B, T, D)` of the first."""
         hidden = self.cross_attention.attend(own, asked, answered, context_mask)
         return self.mlp.feed(hidden).view(own.shape)

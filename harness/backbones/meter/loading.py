@@ -33,7 +33,7 @@ IMAGE_SIZE = 384
 
 
 TEXT_LENGTH = 50
-"""Tokens, as published (retrieval: 40)."""
+"""Maximum text length in tokens, as published (retrieval: 40)."""
 
 
 HEADS = ("vqa_classifier", "nlvr2_classifier", "snli_classifier", "itm_score", "rank_output", "mlm_score")
@@ -46,7 +46,7 @@ UNUSED = {
     r"^vit_model\.positional_embedding$": "positions of CLIP's text encoder, which METER does not run",
     r"^vit_model\.ln_final\.": "final norm of CLIP's text encoder, which METER does not run",
 }
-"""Keys of the original that its forward pass never reads, with the reason."""
+"""Keys of original checkpoints that the forward pass never reads, with the reason."""
 
 
 _POSITIONS = "image_encoder.embeddings.position_embedding.weight"
@@ -59,7 +59,7 @@ def load_meter(options: BackboneOptions) -> MeterBackbone:
     """METER from `options.weights`: an original `.ckpt`, a folder, a hub id, or `random`.
 
     Raises:
-        UserError: no weights are given, or they cannot be read, are of another model, or lack a key.
+        UserError: no weights are given, or they cannot be read, belong to another model, or lack a key.
     """
     if options.weights is None:
         raise UserError(
@@ -73,7 +73,7 @@ def load_meter(options: BackboneOptions) -> MeterBackbone:
 
 
 def load_meter_mini(options: BackboneOptions) -> MeterBackbone:
-    """The embedded small METER (12 fusion layers, width 128); `weights="random"` gives it untrained.
+    """The embedded small METER (12 fusion layers, width 128); with `weights="random"` it is untrained.
 
     Raises:
         UserError: the folder has no such weights.
@@ -212,9 +212,9 @@ _TO_OURS = (
 
 
 def convert_original(tensors: Mapping[str, Tensor], config: MeterConfig) -> Checkpoint:
-    """The original's tensors under our names, with CLIP's fused `in_proj` split; heads and unused keys separate.
+    """Rename an original checkpoint's tensors to our names and split CLIP's fused `in_proj`.
 
-    An unknown key keeps its name, and `load_strictly` refuses it.
+    Heads and unused keys are returned separately. An unknown key keeps its name, and `load_strictly` refuses it.
     """
     state: dict[str, Tensor] = {}
     heads: dict[str, Tensor] = {}
@@ -231,7 +231,7 @@ def convert_original(tensors: Mapping[str, Tensor], config: MeterConfig) -> Chec
 
 
 def _convert(key: str, tensor: Tensor, depths: int) -> dict[str, Tensor]:
-    """One tensor of the original under our name; three if query, key and value are fused in it."""
+    """One tensor under our name, or three if query, key and value are fused in it."""
     image_layer = re.match(r"^cross_modal_image_layers\.(\d+)\.", key)
     if image_layer:
         return {f"layers.{depths + int(image_layer[1])}.{key[image_layer.end() :]}": tensor}
@@ -248,7 +248,9 @@ def _convert(key: str, tensor: Tensor, depths: int) -> dict[str, Tensor]:
 
 
 def config_from_original(tensors: Mapping[str, Tensor], num_heads: int | None = None) -> MeterConfig:
-    """The configuration that an original checkpoint's shapes imply; heads of 64 channels unless `num_heads` is given.
+    """The configuration that follows from the shapes of an original checkpoint.
+
+    num_heads: attention heads, which no shape shows; None: as many as have 64 channels each.
 
     Raises:
         UserError: a key of METER with CLIP's ViT and RoBERTa is missing, or widths differ.

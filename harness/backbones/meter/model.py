@@ -1,8 +1,8 @@
 """METER (Dou et al., CVPR 2022): CLIP's ViT-B/16 and RoBERTa-base, joined by six co-attention depths.
 
 Encoders, fusion layers and poolers are Hugging Face's modules (BridgeTower's cross layer is METER's); the
-fusion layers' forward pass is ours, with fused attention and the slots that methods use. Token types are
-added at the start of `fuse`: they train with every method, so that what `encode` returns depends on nothing
+fusion layers' forward pass is ours, with fused attention and the slots that methods use. Token types train under
+every method and are therefore added at the start of `fuse`. So the result of `encode` does not depend on anything
 that a method for the fusion layers trains, and can be computed once.
 """
 
@@ -57,13 +57,13 @@ class MeterModel(PreTrainedModel):
         )
         self.text_pooler = BridgeTowerPooler(config.fusion())
         self.image_pooler = BridgeTowerPooler(config.fusion())
-        # The encoders have initialised themselves.
+        # The encoders are already initialised.
         for name, module in self.named_children():
             if not name.endswith("_encoder"):
                 module.apply(self._init_weights)
 
     def _init_weights(self, module: nn.Module) -> None:
-        """As the original: N(0, 0.02), biases 0, norms 1 and 0."""
+        """Initialise as the original: weights N(0, 0.02), biases 0, norms 1 and 0."""
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=self.config.initializer_range)
         if isinstance(module, nn.LayerNorm):
@@ -78,8 +78,8 @@ class MeterBackbone(Backbone):
     stream_names = STREAMS
     model_class: ClassVar[type[MeterModel]] = MeterModel
     sequential: bool = False
-    """True: an image layer reads the text as the text layer of its depth has left it (PuMer's METER). False: as it
-    was before that depth (METER)."""
+    """True: an image layer reads the text after the text layer of its depth (PuMer's METER). False: before that depth
+    (METER)."""
 
     def __init__(
         self,
@@ -120,7 +120,7 @@ class MeterBackbone(Backbone):
         return self.join(text, self.encode_image(inputs.pixels, inputs.image_sizes), inputs)
 
     def join(self, text: Tensor, image: Tensor, inputs: Inputs) -> Streams:
-        """Both streams, token types still to be added."""
+        """Both streams; `fuse` adds token types."""
         return {
             "text": Stream(text, inputs.text_mask, 0),
             "image": Stream(image, None, inputs.image_token_type),
@@ -161,7 +161,7 @@ class MeterBackbone(Backbone):
             )
 
     def check_image(self, pixels: Tensor, image_sizes: Tensor | None) -> None:
-        """Refuse images that the position embeddings do not fit.
+        """Refuse images that do not fit the position embeddings.
 
         Raises:
             UserError: the images have another size, or are padded.
@@ -185,8 +185,8 @@ class MeterBackbone(Backbone):
             return self(inputs)  # type: ignore[no-any-return]
         distinct, rows = distinct_rows(inputs)
         streams = self.encoded(distinct)
-        # What replaces `fuse` (the adapters library) must see all of it; dropout is drawn for each pair; an image
-        # layer that reads updated text depends on the pair from the first depth on.
+        # A replaced `fuse` (adapters library) must process all pairs; dropout is drawn for each pair; an image layer
+        # that reads updated text depends on the pair from the first depth on.
         if "fuse" in vars(self) or self.training or self.sequential:
             return self.fuse(rows.spread(streams))
         tokens = first_depth(self.blocks, self.enter(streams), rows)
@@ -197,7 +197,7 @@ class MeterBackbone(Backbone):
         return self.run_depths(self.enter(streams), queries=queries)
 
     def enter(self, streams: Streams) -> dict[str, Tokens]:
-        """What the first depth reads: with prompts, if there are any, and token types."""
+        """The input of the first depth: streams with prompts, if there are any, and token types."""
         if self.prompt is not None:
             streams = self.prompt(streams)
         entered: dict[str, Tokens] = {}
@@ -210,9 +210,9 @@ class MeterBackbone(Backbone):
     def run_depths(
         self, tokens: Mapping[str, Tokens], first: int = 0, queries: int | None = None
     ) -> dict[str, Tokens]:
-        """The tokens after the last depth, of tokens that have come as far as depth `first`.
+        """Run the depths from `first` on; returns the tokens after the last depth.
 
-        queries: how many leading tokens of each stream the last depth computes; None: all.
+        queries: the last depth computes only the first so many tokens of each stream; None: all.
         """
         text, image = (tokens[name] for name in STREAMS)
         depths = len(self.blocks) // 2
@@ -222,7 +222,7 @@ class MeterBackbone(Backbone):
             of_text = run_block(
                 self.blocks[depth], BlockInput(text, image, None if self.sequential else wanted)
             )
-            # A text layer may also reduce the image tokens, which are then what the image layer continues with.
+            # A text layer may also reduce the image tokens; the image layer then continues with the reduced ones.
             image = image if of_text.context is None else of_text.context
             read = of_text.tokens if self.sequential else text
             of_image = run_block(self.blocks[depths + depth], BlockInput(image, read, wanted))
@@ -230,7 +230,7 @@ class MeterBackbone(Backbone):
         return {"text": text, "image": image}
 
     def link(self, name: str, depth: int, tokens: Tokens) -> Tokens:
-        """What the blocks of a depth read of stream `name`: the tokens as the depth before has left them."""
+        """The tokens of stream `name` that the blocks of a depth read: here those after the previous depth."""
         return tokens
 
     def _add_token_type(self, stream: Stream) -> Stream:
@@ -253,7 +253,7 @@ class MeterBackbone(Backbone):
             yield from module.parameters()
 
     def classification_token(self) -> Tensor:
-        """RoBERTa's embedding of `<s>`, which DAS's trained token starts as: `(D,)`."""
+        """RoBERTa's embedding of `<s>`, the initial value of DAS's trained token, `(D,)`."""
         table = self.model.text_encoder.embeddings.word_embeddings.weight
         return table[self.config.bos_token_id].detach().clone()  # type: ignore[no-any-return]
 
@@ -287,11 +287,11 @@ class MeterBackbone(Backbone):
         )
 
     def published_image_size(self, images_per_example: int) -> int | None:
-        """288 pixels on NLVR2, whose examples have two images. The small METER was published nowhere."""
+        """288 pixels on NLVR2, whose examples have two images. None for the small METER, which is not published."""
         return PAIRED_IMAGE_SIZE if self.name == "meter" and images_per_example == 2 else None
 
     def digest(self) -> str:
-        """SHA-256 of weights and configuration at loading (computed on the first call after it)."""
+        """SHA-256 of weights and configuration as loaded; computed at the first call."""
         if self._digest is None:
             settings = self.config.to_diff_dict()
             settings.pop("transformers_version", None)  # says who wrote it, not what it computes

@@ -1,9 +1,9 @@
-"""METER on image-text pairs: what depends on one side only is computed once, not once a pair.
+"""METER on image-text pairs: everything that depends on one side only is computed once, not once per pair.
 
-With T texts for each of B images, both encoders run on the distinct texts and on the B images, and so do the
-parts of the first depth that do not read the other stream: self-attention, the queries of cross-attention,
-and the keys and values that each stream gives the other. The rest of the fusion is the pairs' own; its last depth
-computes the pooled tokens alone, as in training.
+With T texts for each of B images, both encoders run on the distinct texts and on the B images. So do the parts of the
+first depth that do not read the other stream: self-attention, the queries of cross-attention, and the keys and values
+for the other stream. The rest of the fusion is computed for each pair; its last depth computes only the pooled tokens,
+as in training.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from harness.backbones.pairs import Rows
 def first_depth(blocks: nn.ModuleList, tokens: Mapping[str, Tokens], rows: Rows) -> dict[str, Tokens]:
     """The tokens of all pairs after depth 0, from the rows of each stream.
 
-    A block that is not METER's own any more (skipped, wrapped in a prompt, hooked) is run on all pairs.
+    A block that is not an original one (skipped, wrapped in a prompt, hooked) is run on all pairs.
     """
     depths = len(blocks) // 2
     spread = {name: rows.spread_tokens(name, stream) for name, stream in tokens.items()}
@@ -48,5 +48,5 @@ def first_depth(blocks: nn.ModuleList, tokens: Mapping[str, Tokens], rows: Rows)
 
 
 def _hooked(module: nn.Module) -> bool:
-    """Whether somebody waits for the module itself to be called."""
+    """True if the module has a hook."""
     return bool(module._forward_hooks or module._forward_pre_hooks)

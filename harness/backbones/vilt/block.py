@@ -19,7 +19,8 @@ from harness.backbones.folding import is_hooked, read_slots, structure_of
 from harness.backbones.vilt.folded import FoldedViltBlock
 
 BLOCK_LAYER_NORM_EPS = 1e-6
-"""Of the blocks and the final norm, as in the original; the text embedding's stays at 1e-12."""
+"""Epsilon of the LayerNorms of the blocks and of the final one, as in the original. That of the text embedding is
+1e-12."""
 
 
 class ViltBlock(Block):
@@ -42,7 +43,7 @@ class ViltBlock(Block):
         self._built = structure_of(self)
 
     def forward(self, inputs: BlockInput) -> BlockOutput:
-        """`(B, T, D)` → `(B, queries, D)`; of tokens that are not wanted only keys and values are computed."""
+        """`(B, T, D)` → `(B, queries, D)`; only keys and values are computed of unwanted tokens."""
         tokens, asking = inputs.tokens, inputs.asking
         normed = self.layernorm_before(tokens.hidden)
         attended = self._attend(normed[:, : asking.shape[1]], normed, tokens.mask)
@@ -99,7 +100,7 @@ class ViltBlock(Block):
             raise KeyError(role)
 
     def folded(self) -> nn.Module:
-        """Its deployed form; itself where it holds something that folding does not know."""
+        """The deployed form; the block itself if it contains something that folding does not know."""
         slots = read_slots(self)
         known = type(self) is ViltBlock and structure_of(self) == self._built and not is_hooked(self)
         if slots is None or not known or type(self.intermediate.intermediate_act_fn) is not GELUActivation:

@@ -1,4 +1,4 @@
-"""ViLT's block as it is deployed."""
+"""The deployed form of ViLT's block."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from harness.backbones.folding import Affine, Norm, Slots
 
 
 class FoldedViltBlock(nn.Module):
-    """`ViltBlock` with four products: query, key and value in one, norms' gains and branches in the matrices."""
+    """`ViltBlock` with four products: one for query, key and value. Gains and branches are merged into the matrices."""
 
     def __init__(
         self,
@@ -43,6 +43,6 @@ class FoldedViltBlock(nn.Module):
         self.mlp = FeedForward(up, closing("mlp", maps["mlp.down"], joined=up.rows > 0))
 
     def forward(self, inputs: BlockInput) -> BlockOutput:
-        """`(B, T, D)` → `(B, queries, D)`; of tokens that are not wanted only keys and values are computed."""
+        """`(B, T, D)` → `(B, queries, D)`; only keys and values are computed of unwanted tokens."""
         hidden = self.mlp.feed(self.attention.attend(inputs.tokens, inputs.queries))
         return inputs.result(hidden.view(inputs.asking.shape))

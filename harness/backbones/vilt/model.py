@@ -1,9 +1,9 @@
 """ViLT (Kim et al., ICML 2021): one stream, text and image patches through the same blocks.
 
-The modules and their names are Hugging Face's, so that its checkpoints and the `adapters` library fit;
-the forward pass is ours: patches of the whole batch are embedded by one matrix product, images of
-different shapes are packed without padding columns, attention is fused, and nothing draws random
-numbers in evaluation (`ViltModel` orders the patches by `torch.multinomial` even then).
+The modules and their names are Hugging Face's, so that its checkpoints and the `adapters` library can be used. The
+forward pass is ours: one matrix product embeds the patches of the whole batch, images of different shapes are packed
+without padding columns, attention is fused, and evaluation uses no random numbers (`ViltModel` orders the patches by
+`torch.multinomial` even then).
 """
 
 from __future__ import annotations
@@ -96,8 +96,8 @@ class ViltBackbone(Backbone):
         return {"joint": Stream(torch.cat([text, image], dim=1), mask, text_length=text.shape[1])}
 
     def forward_pairs(self, inputs: Inputs) -> Tensor:
-        """As `forward` on `inputs.paired()`; in evaluation each text and image is embedded once, and the last
-        block computes the pooled token alone, as in training.
+        """As `forward` on `inputs.paired()`. In evaluation each text and image is embedded once, and the last block
+        computes only the pooled token, as in training.
         """
         if self.training or inputs.texts_per_image == 1:
             return super().forward_pairs(inputs)
@@ -125,7 +125,7 @@ class ViltBackbone(Backbone):
         return text + embeddings.token_type_embeddings.weight[0]
 
     def _embed_image(self, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
-        """Class token and patches with positions and token type `(B, 1 + P, D)`; the patches' mask or None."""
+        """Class token and patches with positions and token type `(B, 1 + P, D)`; the mask of the patches or None."""
         embeddings = self.model.embeddings
         patches, patch_mask = self._embed_patches(inputs.pixels, inputs.image_sizes)
         first = embeddings.cls_token + embeddings.position_embeddings[:, :1]
@@ -178,7 +178,7 @@ class ViltBackbone(Backbone):
         return self.pool(self.run_blocks(streams, queries))
 
     def enter(self, streams: Streams) -> dict[str, Tokens]:
-        """What the first block reads: with prompts, if there are any."""
+        """The input of the first block, with prompts if there are any."""
         if self.prompt is not None:
             streams = self.prompt(streams)
         stream = streams["joint"]
@@ -242,7 +242,7 @@ class ViltBackbone(Backbone):
         )
 
     def digest(self) -> str:
-        """SHA-256 of weights and configuration at loading (computed on the first call after it)."""
+        """SHA-256 of weights and configuration as loaded; computed at the first call."""
         if self._digest is None:
             settings = self.config.to_diff_dict()
             settings.pop("transformers_version", None)  # says who wrote it, not what it computes
@@ -253,7 +253,7 @@ class ViltBackbone(Backbone):
 def _join_masks(
     text_mask: Tensor | None, patch_mask: Tensor | None, text: Tensor, image: Tensor
 ) -> Tensor | None:
-    """The mask of both sides' tokens, `(B, L + 1 + P)`; None if none is padded."""
+    """The mask of text and image tokens, `(B, L + 1 + P)`; None if none is padding."""
     if text_mask is None and patch_mask is None:
         return None
     if text_mask is None:
