@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and where generated files are kept."""
+"""Atomic writing of files, and the folder for generated files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from harness.errors import UserError
 
 
 def write_atomically(path: Path, content: bytes) -> Path:
-    """Put a file in its place, complete and flushed to the disk, or leave what was there.
+    """Write a file completely and flush it to the disk, or leave the old one unchanged.
 
     Raises:
         UserError: the folder cannot be written or the disk is full.
@@ -24,7 +24,7 @@ def write_atomically(path: Path, content: bytes) -> Path:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to; when the block ends well it is flushed and takes `path`'s place.
+    """A temporary path to write to. If the block succeeds, the file is flushed and renamed to `path`.
 
     Raises:
         UserError: the folder cannot be written or the disk is full.
@@ -43,7 +43,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn the operating system's errors about `path` into one line for people."""
+    """Turn operating system errors about `path` into user errors of one line."""
     try:
         yield
     except OSError as error:
@@ -55,7 +55,7 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def _flush(path: Path) -> None:
-    """A folder is flushed too, as its entry for the file is what makes the file be there."""
+    """Flush a file or folder to the disk; without its folder's entry a new file would be lost."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -64,7 +64,7 @@ def _flush(path: Path) -> None:
 
 
 def cache_folder() -> Path:
-    """Where generated data are kept: `$HARNESS_CACHE`, else the user's cache folder."""
+    """Folder for generated data: `$HARNESS_CACHE`, or else the user's cache folder."""
     if chosen := os.environ.get("HARNESS_CACHE"):
         return Path(chosen)
     base = os.environ.get("XDG_CACHE_HOME")

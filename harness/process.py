@@ -74,11 +74,11 @@ TERMINATED = 128 + signal.SIGTERM
 
 
 class StopRequestedError(Exception):
-    """SIGTERM has asked this process to stop; what it was doing is saved."""
+    """SIGTERM has asked this process to stop; its state is saved."""
 
 
 class Requests:
-    """What signals have asked of the cell that runs in this process: to save its state, or to save it and stop.
+    """Requests that signals make to the cell in this process: to save its state, or to save it and stop.
 
     Signals only set a flag; training looks at it after every step, evaluation after every batch.
     """
@@ -97,7 +97,7 @@ class Requests:
     def listening(self) -> Iterator[None]:
         """Within the block, SIGTERM requests a stop and SIGUSR1 a save.
 
-        Signals belong to the main thread: elsewhere, and within another such block, this changes nothing.
+        Only the main thread handles signals. In other threads, and inside another such block, this changes nothing.
         """
         if self._listening or threading.current_thread() is not threading.main_thread():
             yield
@@ -120,11 +120,11 @@ class Requests:
 
 
 REQUESTS = Requests()
-"""This process's."""
+"""The requests to this process."""
 
 
 def prepare_process() -> None:
-    """Settings of a process that runs cells: memory, and no hints of libraries that do not concern this program."""
+    """Prepare a process for running cells: set memory allocation, and silence hints of libraries."""
     keep_freed_memory()
     import logging
 

@@ -1,1 +1,1 @@
-"""What a model costs: parameters, multiply-accumulates, latency and memory."""
+"""Costs of a model: parameters, multiply-accumulates, latency and memory."""

@@ -24,9 +24,9 @@ from tasks.base import Batch
 
 METHOD, HEAD = "method", "head"
 OTHER = "other"
-"""Outside every component: neither in one of its modules nor with one of its parameters."""
+"""Operations outside every component: not in its modules and without its parameters."""
 BACKWARD = "backward"
-"""Run by autograd, where the module is unknown."""
+"""Operations of autograd, whose module is unknown."""
 LAYER_NORM_MACS_PER_ELEMENT = 5
 
 
@@ -139,7 +139,7 @@ def count_macs(
 
 
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees every operator below autograd and adds its cost to a component."""
+    """Intercepts every operator below autograd and adds its cost to a component."""
 
     def __init__(self, components: Mapping[str, Sequence[nn.Module]], inserted: Sequence[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -186,7 +186,7 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._stack.pop()
 
     def _component(self, args: Sequence[Any]) -> tuple[str, Tensor | None]:
-        """Whose a call is, and the weight that says so, if one does."""
+        """The component of a call, and the weight that determines it, if any."""
         if torch._C._current_graph_task_id() != -1:
             return BACKWARD, None
         if METHOD in self._stack:
@@ -219,7 +219,9 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return
         component, weight = self._component(args)
         share = 0
-        if weight is not None:  # a matrix that method and backbone share is split by their parts of it
+        if (
+            weight is not None
+        ):  # MACs of a matrix that method and backbone share are split by their parts of it
             views = self._inserted.get(_storage(weight), ())
             share = sum(amount * common_elements(weight, view) // weight.numel() for view in views)
         for name, part in ((component, amount - share), (METHOD, share)):
@@ -228,9 +230,9 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def common_elements(one: Tensor, other: Tensor) -> int:
-    """How many elements two rectangular views of one matrix `(rows, columns)` share; either may be transposed.
+    """Number of elements that two rectangular views of a matrix `(rows, columns)` share; either may be transposed.
 
-    A vector has none in common with anything.
+    0 for vectors.
     """
     if one.dim() != 2 or other.dim() != 2:
         return 0
@@ -239,7 +241,7 @@ def common_elements(one: Tensor, other: Tensor) -> int:
 
 
 def _rectangle(view: Tensor) -> tuple[range, range]:
-    """The rows and the columns of the matrix that a view of it shows."""
+    """The rows and the columns of the matrix that a view covers."""
     if view.stride(0) < view.stride(1):
         view = view.t()
     top, left = divmod(int(view.storage_offset()), view.stride(0))
@@ -257,7 +259,7 @@ def _storage(tensor: Tensor) -> int:
 
 @contextmanager
 def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode within the block; then every submodule has its former mode again."""
+    """Evaluation mode within the block; afterwards every submodule gets its former mode back."""
     modes = {inner: inner.training for inner in module.modules()}
     module.eval()
     try:

@@ -1,4 +1,4 @@
-"""Peak memory of a run on CUDA, as its allocator tells it; `harness.measure.live` measures on the CPU."""
+"""Peak memory of a run on CUDA, from its allocator; `harness.measure.live` measures on the CPU."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class PeakMemory:
-    """Memory in MiB before a run and at its highest; `how` says what was read and how."""
+    """Memory in MiB before a run and at its peak. how: description of the measurement."""
 
     baseline_mib: float
     peak_mib: float
@@ -23,7 +23,7 @@ class PeakMemory:
 
 
 class MemoryTracker:
-    """Result of `track_peak_memory`, to be read once its block has ended."""
+    """Result of `track_peak_memory`, available after its block has ended."""
 
     def __init__(self) -> None:
         self._result: PeakMemory | None = None
@@ -38,10 +38,10 @@ class MemoryTracker:
 
 @contextmanager
 def track_peak_memory(device: torch.device) -> Iterator[MemoryTracker]:
-    """Measure the peak while the block runs. Not to be nested: the peak is reset at the start.
+    """Measure the peak while the block runs. It must not be nested, because the peak is reset at the start.
 
     Raises:
-        MeasurementError: the device is no CUDA device.
+        MeasurementError: the device is not a CUDA device.
     """
     if device.type != "cuda":
         raise MeasurementError(f"peak memory is not tracked on {device.type}")

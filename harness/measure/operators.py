@@ -93,7 +93,7 @@ FORMULAS: Mapping[Any, Formula] = {
         for kind in _FUSED_ATTENTION
     },
 }
-"""`_scaled_dot_product_attention_math` needs none: it is decomposed into `bmm`."""
+"""Formulas by operator. `_scaled_dot_product_attention_math` needs none, because it is decomposed into `bmm`."""
 
 KNOWN_NAMESPACES = {"aten", "prim", "prims", "profiler"}
 MATRIX_WORDS = {

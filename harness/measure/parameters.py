@@ -20,8 +20,8 @@ class ParameterCounts:
     backbone_tuned: pretrained and trained by the method's choice (`full`, `bitfit`), not in `common`.
     common: trained by every method in addition to the head: poolers and token-type embeddings.
     method: added by the method and trained.
-    method_frozen: added by the method and never trained (VeRA's shared random matrices); of a finalised model all
-        that is left of what the method added.
+    method_frozen: added by the method and never trained (VeRA's shared random matrices). In a finalised model, all
+        remaining parameters of the method.
     head: the task's head.
     """
 
@@ -34,12 +34,12 @@ class ParameterCounts:
 
     @property
     def total(self) -> int:
-        """All parameters of backbone and head. For a finalised model, these are deployed."""
+        """All parameters of backbone and head; for a finalised model, the deployed ones."""
         return self.backbone + self.method + self.method_frozen + self.head
 
     @property
     def backbone(self) -> int:
-        """The pretrained parameters that are left."""
+        """The remaining pretrained parameters."""
         return self.backbone_frozen + self.backbone_tuned + self.common
 
     @property
@@ -63,8 +63,8 @@ def count_parameters(
 
     A parameter counts as trained if its `requires_grad` is True.
 
-    method_modules: result of `Method.method_modules(backbone)`. A folded block's matrix may hold both: what the block
-        declares as inserted is the method's.
+    method_modules: result of `Method.method_modules(backbone)`. A matrix of a folded block may hold weights of backbone
+        and method; the part that the block declares as inserted counts for the method.
 
     Raises:
         MeasurementError: the groups overlap, or do not add up to the parameters of backbone and head.

@@ -1,4 +1,4 @@
-"""What a model costs on real examples, for methods whose cost depends on the input."""
+"""Costs of a model on real examples, for methods whose cost depends on the input."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from harness.measure.flops import count_macs
 from tasks.base import Batch, Example, Task
 
 EXAMPLES = 64
-"""Test examples that a model is counted on."""
+"""Number of test examples for which costs are counted."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,13 @@ class PerExample:
 
 
 def summarize(macs: Sequence[int], untouched: Sequence[int]) -> PerExample:
-    """Percentiles are interpolated linearly."""
+    """Mean and percentiles, which are interpolated linearly."""
     low, high = np.percentile(macs, [10, 90])
     return PerExample(float(np.mean(macs)), float(low), float(high), len(macs), float(np.mean(untouched)))
 
 
 def chosen_examples(examples: Sequence[Example], count: int = EXAMPLES) -> list[Example]:
-    """`count` of the examples as if drawn, but always the same ones: the first by a hash of their ids."""
+    """`count` examples, always the same ones: those with the lowest hashes of their ids."""
     return sorted(examples, key=lambda each: hashlib.sha256(each.id.encode()).digest())[:count]
 
 

@@ -1,8 +1,8 @@
-"""What methods cost on a backbone, from shapes alone: no weights, no data, no arithmetic.
+"""Costs of methods on a backbone, from shapes alone: without weights, data or computation.
 
-Models are built on torch's `meta` device, adapted, counted, finalised and run once for their operators, so
-that a backbone of hundreds of millions of parameters takes neither memory nor time. Only latency needs a
-real model, with random weights.
+Models are built on torch's `meta` device, adapted, counted, finalised and run once to see their operators. So even a
+backbone with hundreds of millions of parameters takes almost no memory or time. Only latency needs a real model, with
+random weights.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from methods.base import Decision, Method
 from tasks.base import Batch, Task
 
 REFERENCE = Spec(REFERENCE_METHOD)
-"""What every change is stated against."""
+"""The method that all changes are relative to."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,14 @@ class Setting:
 
 @dataclass(frozen=True)
 class Case:
-    """A method as it is profiled; decision: what its search is taken to have found."""
+    """One form of a method. decision: the assumed result of its search."""
 
     label: str
     spec: Spec
     decision: Decision | None = None
 
     def method(self) -> Method[Any]:
-        """A new instance, its decision taken."""
+        """A new instance, with the decision applied."""
         method = build_method(self.spec)
         if self.decision is not None:
             method.decide(self.decision)
@@ -63,7 +63,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Row:
-    """What one case costs: parameters while it trains, parameters and compute once it is finalised."""
+    """Costs of one case: parameters in training, parameters and compute when finalised."""
 
     case: Case
     trained: ParameterCounts
@@ -73,7 +73,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Profile:
-    """Rows of one setting, the reference first; latency: by label, where it was measured."""
+    """Rows of one setting, the reference first. latency: by label, if it was measured."""
 
     setting: Setting
     rows: tuple[Row, ...]
@@ -82,14 +82,14 @@ class Profile:
 
 @dataclass(frozen=True)
 class LatencyPair:
-    """A case and the reference, measured interleaved at batch 1, in ms."""
+    """Latencies of a case and of the reference, measured interleaved at batch 1, in ms."""
 
     case: LatencySample
     reference: LatencySample
 
 
 def make_setting(backbone: str, task: Spec, image_size: tuple[int, int] | None, text_length: int) -> Setting:
-    """The setting of a task, at its published image size or the backbone's own unless one is given.
+    """The setting of a task. The image size defaults to the published one, or else the backbone's.
 
     Raises:
         UserError: no such task or backbone, or the backbone cannot read inputs of this size.
@@ -118,9 +118,10 @@ def profile_setting(
     latency_on: torch.device | None = None,
     on_case: Callable[[str], None] = lambda label: None,
 ) -> Profile:
-    """Count every method of `specs`, the reference first; measure latency where a device is given.
+    """Count every method of `specs`, the reference first.
 
-    on_case: told each case's label before it is counted or timed.
+    latency_on: device on which latencies are measured; None: not at all.
+    on_case: called with each case's label before it is counted or timed.
 
     Raises:
         UserError: a method or its options do not fit the backbone.
@@ -141,7 +142,7 @@ def profile_setting(
 
 
 def find_cases(spec: Spec, backbone: Backbone) -> Iterator[Case]:
-    """The method as it is, or each form of it that costs another sum, as the method tells them."""
+    """The method's forms with different costs (`Method.cost_cases`)."""
     for case in build_method(spec).cost_cases(backbone):
         label = f"{canonical(spec)}, {case.name}" if case.name else canonical(spec)
         yield Case(label, spec, case.decision)
@@ -176,7 +177,7 @@ def _adapted(setting: Setting, case: Case, device: str) -> tuple[Method[Any], Ba
 
 
 def time_case(setting: Setting, case: Case, reference: Case, device: torch.device) -> LatencyPair:
-    """Both finalised models with random weights, at batch 1, interleaved; only these two are held."""
+    """Latency of both finalised models with random weights, interleaved at batch 1. Only these two are in memory."""
     runs = {each.label: _pass(setting, each, device) for each in (case, reference)}
     samples = measure_latency(runs, device, min_iterations=5, warmup=2)
     return LatencyPair(samples[case.label], samples[reference.label])
