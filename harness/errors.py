@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 from collections.abc import Iterable
 from difflib import get_close_matches
+
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class UserError(Exception):
     """An error that the user can fix: the message says what is wrong, where, and what to do.
 
-    The command line prints it on one line and exits with status 2.
+    The command line prints it on one line and exits with status 2. Control characters in the message, which may
+    quote a file, are written as escapes.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(escaped(message))
+
+
+def escaped(text: str) -> str:
+    r"""`text` on one line: control characters and lone surrogates as escapes, such as `\n`."""
+    return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -30,4 +42,4 @@ def counted(number: int, noun: str) -> str:
 
 def one_line(error: BaseException) -> str:
     """Type and message of an exception as one line, for records and progress lines."""
-    return traceback.format_exception_only(error)[-1].strip().splitlines()[0]
+    return escaped(traceback.format_exception_only(error)[-1].strip().splitlines()[0])

@@ -115,7 +115,7 @@ def _run(cell: Cell, store: Store, reporter: Reporter) -> tuple[Record, str]:
         record,
         predictions=outcome.predictions["test"],
         curve=outcome.curve,
-        write_weights=lambda path: path.write_bytes(weights) and None,
+        weights=weights,
         search=search_history(outcome),
         compress=True,
     )

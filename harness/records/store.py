@@ -20,7 +20,7 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from typing import Any
 from filelock import Timeout, UnixFileLock
 
 from harness.errors import UserError, did_you_mean
-from harness.files import disk_errors, replacing, write_atomically
+from harness.files import disk_errors, make_folder, write_atomically
 from harness.records.record import RECORD, Record, read_record, write_record
 from harness.records.search_history import SEARCH, SearchHistory, read_history, write_history
 
@@ -122,30 +122,27 @@ class Store:
         *,
         predictions: Iterable[Mapping[str, Any]] | None = None,
         curve: Sequence[Mapping[str, Any]] | None = None,
-        write_weights: Callable[[Path], object] | None = None,
+        weights: bytes | None = None,
         search: SearchHistory | None = None,
         compress: bool = False,
     ) -> Path:
         """Write the given parts of a cell, its record last; then remove a finished cell's checkpoint.
 
         predictions: JSON-able, one per example; compress: write them as gzip.
-        write_weights: writes the tuned weights to a given path.
+        weights: the tuned weights, as safetensors.
         This also replaces a record when a measurement is added; a record of schema 1 is upgraded then.
         Returns the cell's folder.
 
         Raises:
             UserError: the folder cannot be written or the disk is full; there is no record then.
         """
-        folder = self.folder(record.cell.id)
-        with disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+        folder = make_folder(self.folder(record.cell.id))
         if predictions is not None:
             self._write_predictions(folder, predictions, compress)
         if curve is not None:
             write_atomically(folder / CURVE, _as_csv(curve))
-        if write_weights is not None:
-            with replacing(folder / WEIGHTS) as partial:
-                write_weights(partial)
+        if weights is not None:
+            write_atomically(folder / WEIGHTS, weights)
         if search is None and not (folder / SEARCH).is_file():
             search = read_history(folder)  # in a record of schema 1, which is about to be replaced
         if search is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +11,6 @@ import pytest
 from pydantic import ValidationError
 
 from harness.errors import UserError
-from harness.files import replacing, write_atomically
 from harness.records.record import RECORD, Failure, Part, Record, read_record, write_record
 from tests.support.stored_results import as_json, as_search, make_record
 
@@ -99,28 +97,3 @@ def test_nan_scores_cannot_be_recorded() -> None:
 def test_a_record_cannot_be_changed_in_place() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         make_record().timestamps.started = datetime(2025, 1, 1, tzinfo=UTC)  # type: ignore[misc]
-
-
-def test_interrupted_write_leaves_the_old_file_intact(tmp_path: Path) -> None:
-    path = tmp_path / "table.md"
-    write_atomically(path, b"old")
-
-    def break_off() -> None:
-        with replacing(path) as partial:
-            partial.write_bytes(b"ne")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        break_off()
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.parametrize(
-    ("number", "message"),
-    [(errno.ENOSPC, "no space left"), (errno.EDQUOT, "no space left"), (errno.EROFS, "cannot be written")],
-)
-def test_full_or_read_only_disk_is_a_user_error(tmp_path: Path, number: int, message: str) -> None:
-    with pytest.raises(UserError, match=message), replacing(tmp_path / "file"):
-        raise OSError(number, "as the system says")
-    assert list(tmp_path.iterdir()) == []

@@ -35,9 +35,7 @@ def test_a_committed_cell_has_its_files_and_no_checkpoint(store: Store) -> None:
     with store.begin(record.cell.id) as folder:
         store.checkpoint(record.cell.id).mkdir()
         assert not store.finished(record.cell.id)
-        store.commit(
-            record, predictions=ROWS, curve=CURVE_ROWS, write_weights=lambda path: path.write_bytes(b"w")
-        )
+        store.commit(record, predictions=ROWS, curve=CURVE_ROWS, weights=b"w")
     assert store.finished(record.cell.id)
     assert {path.name for path in folder.iterdir()} == {RECORD, PREDICTIONS, CURVE, WEIGHTS}
     assert (folder / CURVE).read_text() == "epoch,train_loss,val_accuracy\n1,0.5,\n2,0.25,50.0\n"
@@ -85,9 +83,7 @@ def test_a_kill_between_any_two_writes_leaves_an_unfinished_cell(
         return replace(path, target)
 
     def commit() -> None:
-        store.commit(
-            record, predictions=ROWS, curve=CURVE_ROWS, write_weights=lambda path: path.write_bytes(b"w")
-        )
+        store.commit(record, predictions=ROWS, curve=CURVE_ROWS, weights=b"w")
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", killed)
@@ -246,13 +242,14 @@ def test_a_folder_that_cannot_be_made_is_one_line_for_the_user(tmp_path: Path) -
         store.commit(make_record())
 
 
-def test_a_full_disk_leaves_no_record(store: Store) -> None:
-    def full(path: Path) -> None:
-        path.write_bytes(b"half")
+def test_a_full_disk_leaves_no_record(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int, content: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
+    monkeypatch.setattr(os, "write", full)
     with pytest.raises(UserError, match="no space left on the disk"):
-        store.commit(make_record(), write_weights=full)
+        store.commit(make_record(), weights=b"half")
+    monkeypatch.undo()
     assert [path.name for path in store.folder(make_record().cell.id).iterdir()] == []
 
 
