@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +17,8 @@ from harness.experiment.messages import Messenger
 from harness.experiment.plan import build_cells, open_testbeds
 from harness.experiment.runner import run_cells
 from harness.experiment.slurm.files import JobFiles, ProgressWriter
-from harness.process import prepare_process
+from harness.experiment.slurm.queue import slurm_command
+from harness.process import REQUESTS, StopRequestedError, prepare_process
 from harness.records.store import Store
 
 _ADVANCE_EVERY = 5.0
@@ -32,20 +36,55 @@ class CellJob:
     def __call__(self) -> None:
         """Run the cell, unless it is finished.
 
+        SIGUSR2, which Slurm sends before it preempts the job or its time is over, saves the cell and puts the job in
+        the queue again. SIGTERM (`scancel`) saves it and ends the job.
+
         Raises:
             UserError: something the user must change; it is also the last message of the cell's progress.
         """
         prepare_process()
         torch.set_num_threads(self.settings.slurm.slurm_cpus)
-        send = ProgressWriter(JobFiles(self.root).progress(self.cell_id))
+        files, store, began = JobFiles(self.root), Store(self.root), time.time()
+        send = ProgressWriter(files.progress(self.cell_id))
+        queue_again = _QueueAgain()
+        signal.signal(signal.SIGUSR2, queue_again)
         try:
             cells = {cell.id: cell for cell in build_cells(self.settings, open_testbeds(self.settings))}
             if self.cell_id not in cells:
                 raise UserError("the data, weights or code were changed while the job was in the queue.")
-            run_cells([cells[self.cell_id]], Store(self.root), Messenger(send, _ADVANCE_EVERY))
+            run_cells([cells[self.cell_id]], store, Messenger(send, _ADVANCE_EVERY))
+        except StopRequestedError:
+            if not queue_again.asked:
+                return
+            if not _saved_since(began, store.checkpoint(self.cell_id)):
+                send(("mend", "the job's time was over before a single step was saved; raise slurm_minutes."))
+                return
+            send(("note", f"Slurm job {own_job()} has to make room or is out of time: saved, queued again"))
+            slurm_command(["scontrol", "requeue", own_job()])
         except UserError as error:
             send(("mend", str(error)))
             raise
+
+
+class _QueueAgain:
+    """Handler of the signal that announces the end of a job's time."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __call__(self, *_: object) -> None:
+        self.asked = REQUESTS.stop = True
+
+
+def own_job() -> str:
+    """Id of the job that this process belongs to, as `scontrol` takes it."""
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
+
+
+def _saved_since(moment: float, folder: Path) -> bool:
+    """Whether a file was written since; else another attempt would come no further."""
+    return any(path.stat().st_mtime >= moment for path in folder.glob("*"))
 
 
 @dataclass(frozen=True)

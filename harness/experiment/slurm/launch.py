@@ -22,6 +22,10 @@ from harness.experiment.to_record import failed_record
 from harness.records.record import Record
 from harness.records.store import CellBusyError, Store
 
+_WARNING = 120
+"""Seconds before the end of its time that a job is told, so that it can save its cell."""
+
+
 LATENCY = "latency"
 """Stands for the latency job where others have a cell's id."""
 
@@ -143,6 +147,7 @@ def _parameters(settings: RunSettings, after: Sequence[str]) -> dict[str, Any]:
         "ntasks_per_node": 1,
         "cpus_per_task": chosen.slurm_cpus,
         "array_parallelism": chosen.slurm_parallel,
+        "signal_delay_s": min(_WARNING, chosen.slurm_minutes * 60 // 3),
         # A cell is the same wherever it runs, so that a lost node costs it only the steps since its checkpoint.
         "additional_parameters": {"requeue": True},
         **{name: value for name, value in optional.items() if value is not None},

@@ -73,6 +73,31 @@ squeue --me --noheader --array --states=all --format='%F %K %T' | sort
 
 
 @pytest.mark.timeout(300)
+def test_a_preempted_job_is_queued_again_and_resumes_where_it_was(data: Path, tmp_path: Path) -> None:
+    run = command(data, "lora").replace("--epochs 1", "--epochs 15")
+    script = f"""
+{run} --wait > run.txt 2>&1 & run=$!
+until grep -q '"epoch"' results/slurm/progress/*.jsonl 2>/dev/null; do sleep 0.1; done
+sbatch --quiet --partition=high --nodes=2 --wrap 'sleep 1' --output=/dev/null
+wait $run; echo "status $?"
+scontrol show job 1 | grep -o 'Restarts=[0-9]*'
+"""
+    said = on_cluster(tmp_path, script)
+    seen = (tmp_path / "run.txt").read_text()
+    assert "status 0" in said, seen
+    assert "Restarts=1" in said
+    assert "queued again" in seen
+    (record,) = Store(tmp_path / "results").records()
+    here = tmp_path / "here"
+    local = run.replace("--launcher slurm --slurm-cpus 1", "--jobs 1").replace(
+        "--results results", f"--results {here}"
+    )
+    subprocess.run(local.split(), check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    uninterrupted, resumed = Store(here), Store(tmp_path / "results")
+    assert list(resumed.predictions(record.cell.id)) == list(uninterrupted.predictions(record.cell.id))
+
+
+@pytest.mark.timeout(300)
 def test_a_refusal_of_slurm_is_one_line(data: Path, tmp_path: Path) -> None:
     script = f"{command(data, 'classifier')} --slurm-partition nowhere 2>&1; echo status $?"
     *_, line, status = on_cluster(tmp_path, script).splitlines()
