@@ -1,1 +1,1 @@
-"""Methods: ways of adapting a pretrained backbone to a task, one a file."""
+"""Methods: ways of adapting a pretrained backbone to a task, one per file."""

@@ -1,4 +1,4 @@
-"""Methods combined with `+`: `lora+das`, `bitfit+adapter`, `lora+tome`. Each fills other places of the backbone."""
+"""Methods combined with `+`: `lora+das`, `bitfit+adapter`, `lora+tome`. Each changes another part of the backbone."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Composed(Method[NoOptions]):
 
     @property
     def learning_rate_scale(self) -> float:  # type: ignore[override]
-        """The lowest of the members that train something."""
+        """The lowest scale of the members that train something."""
         return min(each.learning_rate_scale for each in self.members if not isinstance(each, ReducesTokens))
 
     @property
@@ -65,22 +65,22 @@ class Composed(Method[NoOptions]):
 
     @property
     def searches(self) -> bool:  # type: ignore[override]
-        """Whether a member does."""
+        """True if a member searches."""
         return self._searcher is not None
 
     @property
     def Decision(self) -> type[Any]:  # type: ignore[override] # noqa: N802
-        """That of the member that searches."""
+        """The same as of the member that searches."""
         return self._searching().Decision
 
     @property
     def search_epochs(self) -> int:  # type: ignore[override]
-        """Those of the member that searches."""
+        """The same as of the member that searches."""
         return 0 if self._searcher is None else self._searcher.search_epochs
 
     @property
     def search_holdout(self) -> float:  # type: ignore[override]
-        """That of the member that searches."""
+        """The same as of the member that searches."""
         return self._searching().search_holdout
 
     def _searching(self) -> Method[Any]:
@@ -129,11 +129,11 @@ class Composed(Method[NoOptions]):
         return searcher.search(_TrainerOfAll(trainer, parameters, others))
 
     def decide(self, decision: Any) -> None:
-        """Pass it to the member that searches."""
+        """Pass the decision to the member that searches."""
         self._searching().decide(decision)
 
     def warm_start(self, backbone: Backbone, searched: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """That of the member that searches."""
+        """The same as of the member that searches."""
         return self._searching().warm_start(backbone, searched)
 
     def regularizer(self, backbone: Backbone) -> Tensor | None:
@@ -142,7 +142,7 @@ class Composed(Method[NoOptions]):
         return torch.stack(found).sum() if found else None
 
     def before_step(self, step: int, total: int) -> None:
-        """Call every member's."""
+        """Call `before_step` of every member."""
         for member in self.members:
             member.before_step(step, total)
 
@@ -163,11 +163,11 @@ class Composed(Method[NoOptions]):
         return groups
 
     def cost_cases(self, backbone: Backbone) -> Sequence[CostCase]:
-        """Those of the member that searches; without one a single case."""
+        """The cases of the member that searches; a single case if none does."""
         return super().cost_cases(backbone) if self._searcher is None else self._searcher.cost_cases(backbone)
 
     def merge(self, backbone: Backbone) -> None:
-        """Merge by one member after the other."""
+        """Call `merge` of every member, one after the other."""
         for member in self._in_order:
             member.merge(backbone)
 
@@ -177,18 +177,18 @@ class Composed(Method[NoOptions]):
         fold(backbone)
 
     def method_modules(self, backbone: Backbone) -> list[nn.Module]:
-        """The outermost of all members' modules."""
+        """The outermost modules of all members."""
         modules = {id(each): each for member in self.members for each in member.method_modules(backbone)}
         inner = {id(part) for each in modules.values() for part in each.modules() if part is not each}
         return [module for key, module in modules.items() if key not in inner]
 
     def config(self) -> dict[str, Any]:
-        """Every member's options, by its name."""
+        """The options of every member, by its name."""
         return {member.name: member.config() for member in self.members}
 
 
 class _TrainerOfAll:
-    """A `SearchTrainer` in whose training the parameters of other methods train too."""
+    """A `SearchTrainer` that also trains the parameters of other methods."""
 
     def __init__(
         self, trainer: SearchTrainer, parameters: Sequence[nn.Parameter], others: Sequence[Method[Any]]
@@ -241,5 +241,5 @@ _order = list(Slot)
 
 
 def _rank(member: Method[Any]) -> int:
-    """What acts on single weights comes first, what replaces whole blocks last."""
+    """Order of members: those that change single weights first, those that replace whole blocks last."""
     return max(map(_order.index, member.fills or ()), default=0)

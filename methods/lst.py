@@ -43,7 +43,7 @@ class LSTOptions:
 
 @runtime_checkable
 class RunsBlocks(Protocol):
-    """A backbone whose forward pass can be taken apart: what enters the blocks, the blocks, and pooling."""
+    """A backbone whose forward pass has separate steps: input of the blocks, the blocks, and pooling."""
 
     enter: Callable[[Streams], dict[str, Tokens]]
     run_blocks: Callable[[Streams], dict[str, Tokens]]
@@ -95,7 +95,7 @@ class Rung(nn.Module):
 class Ladder(Inserted):
     """The side network: for each stream an entry and an exit, for each block of the backbone a rung.
 
-    The exits start at 0, so that training starts at the pretrained function.
+    The exits start at 0, so that the model starts with the pretrained outputs.
     """
 
     def __init__(self, backbone: Backbone, reduction: int, generator: torch.Generator) -> None:
@@ -114,9 +114,9 @@ class Ladder(Inserted):
         )
 
     def forward(self, entered: Mapping[str, Tokens], after: list[Tokens]) -> dict[str, Tensor]:
-        """What is added to each stream's last states, `(B, T, D)`.
+        """The addition to each stream's last states, `(B, T, D)`.
 
-        entered: what the first blocks read, by stream. after: what each block has returned.
+        entered: input of the first blocks, by stream. after: output of each block.
         """
         sides = {name: self.entries[name](tokens.hidden) for name, tokens in entered.items()}
         for stream, rung, tokens in zip(self.streams, self.rungs, after, strict=True):
@@ -177,7 +177,7 @@ def _fuse_beside(backbone: Backbone, streams: Streams) -> Tensor:
 
 @contextmanager
 def _outputs(blocks: nn.ModuleList) -> Iterator[list[Tokens]]:
-    """A list that holds each block's tokens, in the order of the blocks, once they have run."""
+    """A list that is filled with the output of each block, in the order of the blocks, when they run."""
     found: list[Any] = [None] * len(blocks)
 
     def keep(index: int, _module: nn.Module, _args: Any, output: BlockOutput) -> None:

@@ -165,7 +165,7 @@ class SkippingMethod(Method[OptionsT]):
     def _add_parallel(self, backbone: Backbone, index: int, generator: torch.Generator) -> None:
         block = cast(Block, backbone.blocks[index])
         for sublayer in block.sublayers:
-            # As published for METER: attention's adapter inside the norm, the feed-forward's behind it.
+            # As published for METER: the adapter of attention is before the norm, that of the feed-forward after it.
             slots = block.post_norm if block.normalizes_last and sublayer == "mlp" else block.parallel
             slots[sublayer] = BottleneckAdapter(
                 backbone.width,
@@ -224,7 +224,7 @@ class SkippingMethod(Method[OptionsT]):
 
 
 def add_classification_token(backbone: Backbone) -> None:
-    """Train the text's first token on backbones that pool it behind frozen encoders (METER)."""
+    """Replace the text's first token by a trained one, on backbones that pool it after frozen encoders (METER)."""
     initial = backbone.classification_token()
     if initial is not None:
         backbone.prompt = ClassificationToken(initial, backbone.stream_names[0])

@@ -1,1 +1,1 @@
-"""Tasks: what a backbone is adapted to, one a file."""
+"""Tasks that a backbone is adapted to, one per folder."""

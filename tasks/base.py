@@ -111,7 +111,7 @@ class Task(ABC, Generic[OptionsT]):
 
     name: ClassVar[str]
     title: ClassVar[str]
-    """As papers call it: `VQA2.0`."""
+    """The name in papers: `VQA2.0`."""
     version: ClassVar[int]
     """Increased whenever scores change meaning."""
     primary_metric: ClassVar[str]
@@ -121,12 +121,12 @@ class Task(ABC, Generic[OptionsT]):
     images_per_example: ClassVar[int] = 1
     """Images of one example."""
     evaluates_splits: ClassVar[bool] = False
-    """Whether `evaluate` is called on a split instead of `predict` on its batches."""
+    """True if `evaluate` is called for a split instead of `predict` for its batches."""
     Options: ClassVar[type[Any]]
     recipe: ClassVar[Recipe]
-    """The published one."""
+    """The published recipe."""
     embedded_recipe: ClassVar[Recipe] = Recipe(epochs=4, batch_size=16)
-    """For the embedded benchmark: small batches, because its training split is small and steps are few."""
+    """Recipe for the embedded benchmark: small batches, because its training split is small."""
 
     def __init__(self, options: OptionsT | None = None) -> None:
         self.options: OptionsT = options if options is not None else self.Options()

@@ -1,6 +1,6 @@
-"""Backbones that write text: logits over a vocabulary besides pooled features.
+"""Generative backbones: logits over a vocabulary besides pooled features.
 
-The tokens of a prompt are padded on the left, so that what follows them begins at the same place in every row.
+Prompts are padded on the left, so that the tokens after them start at the same position in every row.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from harness.backbones.inputs import Inputs, Stream, Streams
 
 
 class GenerativeBackbone(Backbone):
-    """A decoder behind an encoder of images. Its one stream holds the prompt, image tokens included."""
+    """An image encoder followed by a decoder, whose one stream holds the prompt with its image tokens."""
 
     stream_names: ClassVar[tuple[str, ...]] = ("joint",)  # type: ignore[misc]
 
@@ -32,22 +32,22 @@ class GenerativeBackbone(Backbone):
 
     @abstractmethod
     def normed(self, hidden: Tensor) -> Tensor:
-        """The norm behind the last block."""
+        """Apply the norm after the last block."""
 
     @abstractmethod
     def vocabulary_logits(self, hidden: Tensor) -> Tensor:
-        """Normed hidden states `(…, D)` → logits `(…, V)`."""
+        """Hidden states after the norm `(…, D)` → logits `(…, V)`."""
 
     def fuse(self, streams: Streams) -> Tensor:
-        """The normed state of each prompt's last token, `(B, D)`: the feature of a classification head."""
+        """The feature for a classification head: the state of each prompt's last token after the norm, `(B, D)`."""
         stream = self._prompted(streams)
         hidden = self._run(stream.hidden, stream.mask, None)
         return self.normed(hidden[:, -1])
 
     def answer_logits(self, inputs: Inputs, answers: Tensor) -> Tensor:
-        """Logits `(B, A, V)` of each token of the answers `(B, A)`, given the prompt and the answer's tokens before it.
+        """Logits `(B, A, V)` for each token of the answers `(B, A)`, given the prompt and the earlier answer tokens.
 
-        answers: padded on the right; what the logits of padding are means nothing.
+        answers: padded on the right; the logits of padding have no meaning.
         """
         stream = self._prompted(self.encoded(inputs))
         hidden = torch.cat([stream.hidden, self.embed(answers[:, :-1]).to(stream.hidden.dtype)], dim=1)
@@ -80,7 +80,7 @@ class GenerativeBackbone(Backbone):
     def generate(self, inputs: Inputs, length: int, stop: Collection[int]) -> Tensor:
         """Greedy continuation of each prompt, `(B, N)` token ids, N ≤ `length`.
 
-        A row ends with the first token of `stop`, and is filled with that token behind it.
+        A row ends with its first token of `stop`, which fills the rest of the row.
         """
         stream, past = self._prompted(self.encoded(inputs)), KeyValueCache()
         hidden = self._run(stream.hidden, stream.mask, past)[:, -1:]
@@ -107,9 +107,9 @@ class GenerativeBackbone(Backbone):
         after: Stream | None = None,
         written: int = 0,
     ) -> Tensor:
-        """The states after the last block, not normed.
+        """The states after the last block, before the norm.
 
-        mask: `(B, S)`, of the prompt if the tokens come `after` one, else of the tokens. written: number of tokens
+        mask: `(B, S)`, of the prompt if the tokens follow one (`after`), else of the tokens. written: number of tokens
         between that prompt and these.
         """
         rows, count = hidden.shape[:2]
@@ -128,9 +128,9 @@ class GenerativeBackbone(Backbone):
 
 
 def _attention_mask(mask: Tensor | None, earlier: int, count: int, hidden: Tensor) -> Tensor | None:
-    """What each of `count` tokens may attend to, `(B or 1, 1, count, earlier + count)`; None: all up to itself.
+    """Attention mask of `count` tokens, `(B or 1, 1, count, earlier + count)`; None: each attends to all up to itself.
 
-    Padding attends to itself, as a row of a softmax must have something.
+    Padding attends to itself, because a softmax needs at least one entry.
     """
     if mask is None and (earlier == 0 or count == 1):
         return None

@@ -17,7 +17,7 @@ def pretrain(
         int | None, typer.Option(min=1, help="Optimiser steps of each stage; default: the recipe's.")
     ] = None,
 ) -> None:
-    """Pre-train an embedded backbone on generated scenes and captions; goes on where it was stopped."""
+    """Pre-train an embedded backbone on generated scenes and captions; resumes an interrupted run."""
     from dataclasses import replace
 
     from rich.console import Console

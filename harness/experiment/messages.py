@@ -1,4 +1,4 @@
-"""What a process that runs a cell reports to the one that shows it."""
+"""Messages from the process that runs a cell to the one that shows its progress."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ADVANCE_EVERY = 0.2
 
 
 class Messenger:
-    """A reporter for one cell at a time that sends what it is told as messages: a kind, then JSON values."""
+    """A reporter for one cell at a time that sends every call as a message: a kind, then JSON values."""
 
     def __init__(
         self, send: Callable[[tuple[Any, ...]], None], advance_every: float = _ADVANCE_EVERY
@@ -26,7 +26,7 @@ class Messenger:
         self._sent = time.monotonic()
 
     def begin(self, cell: Cell) -> None:
-        """The cell's time begins."""
+        """The cell starts."""
         self._send(("begin",))
 
     def stage(self, cell: Cell, name: str, total: int) -> None:

@@ -50,11 +50,11 @@ _TRY_EVERY = 0.2  # seconds
 
 
 _LOOK_EVERY = 0.5
-"""Seconds between two looks at whether a signal has come."""
+"""Seconds between two checks for signals."""
 
 
 _GRACE = 30.0
-"""Seconds a process may take to finish a step, save its cell and end, and its children to release the lock."""
+"""Seconds for a process to finish a step, save its cell and end, and for its children to release the lock."""
 
 
 _FIRST_TO_GO = "500"
@@ -218,16 +218,16 @@ def _end(workers: Sequence[_Worker]) -> None:
 
 
 def _patience(busy: Sequence[_Worker]) -> float:
-    """Seconds until the first deadline, or until signals are looked at again."""
+    """Seconds until the first deadline, or until the next check for signals."""
     first = min((worker.deadline for worker in busy), default=math.inf)
     return min(_LOOK_EVERY, max(0.0, first - time.monotonic()))
 
 
 def _pass_on_requests(busy: Sequence[_Worker]) -> None:
-    """What signals asked of this process, its workers do.
+    """Pass requests by signals to this process on to its workers.
 
     Raises:
-        StopRequestedError: all are to stop, which the end of the run tells them.
+        StopRequestedError: a signal asked to stop; the end of the run stops the workers.
     """
     if REQUESTS.save:
         REQUESTS.save = False
@@ -318,7 +318,7 @@ def _work(settings: RunSettings, folder: Path, threads: int, pipe: Connection) -
     _die_with_parent()
     with suppress(OSError):  # Linux only
         Path("/proc/self/oom_score_adj").write_text(_FIRST_TO_GO)
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # between cells; while one runs, see REQUESTS
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # between cells; REQUESTS handles it while one runs
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
     prepare_process()

@@ -20,8 +20,8 @@ Forward = Callable[[BlockInput], BlockOutput]
 def optimized_blocks(backbone: Backbone, training: TrainingSettings) -> Iterator[None]:
     """Within the block, the backbone's blocks run as `training` says; names and parameters stay the same.
 
-    activation_checkpointing: a block keeps its input only, and is run again in the backward pass with the same
-    dropout. compile: blocks are compiled by `torch.compile`.
+    activation_checkpointing: only the input of a block is kept; the block is run again in the backward pass, with the
+    same dropout. compile: blocks are compiled by `torch.compile`.
     """
     if not (training.activation_checkpointing or training.compile):
         yield

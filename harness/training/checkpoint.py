@@ -24,7 +24,7 @@ _DIGEST_BYTES = 32
 
 
 class DamagedCheckpointError(UserError):
-    """A checkpoint is not what was written, or belongs to another model."""
+    """A checkpoint is damaged, or belongs to another model."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"{path}: cannot be used ({reason}); delete it and run again.")
@@ -83,7 +83,7 @@ def restore_training(saved: Mapping[str, Any], model: nn.Module, state: State, d
     state.optimizer.load_state_dict(saved["optimizer"])
     state.schedule.load_state_dict(saved["schedule"])
     state.epoch, state.step = saved["epoch"], saved["step"]
-    # As a float32 tensor again: the sum goes on with the same rounding.
+    # A float32 tensor, so that the sum continues with the same rounding.
     state.loss_sum = torch.tensor(saved["loss_sum"], device=device) if state.step else 0.0
     state.cost = Cost(**saved["cost"])
     restore_random_states(saved["random"], device)
@@ -118,14 +118,14 @@ def load_checkpoint(checkpoint: Path) -> dict[str, Any]:
         raise DamagedCheckpointError(checkpoint, "its checksum differs")
     try:
         found: dict[str, Any] = torch.load(io.BytesIO(saved), map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever another version of torch makes of it
+    except Exception as error:  # other versions of torch may raise anything
         raise DamagedCheckpointError(checkpoint, one_line(error)) from error
     return found
 
 
 @contextmanager
 def restoring(checkpoint: Path) -> Iterator[None]:
-    """Turn what goes wrong within the block into a `DamagedCheckpointError`: the content does not fit."""
+    """Turn exceptions within the block into a `DamagedCheckpointError`: the content does not fit."""
     try:
         yield
     except torch.OutOfMemoryError:

@@ -1,7 +1,7 @@
 """Decode images ahead of their use, in threads of this process or in worker processes.
 
-Both are started once and kept: an epoch finds them running. Threads suit few cores; where many cores decode, worker
-processes leave the interpreter of this process to the training loop.
+Both are started once and reused in all epochs. Threads suit few cores. With many cores, worker processes leave the
+interpreter of this process to the training loop.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Pending:
         return image
 
     def cancel(self) -> None:
-        """Do not begin with the task if it has not begun yet."""
+        """Cancel the task if it has not started yet."""
         self.task.cancel()
 
 
@@ -112,7 +112,7 @@ class Decoder:
     def submit(
         self, requests: Sequence[ImageRequest], augment: Augment | None, threads: int, workers: int
     ) -> dict[ImageRequest, Pending]:
-        """Begin to decode; the images are those of the requests.
+        """Start to decode the requested images.
 
         threads: number of threads that decode, or only read from `folder` if there are workers.
         workers: number of processes that decode; 0: threads decode.

@@ -1,4 +1,4 @@
-"""Make batches ahead of their use, and bring them to the device that trains on them."""
+"""Make batches ahead of their use, and copy them to the training device."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _END = object()
 
 
 class Delivery:
-    """Brings batches with 8-bit pixels to a device and normalises them there.
+    """Copies batches with 8-bit pixels to a device and normalises them there.
 
     On CUDA a batch is copied from page-locked memory on a stream of its own, while the GPU computes on an earlier one;
     the stream that uses it waits for the copy, the CPU does not. On other devices pixels are normalised on the CPU.
@@ -39,7 +39,7 @@ class Delivery:
         return self._stream is not None
 
     def send(self, batch: Batch) -> tuple[Batch, Any]:
-        """Begin to copy a batch; called by the thread that makes batches. Pass the result to `receive`."""
+        """Start to copy a batch; called by the thread that makes batches. Pass the result to `receive`."""
         if self._stream is None:
             return self._normalized(batch), None
         with torch.cuda.stream(self._stream):
@@ -53,7 +53,9 @@ class Delivery:
         current = torch.cuda.current_stream(self._device)
         current.wait_event(copied)
         for tensor in batch.tensors():
-            tensor.record_stream(current)  # its memory is not used again before this stream is done with it
+            tensor.record_stream(
+                current
+            )  # its memory must not be reused before this stream has finished with it
         return self._normalized(batch)
 
     def _normalized(self, batch: Batch) -> Batch:
@@ -65,9 +67,9 @@ class Delivery:
 
 
 def ahead(source: Generator[Item, None, None], count: int) -> Generator[Item, None, None]:
-    """The items of `source`, of which another thread makes up to `count` ahead.
+    """The items of `source`; another thread makes up to `count` of them ahead.
 
-    What `source` raises is raised here. When this generator is closed, `source` is closed too.
+    Exceptions of `source` are raised here. When this generator is closed, `source` is closed too.
     """
     made: queue.Queue[Any] = queue.Queue(count)
     stopped = threading.Event()

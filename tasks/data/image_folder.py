@@ -3,10 +3,10 @@
     <folder>/<processor>/<name>.pixels    pixels (3, H, W) uint8 of one image after the other
                          <name>.index     one record per image: digest, offset, height, width, checksums
 
-processor: digest of all that the pixels depend on besides the image file: the processor's settings and code, and
-Pillow's version. Every process writes files of its own, named at random, and reads those of all: nothing is locked. A
-record is written after its pixels. Pixels are memory-mapped, and their checksum is verified when a process first uses
-them, so a damaged image counts as missing.
+processor: digest of everything except the image file that determines the pixels: the processor's settings and code,
+and Pillow's version. Every process writes its own files, with random names, and reads those of all processes, so no locks
+are needed. A record is written after its pixels. Pixels are memory-mapped, and their checksum is verified when a process
+first uses them, so a damaged image counts as missing.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ _RECORD = struct.Struct("<32sQIIII")
 """SHA-256 of the image file, offset in bytes, height and width in pixels, CRC-32 of the pixels, CRC-32 of the rest."""
 
 _LARGEST_FILE = 2**30
-"""Bytes of pixels after which a new file is begun."""
+"""Bytes of pixels after which a new file is started."""
 
 _REFRESH_SECONDS = 1.0
-"""Least time between two looks at what other processes have written."""
+"""Minimum seconds between two reads of what other processes have written."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class ImageFolder:
         self.place = root / _digest_of(processor)
         self._failed = multiprocessing.Value(
             "b", 0
-        )  # shared with worker processes: one of them tells for all
+        )  # shared with worker processes, so that only one prints it
         self._lock = threading.Lock()
         self._entries: dict[str, _Entry] = {}
         self._verified: set[str] = set()
@@ -103,7 +103,7 @@ class ImageFolder:
         image = self._view(entry)
         if digest not in self._verified:
             if image is None or zlib.crc32(image.numpy().data) != entry.checksum:
-                with self._lock:  # another process may have written it again: read all records anew
+                with self._lock:  # another process may have written it again: read all records again
                     self._damaged.add(entry)
                     self._entries.pop(digest, None)
                     self._read.clear()
@@ -138,7 +138,7 @@ class ImageFolder:
         return self._entries.get(digest)
 
     def _refresh(self) -> None:
-        """Read the records that have been written since the last look."""
+        """Read the records that have been written since the last call."""
         try:
             with os.scandir(self.place) as found:
                 sizes = {each.name: each.stat().st_size for each in found if each.name.endswith(".index")}
@@ -219,7 +219,7 @@ class _Writer:
 
 
 def _write(file: int, content: bytes | memoryview) -> None:
-    """Write all of it: the system may take a part only."""
+    """Write everything; the system may accept only a part at a time."""
     rest = memoryview(content).cast("B")
     while len(rest):
         rest = rest[os.write(file, rest) :]

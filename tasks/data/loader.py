@@ -53,7 +53,7 @@ class Loader:
     key_images: add a digest of each image's pixels to the inputs, for caching its encoding.
     skip_bad_images: leave out examples with an unreadable image and count them in `skipped`, instead of raising
         `UserError`.
-    augment: changes every image anew in each epoch; the draw depends on (seed, epoch, example) alone. Augmented
+    augment: changes every image in another way in each epoch; the draw depends on (seed, epoch, example) alone. Augmented
         images are not cached: they are decoded and augmented again in each epoch.
     more_texts: texts that follow each example's own; a batch of B examples then has more than B rows of text.
     device: where batches are delivered; may be set at any time, for the next iteration.
@@ -115,7 +115,7 @@ class Loader:
     def set_epoch(self, epoch: int, start: int = 0) -> None:
         """Set the epoch, which determines the order and the augmentation of the next iteration.
 
-        start: the next iteration begins at this batch, counted from 0, and decodes nothing for those before it.
+        start: the next iteration starts at this batch, counted from 0, and decodes no images of the earlier ones.
         """
         self._epoch = epoch
         self._start = start

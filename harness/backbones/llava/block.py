@@ -67,7 +67,7 @@ class LlavaBlock(Block):
         self.set_submodule(ROLES[role], module)
 
     def folded(self) -> nn.Module:
-        """Its deployed form; itself where a projection was replaced or something waits for a module's call."""
+        """The deployed form; the block itself if a projection was replaced or a module has a hook."""
         known = type(self) is LlavaBlock and structure_of(self) == self._built
         return FoldedLlavaBlock(self) if known and not is_hooked(self) else self
 
@@ -75,8 +75,8 @@ class LlavaBlock(Block):
 class FoldedLlavaBlock(nn.Module):
     """`LlavaBlock` with four products instead of seven: query, key and value in one, gate and up in one.
 
-    The norms' gains are multiplied into the products behind them. Modules in slots stay modules: they read the
-    residual stream, which no product of the block reads without its norm.
+    The gains of the norms are multiplied into the products after them. Modules in slots are not merged: they read the
+    residual stream, which the block's products only read after a norm.
     """
 
     def __init__(self, block: LlavaBlock) -> None:
@@ -123,8 +123,8 @@ def attend(
 ) -> Tensor:
     """Causal attention of tokens to themselves and to earlier ones, without the output map: `(B, T, D)`.
 
-    name: of the block, under which keys and values are kept. projected: queries, keys and values `(B, T, …)`;
-    there may be fewer heads of keys and values than of queries (grouped-query attention).
+    name: the block's name, under which keys and values are cached. projected: queries, keys and values `(B, T, …)`;
+    keys and values may have fewer heads than queries (grouped-query attention).
 
     Raises:
         ValueError: there are no positions.
@@ -154,7 +154,7 @@ def _rotated(states: Tensor, causal: Causal) -> Tensor:
 
 
 def _joined(norm: LlamaRMSNorm, *maps: nn.Linear) -> nn.Linear:
-    """One map for several of a norm's result, with the norm's gain in it."""
+    """Several maps of a norm's output as one, with the norm's gain merged into it."""
     weight = torch.cat([each.weight for each in maps])
     joined = nn.Linear(weight.shape[1], weight.shape[0], bias=maps[0].bias is not None, device="meta")
     gained = weight.float() * norm.weight.float()

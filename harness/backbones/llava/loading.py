@@ -23,7 +23,7 @@ from harness.backbones.llava.processor import LlavaProcessor
 from harness.errors import UserError
 
 TEXT_LENGTH = 128
-"""Tokens of a prompt without the image's."""
+"""Maximum length of a prompt in tokens, without image tokens."""
 
 
 _TO_OURS = (
@@ -31,7 +31,7 @@ _TO_OURS = (
     (r"^language_model\.lm_head\.", "lm_head."),
     (r"^(vision_tower|multi_modal_projector)\.", r"model.\1."),
 )
-"""From the names of older files to today's."""
+"""Names in older files and their current names."""
 
 
 _HUB_FILES = ("*.json", "*.safetensors")
@@ -41,7 +41,7 @@ def load_llava(options: BackboneOptions) -> LlavaBackbone:
     """LLaVA from `options.weights`: a folder, a hub id such as llava-hf/llava-1.5-7b-hf, or `random`.
 
     Raises:
-        UserError: no weights are given, or they cannot be read, are of another model, or lack a key.
+        UserError: no weights are given, or they cannot be read, belong to another model, or lack a key.
     """
     if options.weights is None:
         raise UserError(
@@ -89,7 +89,7 @@ def build_llava(
 
 
 def read_folder(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a folder in one file or in several with an index, under today's names.
+    """All tensors of a folder, from one file or from several with an index, under their current names.
 
     Raises:
         UserError: a file is missing or cannot be read.
@@ -119,7 +119,7 @@ def _renamed(name: str) -> str:
 
 
 def _unread(name: str) -> bool:
-    """Whether no forward pass reads it: the image encoder's last layers and norm, and buffers."""
+    """True for tensors that no forward pass reads: the image encoder's last layers and norm, and buffers."""
     tower = "model.vision_tower.vision_model."
     return name.startswith((f"{tower}encoder.layers.", f"{tower}post_layernorm.")) or name.endswith(
         (".position_ids", ".inv_freq")

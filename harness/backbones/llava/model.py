@@ -1,7 +1,7 @@
 """LLaVA-1.5 (Liu et al., CVPR 2024): CLIP's image encoder, a two-layer projector, and LLaMA's decoder.
 
 Modules are Hugging Face's; the decoder layers' forward pass is ours, with the slots that methods use. `encode` returns
-what no method for the decoder changes: token embeddings and the projected image, spliced into one stream.
+token embeddings and the projected image in one stream, which methods for the decoder do not change.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from harness.errors import UserError
 class LlavaBackbone(GenerativeBackbone):
     """LLaVA; its blocks are the decoder's layers.
 
-    What no forward pass reads is not built: the image encoder's layers above the one whose states are read
-    (`vision_feature_layer`), and the norm behind them.
+    Modules that no forward pass reads are not built: the layers of the image encoder after the one whose states are
+    used (`vision_feature_layer`), and the norm after them.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class LlavaBackbone(GenerativeBackbone):
         return states[:, 1:] if self.config.vision_feature_select_strategy == "default" else states
 
     def join(self, text: Tensor, image: Tensor, inputs: Inputs) -> Streams:
-        """Project the image and put it at its place in the text."""
+        """Project the image and insert it at its place in the text."""
         place = self.processor.image_position
         projected = self.model.model.multi_modal_projector(image)
         hidden = torch.cat([text[:, :place], projected, text[:, place:]], dim=1)
@@ -111,7 +111,7 @@ class LlavaBackbone(GenerativeBackbone):
         if mask is None:
             return {"joint": Stream(hidden)}
         mask = torch.cat([mask[:, :place], mask.new_ones(projected.shape[:2]), mask[:, place:]], dim=1)
-        # From padding on the right to padding on the left.
+        # Move padding from the right to the left.
         padding = mask.shape[1] - mask.sum(dim=1, keepdim=True)
         source = (torch.arange(mask.shape[1], device=mask.device) - padding) % mask.shape[1]
         hidden = hidden.gather(1, source[:, :, None].expand_as(hidden))
@@ -163,10 +163,10 @@ class LlavaBackbone(GenerativeBackbone):
         return Inputs(ids, None, pixels)
 
     def widen_token_types(self, count: int) -> None:
-        """A decoder has no token types: a second image is told by its place."""
+        """Nothing to do: a decoder has no token types; a second image is recognised by its position."""
 
     def digest(self) -> str:
-        """SHA-256 of weights and configuration at loading (computed on the first call after it)."""
+        """SHA-256 of weights and configuration as loaded; computed at the first call."""
         if self._digest is None:
             settings = self.config.to_diff_dict()
             settings.pop("transformers_version", None)
@@ -175,7 +175,7 @@ class LlavaBackbone(GenerativeBackbone):
 
 
 def _layers_read(config: LlavaConfig) -> int:
-    """Number of the image encoder's layers below the states that are read."""
+    """Number of layers of the image encoder up to the states that are used."""
     layer = config.vision_feature_layer
     layers = int(config.vision_config.num_hidden_layers)
     if not isinstance(layer, int) or not -layers - 1 <= layer <= layers:

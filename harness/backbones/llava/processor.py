@@ -20,7 +20,7 @@ IMAGE = "<image>"
 
 
 class LlavaProcessor(MeterProcessor):
-    """Prompts as token ids, the image's place left out; images as METER's, with CLIP's statistics.
+    """Prompts as token ids without the image's placeholder; images as in METER, with CLIP's statistics.
 
     vocabulary: `tokenizer.json`, or a folder with it. It must know `<image>` as one token.
     text_length: maximum length of a prompt in tokens, without the image's; the user's text is cut to fit.
@@ -58,7 +58,7 @@ class LlavaProcessor(MeterProcessor):
 
     @cached_property
     def _template(self) -> tuple[list[int], list[int]]:
-        """The ids before the image and those after the text."""
+        """Token ids of the template before the image and after the text."""
         ids = self._ids("")
         place = ids.index(self.tokenizer.token_to_id(IMAGE))
         marked = self._ids("x")
@@ -69,7 +69,7 @@ class LlavaProcessor(MeterProcessor):
 
     @property
     def image_position(self) -> int:
-        """Number of tokens before the image; without a vocabulary, that of the token that begins a text."""
+        """Number of tokens before the image; 1 without a vocabulary, for the token that starts a text."""
         return 1 if self.vocabulary is None else len(self._template[0])
 
     @cached_property
@@ -88,19 +88,19 @@ class LlavaProcessor(MeterProcessor):
         return self.tokenizer.encode(TEMPLATE.format(image=IMAGE, text=text)).ids  # type: ignore[no-any-return]
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each prompt without the image; a long text loses its end, never the template's."""
+        """Ids of each prompt without the image. Long texts are cut; the template is not."""
         head, tail = self._template
-        # A text may hold the image's mark too; only the template's is the image's place.
+        # A text may also contain the placeholder; only the template's is the position of the image.
         prompts = (self._ids(text.replace(IMAGE, "image")) for text in texts)
         room = self.max_text_length - len(head) - len(tail)
         return [[*head, *ids[len(head) + 1 : len(ids) - len(tail)][: max(0, room)], *tail] for ids in prompts]
 
     def answer_ids(self, text: str) -> list[int]:
-        """Ids of an answer as it follows a prompt, the token that ends it included."""
+        """Ids of an answer after a prompt, including the token that ends it."""
         plain = self._ids("")
         whole = self.tokenizer.encode(TEMPLATE.format(image=IMAGE, text="") + f" {text}").ids
         return [*whole[len(plain) :], self.end_ids[0]]
 
     def describe(self) -> dict[str, Any]:
-        """As METER's, and the prompt's form."""
+        """Like METER's, and the template of the prompt."""
         return {**super().describe(), "template": TEMPLATE}

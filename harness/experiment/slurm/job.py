@@ -1,4 +1,4 @@
-"""What runs inside a Slurm job."""
+"""The callables that run inside Slurm jobs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _ADVANCE_EVERY = 5.0
 
 @dataclass(frozen=True)
 class CellJob:
-    """Runs one cell. Its record is the only result; what the call returns is not read."""
+    """Runs one cell. The cell's record is the only result; the return value is not used."""
 
     settings: RunSettings
     root: Path
@@ -95,7 +95,7 @@ class LatencyJob:
     root: Path
 
     def __call__(self) -> None:
-        """Measure what has not been measured together."""
+        """Measure the cells that have not been measured together."""
         prepare_process()
         torch.set_num_threads(self.settings.slurm.slurm_cpus)
         cells = build_cells(self.settings, open_testbeds(self.settings))

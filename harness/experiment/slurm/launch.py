@@ -27,11 +27,11 @@ _WARNING = 120
 
 
 LATENCY = "latency"
-"""Stands for the latency job where others have a cell's id."""
+"""Key of the latency job, where other jobs have a cell's id."""
 
 
 POLL = 1.0
-"""Seconds between two looks at the progress files."""
+"""Seconds between two reads of the progress files."""
 
 
 ASK_EVERY = 10.0
@@ -106,7 +106,7 @@ def _submit(
 ) -> list[str]:
     """Submit callables as one array (one alone as a single job); returns their job ids.
 
-    after: ids of jobs whose end, whatever it is, they wait for.
+    after: ids of jobs that must have ended, in whatever way, before these start.
     """
     try:
         import submitit
@@ -156,9 +156,9 @@ def _parameters(settings: RunSettings, after: Sequence[str]) -> dict[str, Any]:
 
 @dataclass
 class _Followed:
-    """A cell whose job has not ended, as far as is known.
+    """A cell whose job has not ended as far as we know.
 
-    note: how the cell has ended, as its job reports it.
+    note: how the cell ended, as its job reports it.
     missing_since: when Slurm first said that the job has ended, or no longer knew it (monotonic seconds).
     """
 
@@ -232,7 +232,7 @@ class Follower:
                 self._latency = None
 
     def _ended(self, followed: _Followed, now: float) -> bool:
-        """Pass on what a cell's job has reported; True once the cell has come to its end."""
+        """Pass on the reports of a cell's job; True if the cell has ended."""
         cell = followed.cell
         for kind, *content in followed.read():
             match kind:
@@ -258,13 +258,13 @@ class Follower:
         return True
 
     def _conclude(self, followed: _Followed) -> None:
-        """The job is over: take its record, or write one that says how the job ended."""
+        """The job has ended: read its record, or write one that says how the job ended."""
         cell, store = followed.cell, self._store
         try:
             with store.begin(cell.id):
                 if store.finished(cell.id):
                     record, note = store.record(cell.id), "finished"
-                elif followed.note == "failed":  # the job has written why
+                elif followed.note == "failed":  # the job has written the reason
                     record, note = store.record(cell.id), "failed"
                 else:
                     record, note = failed_record(cell, self._reason(followed), followed.started), "failed"

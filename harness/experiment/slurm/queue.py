@@ -1,4 +1,4 @@
-"""What Slurm says about jobs, with or without accounting."""
+"""The states of jobs from Slurm, with or without accounting."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class SlurmError(Exception):
 
 @dataclass(frozen=True)
 class JobState:
-    """State of a job as Slurm names it (`PENDING`, `OUT_OF_MEMORY`), and why it waits, if it does."""
+    """State of a job as Slurm names it (`PENDING`, `OUT_OF_MEMORY`), and the reason if it waits."""
 
     name: str
     reason: str = ""
