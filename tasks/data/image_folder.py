@@ -4,9 +4,9 @@
                          <name>.index     one record per image: digest, offset, height, width, checksums
 
 processor: digest of everything except the image file that determines the pixels: the processor's settings and code,
-and Pillow's version. Every process writes its own files, with random names, and reads those of all processes, so no locks
-are needed. A record is written after its pixels. Pixels are memory-mapped, and their checksum is verified when a process
-first uses them, so a damaged image counts as missing.
+and Pillow's version. Every process writes its own files, with random names, and reads those of all processes, so no
+locks are needed. A record is written after its pixels. Pixels are memory-mapped, and their checksum is verified when a
+process first uses them, so a damaged image counts as missing.
 """
 
 from __future__ import annotations

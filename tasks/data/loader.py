@@ -53,8 +53,8 @@ class Loader:
     key_images: add a digest of each image's pixels to the inputs, for caching its encoding.
     skip_bad_images: leave out examples with an unreadable image and count them in `skipped`, instead of raising
         `UserError`.
-    augment: changes every image in another way in each epoch; the draw depends on (seed, epoch, example) alone. Augmented
-        images are not cached: they are decoded and augmented again in each epoch.
+    augment: changes every image in another way in each epoch; the draw depends on (seed, epoch, example) alone.
+        Augmented images are not cached: they are decoded and augmented again in each epoch.
     more_texts: texts that follow each example's own; a batch of B examples then has more than B rows of text.
     device: where batches are delivered; may be set at any time, for the next iteration.
     wait_seconds: time that the caller has waited for batches, in seconds, summed over epochs.
