@@ -114,6 +114,7 @@ def _run_cell(cell: Cell, scratch: Path, progress: Progress) -> Outcome:
     searched = None
     if method.searches:
         searched = search_stage.search(cell, method, fabric, scratch, progress, micro)
+    used = 0 if searched is None or testbed.training.budget == "epochs" else searched.trained
     model = adapted_model(cell, method)
     warm = searched is not None and search_stage.begin_warm(method, model, scratch)
     parameters = count_parameters(model.backbone, model.head, method.method_modules(model.backbone))
@@ -121,10 +122,10 @@ def _run_cell(cell: Cell, scratch: Path, progress: Progress) -> Outcome:
     with cached_encoding(model.backbone, testbed.encodings) as encoder:
         if memory is None:
             with track_peak_memory(fabric.device) as tracker:
-                best, curve, cost = _train(cell, method, model, fabric, scratch, progress, micro)
+                best, curve, cost = _train(cell, method, model, fabric, scratch, progress, micro, used)
             memory = tracker.result
         else:
-            best, curve, cost = _train(cell, method, model, fabric, scratch, progress, micro)
+            best, curve, cost = _train(cell, method, model, fabric, scratch, progress, micro, used)
     load_tuned_state(model, best["tuned"])
     method.finalize(model.backbone)
     model.requires_grad_(False)
@@ -141,7 +142,7 @@ def _run_cell(cell: Cell, scratch: Path, progress: Progress) -> Outcome:
         task, untouched, model.head, None, image_size=size.image_size, text_length=size.text_length
     )
     learned = {
-        "epochs": testbed.training.epochs,
+        "epochs": cost.examples / len(testbed.data.splits["train"]),
         "best_epoch": best["epoch"],
         "steps": cost.steps,
         "seconds": cost.seconds,
@@ -205,17 +206,22 @@ def _train(
     scratch: Path,
     progress: Progress,
     micro: MicroBatches,
+    used: int,
 ) -> tuple[dict[str, Any], list[dict[str, float]], Cost]:
-    """Train for all epochs; returns the chosen epoch with its tuned tensors, the curve, and the cost."""
+    """Train for all epochs; returns the chosen epoch with its tuned tensors, the curve, and the cost.
+
+    used: examples of the budget that the search has seen; training starts that far into the epochs.
+    """
     testbed, training = cell.testbed, cell.testbed.training
     batches = loader(testbed, "train", derived_seed(cell.seed, "order"), augmented=True)
     groups = method.parameter_groups(model.backbone)
     optimizer = build_optimizer(model, training, cell.learning_rate, training.head_learning_rate, groups)
     steps = len(batches)
-    total = training.epochs * steps
+    first = steps_of(used, len(batches.examples), training.batch_size, steps)
+    total = training.epochs * steps - first
     schedule = build_schedule(optimizer, total, training.warmup)
     wrapped, wrapped_optimizer = fabric.setup(model, optimizer)
-    state = State(wrapped, wrapped_optimizer, schedule)
+    state = State(wrapped, wrapped_optimizer, schedule, *divmod(first, steps))
     curve: list[dict[str, float]] = []
     best: dict[str, Any] = {"epoch": -1, "value": None, "tuned": {}}
     checkpoint = scratch / CHECKPOINT
@@ -229,8 +235,8 @@ def _train(
             progress.epoch(figures)
     validation = loader(testbed, "val")
     task = testbed.task
-    progress.stage("train", training.epochs * len(batches.examples))
-    progress.advance(state.epoch * len(batches.examples) + state.step * training.batch_size)
+    progress.stage("train", training.epochs * len(batches.examples) - used)
+    progress.advance(max(0, state.epoch * len(batches.examples) + state.step * training.batch_size - used))
 
     def save() -> None:
         training_now = training_state(model, state, fabric.device)
@@ -245,7 +251,7 @@ def _train(
                 state,
                 task,
                 batches,
-                before_step=lambda epoch, step: method.before_step(epoch * steps + step, total),
+                before_step=lambda epoch, step: method.before_step(epoch * steps + step - first, total),
                 after_step=lambda epoch, step: progress.advance(training.batch_size),
                 regularizer=lambda: method.regularizer(model.backbone),
                 micro=micro,
@@ -259,6 +265,8 @@ def _train(
                 save()
                 raise
         score = task.score(predictions)[task.primary_metric]
+        if state.epoch == first // steps:  # it may have begun in the middle
+            loss *= steps / (steps - first % steps)
         state.next_epoch()
         curve.append({"epoch": state.epoch, "train_loss": loss, f"val_{task.primary_metric}": score})
         progress.epoch(curve[-1])
@@ -269,6 +277,15 @@ def _train(
             best = {"epoch": state.epoch, "value": score, "tuned": tuned_state(model)}
         saving.now()
     return best, curve, state.cost
+
+
+def steps_of(seen: int, examples: int, batch_size: int, steps: int) -> int:
+    """How many optimiser steps into training one is after `seen` examples, to the nearest step.
+
+    examples, steps: those of an epoch, whose last batch may be smaller than `batch_size`.
+    """
+    epochs, rest = divmod(seen, examples)
+    return epochs * steps + min(steps, round(rest / batch_size))
 
 
 def _training_memory(

@@ -29,7 +29,8 @@ def estimate_seconds(cell: Cell, records: Sequence[Record]) -> float:
     """Seconds of search, training and evaluation: from the latest comparable record, else from FLOPs."""
     testbed = cell.testbed
     method = cell.method()
-    examples = len(testbed.data.splits["train"]) * (testbed.training.epochs + method.search_epochs)
+    searched = 0 if testbed.training.budget == "total" else method.search_epochs
+    examples = len(testbed.data.splits["train"]) * (testbed.training.epochs + searched)
     passes = PASSES * examples * testbed.task.texts_per_example + evaluation_passes(testbed)
     for record in reversed(records):
         same = record.cell.method.name == method.name and record.cell.task.name == testbed.task.name

@@ -232,12 +232,14 @@ def build_cell(testbed: Testbed, spec: Spec, seed: int) -> Cell:
     """The cell of one method and seed, with its content address.
 
     Raises:
-        UserError: code that the result depends on cannot be found or has no source.
+        UserError: code that the result depends on cannot be found or has no source, or a search leaves nothing of a
+            total budget for training.
     """
     method = registry.build_method(spec)
     rate = testbed.training.learning_rate
     if rate is None:
         rate = testbed.backbone.base_learning_rate * method.learning_rate_scale
+    _check_budget(testbed, method)
     configuration = digest_json(
         {
             "method": {"name": method.name, "options": method.config()},
@@ -251,6 +253,19 @@ def build_cell(testbed: Testbed, spec: Spec, seed: int) -> Cell:
     code = code_of(method, testbed.task, testbed.backbone, testbed.backbone_name)
     address = cell_id(configuration, code)
     return Cell(address, spec, label_of(spec, method), seed, rate, testbed, configuration, code)
+
+
+def _check_budget(testbed: Testbed, method: Method[Any]) -> None:
+    """Refuse a search that leaves nothing of a total budget for training."""
+    training = testbed.training
+    if training.budget == "epochs" or not method.searches:
+        return
+    searched = method.search_epochs * (1 - method.search_holdout)
+    if searched >= training.epochs:
+        raise UserError(
+            f"{method.name}: its search takes {searched:g} epochs of a total budget of {training.epochs}; give "
+            "more epochs, or let it search for fewer."
+        )
 
 
 def cell_id(configuration: str, code: Mapping[str, str]) -> str:

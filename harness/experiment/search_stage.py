@@ -44,11 +44,14 @@ FOUND = "search.json"
 class Searched:
     """Cost and result of a search, as JSON values.
 
-    seconds: duration, interrupted runs included. decision: input of `Decision.from_json`; the fields after it
+    seconds: duration, interrupted runs included.
+    trained: examples seen in its training steps, repetitions counted.
+    decision: input of `Decision.from_json`; the fields after it
     are what the decision's own methods return.
     """
 
     seconds: float
+    trained: int
     training_examples: int
     reward_examples: int
     decision: dict[str, Any]
@@ -127,13 +130,16 @@ def _run(
     progress.stage("search", method.search_epochs * len(kept))
     decision = method.search(trainer)
     save_checkpoint(scratch / SEARCHED, tuned_state(TaskModel(testbed.task, backbone, head)))
-    return _describe(decision, trainer.seconds, len(kept), len(held))
+    return _describe(decision, trainer, len(kept), len(held))
 
 
-def _describe(decision: Decision, seconds: float, training_examples: int, reward_examples: int) -> Searched:
+def _describe(
+    decision: Decision, trainer: FabricSearchTrainer, training_examples: int, reward_examples: int
+) -> Searched:
     diagram, trace = decision.diagram(), decision.trace()
     return Searched(
-        seconds=seconds,
+        seconds=trainer.seconds,
+        trained=trainer.cost.examples,
         training_examples=training_examples,
         reward_examples=reward_examples,
         decision=decision.to_json(),

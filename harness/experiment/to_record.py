@@ -163,7 +163,7 @@ def _search(cell: Cell, found: Searched, outcome: Outcome) -> SearchCost:
     return SearchCost(
         seconds=found.seconds,
         share=found.seconds / (found.seconds + outcome.training["seconds"]),
-        epochs=cell.method().search_epochs,
+        epochs=found.trained / len(cell.testbed.data.splits["train"]),
         training_examples=found.training_examples,
         reward_examples=found.reward_examples,
         summary=found.summary,

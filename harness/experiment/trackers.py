@@ -183,7 +183,7 @@ class TrackingReporter:
         if record is None or note == "kept":
             return
         if record.status == "finished":
-            figures, step = final_figures(record), record.training.epochs if record.training else 0
+            figures, step = final_figures(record), cell.testbed.training.epochs
             self._tell(cell, lambda logger: logger.log_metrics(figures, step=step))
         status = "success" if record.status == "finished" else "failed"
         self._tell(cell, lambda logger: logger.finalize(status))

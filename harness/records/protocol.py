@@ -32,7 +32,12 @@ def check_protocol(records: Sequence[Record], remedy: str = "Use --all-protocols
             )
 
 
-_UNSTATED: Mapping[str, Any] = {"betas": [0.9, 0.98], "eps": 1e-8, "cache_precision": "full"}
+_UNSTATED: Mapping[str, Any] = {
+    "betas": [0.9, 0.98],
+    "eps": 1e-8,
+    "cache_precision": "full",
+    "budget": "epochs",
+}
 """Values of these fields in records that were written before the fields existed."""
 
 

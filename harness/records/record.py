@@ -22,6 +22,9 @@ RECORD = "record.json"
 Count = Annotated[int, Field(ge=0)]
 
 
+NotNegative = Annotated[float, Field(ge=0)]
+
+
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -194,8 +197,10 @@ class TrainingCost(Part):
 
     examples_per_second: float = Field(description="Training examples per second, waiting for data included.")
     seconds: float = Field(description="Time in training steps, summed over all attempts of a resumed cell.")
-    epochs: Count = Field(description="Epochs trained.")
-    best_epoch: Count = Field(description="Epoch that is reported, from 1; chosen on validation data.")
+    epochs: NotNegative = Field(description="Passes over the training split.")
+    best_epoch: Count = Field(
+        description="Epoch that is reported, from 1; chosen on validation data. budget=total: the search counts."
+    )
     steps: Count = Field(description="Optimiser steps.")
     batch_size: Count | None = Field(default=None, description="Examples per optimiser step.")
     micro_batch: Count | None = Field(
@@ -233,7 +238,9 @@ class SearchCost(Part):
 
     seconds: float = Field(description="Time of the search.")
     share: Fraction = Field(description="Of the time of search and training together.")
-    epochs: Count | None = Field(default=None, description="Epochs of the search; None: not recorded.")
+    epochs: NotNegative | None = Field(
+        default=None, description="Passes over the whole training split; None: not recorded."
+    )
     training_examples: Count | None = Field(default=None, description="Examples it trained on.")
     reward_examples: Count | None = Field(default=None, description="Examples kept apart for rewards.")
     summary: str = Field(description="What it decided, one line.")

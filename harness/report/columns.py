@@ -190,11 +190,13 @@ def _training(rows: Sequence[dict[Any, Any]]) -> list[Column]:
 
 
 def _epochs(row: dict[Any, Any]) -> str:
-    """`5`, or `5 + 3` where a search trained for 3 epochs before; `5 + ?` if that is not recorded."""
+    """`5`, or `5 + 2.4` where a search trained for 2.4 epochs before; `5 + ?` if that is not recorded."""
     trained = _text(row["training_epochs"], _plain)
     if row["search_share_percent"] is None:
         return trained
     searched = row["search_epochs"]
+    if searched == 0:
+        return trained
     return f"{trained} + {'?' if searched is None else _text(searched, _plain)}"
 
 

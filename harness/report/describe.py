@@ -120,7 +120,7 @@ def _costs(record: Record) -> Iterator[tuple[str, str]]:
         yield (
             "training",
             f"{training.seconds:.0f} s, {training.examples_per_second:.1f} examples/s, epoch "
-            f"{training.best_epoch} of {training.epochs} reported, learning rate {training.learning_rate:g}, "
+            f"{training.best_epoch} of {record.protocol['epochs']} reported, learning rate {training.learning_rate:g}, "
             f"{100 * training.data_wait_fraction:.0f} % of the time waiting for data",
         )
     if search is not None:

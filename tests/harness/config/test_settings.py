@@ -44,6 +44,7 @@ CASES: dict[str, tuple[str, str, Any]] = {
     "image_size": ("32", "32", 32),
     "text_length": ("12", "12", 12),
     "epochs": ("7", "7", 7),
+    "budget": ("total", '"total"', "total"),
     "batch_size": ("8", "8", 8),
     "micro_batch": ("auto", '"auto"', "auto"),
     "learning_rate": ("3e-3", "3e-3", 3e-3),
