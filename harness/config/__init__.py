@@ -99,7 +99,7 @@ class TrainingSettings(Group):
     epochs: Annotated[Count | None, About(Decides.PROTOCOL, unset="the task's recipe")] = None
     """Passes over the training split."""
     budget: Annotated[Literal["epochs", "total"], About(Decides.PROTOCOL)] = "epochs"
-    """epochs: a search comes on top of them, as in papers; total: it is part of them, so that all train equally long."""
+    """epochs: a search comes on top of them, as in papers; total: it is part of them, so all train equally long."""
     batch_size: Annotated[Count | None, About(Decides.PROTOCOL, unset="the task's recipe")] = None
     """Examples per optimiser step, on all devices together."""
     micro_batch: Annotated[MicroBatch | None, About(Decides.NOTHING, unset="the whole batch")] = None
