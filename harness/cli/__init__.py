@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 from typing import Annotated
 
 import typer
 
 from harness import __version__
-from harness.errors import UserError
+from harness.cli.boundary import run_command
 
 app = typer.Typer(
     help="Benchmark parameter- and computation-efficient transfer learning of vision-language models.",
@@ -74,17 +73,7 @@ _register()
 
 
 def main() -> None:
-    """Entry point of the console script: a user's mistake is one line and exit status 2."""
+    """Entry point of the console script: every error is one line, and the exit status is 2 (see `run_command`)."""
     if not os.environ.get("TRANSFORMERS_VERBOSITY"):
         os.environ["TRANSFORMERS_VERBOSITY"] = "error"  # its hints are about other programs than this
-    try:
-        app()
-    except UserError as error:
-        print(f"harness: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("harness: interrupted; the same command resumes where this one stopped", file=sys.stderr)
-        raise SystemExit(130) from None
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(1) from None
+    raise SystemExit(run_command(app))
