@@ -79,7 +79,7 @@ def test_lone_surrogates_are_replaced_and_counted(tmp_path: Path) -> None:
         (b"\n<!DOCTYPE html><p>", "is an HTML page"),
     ],
 )
-def test_what_is_no_text_is_named(
+def test_file_that_is_not_text_is_named(
     tmp_path: Path, read: Callable[[Path], object], content: bytes, message: str
 ) -> None:
     path = write(tmp_path, content)
@@ -212,7 +212,7 @@ def test_a_file_without_permission_to_write_is_kept(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.timeout(20)
-def test_devices_and_pipes_are_written_to_not_replaced(tmp_path: Path) -> None:
+def test_devices_and_pipes_are_written_and_not_replaced(tmp_path: Path) -> None:
     write_atomically(Path("/dev/null"), b"x")
     assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
     with pytest.raises(UserError, match="no space left on the disk"):
@@ -243,9 +243,7 @@ def test_standard_output_that_is_a_file_is_continued(tmp_path: Path) -> None:
     assert (tmp_path / "out").read_text() == "before\ntable\nafter\n"
 
 
-def test_the_cache_is_in_the_chosen_folder_or_the_users(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cache_folder_is_the_chosen_one_or_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HARNESS_CACHE", "~/chosen")

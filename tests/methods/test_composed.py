@@ -50,7 +50,7 @@ def trained(backbone: Backbone) -> set[str]:
     return {name for name, parameter in backbone.named_parameters() if parameter.requires_grad}
 
 
-def test_order_makes_no_difference() -> None:
+def test_order_of_combined_methods_does_not_matter() -> None:
     one, other = (build_method(spec) for spec in ("lora[r=2]+das[skip=1]", "das[skip=1]+lora[r=2]"))
     assert one.name == other.name == "das+lora"
     assert (
@@ -88,7 +88,7 @@ def test_two_methods_before_the_first_block_are_refused_on_the_backbone(make_met
         combined.adapt(make_meter(), torch.Generator().manual_seed(0))
 
 
-def test_what_trains_is_what_any_member_trains() -> None:
+def test_combination_trains_the_parameters_of_all_members() -> None:
     biases = {name for name, _ in mini().blocks.named_parameters() if name.endswith("bias")}
     combined = Composed([SequentialAdapter(), BitFit()])
     names = trained(adapted(combined))
@@ -97,7 +97,7 @@ def test_what_trains_is_what_any_member_trains() -> None:
     assert own == trained(adapted(SequentialAdapter()))
 
 
-def test_skipped_blocks_take_their_updates_with_them() -> None:
+def test_updates_in_skipped_blocks_are_removed() -> None:
     das = DAS(DASOptions(blocks=("3", "7")))
     alone = size(das, adapted(das))
     combined = Composed([LoRA(), das])
@@ -106,7 +106,7 @@ def test_skipped_blocks_take_their_updates_with_them() -> None:
     assert isinstance(backbone.blocks[3], SkippedBlock)
 
 
-def test_members_train_at_their_own_rates() -> None:
+def test_members_train_with_their_own_learning_rates() -> None:
     combined = Composed([BitFit(), SequentialAdapter(), Tome()])
     backbone = adapted(combined)
     assert combined.learning_rate_scale == SequentialAdapter.learning_rate_scale == 5.0
@@ -155,7 +155,7 @@ def test_a_members_own_groups_are_scaled_to_the_lowest_rate() -> None:
     assert len(of_b.parameters) == len(rest.parameters) == 24
 
 
-def test_a_search_does_not_go_with_a_regulariser() -> None:
+def test_search_with_a_regularizer_is_refused() -> None:
     with pytest.raises(UserError, match="the search of das does not add a regularizer"):
         Composed([Noting(), DAS()])
 

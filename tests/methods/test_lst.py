@@ -115,11 +115,11 @@ def peak(method: Method[LSTOptions]) -> float:
     return measured.peak_mib - measured.baseline_mib
 
 
-def test_a_step_takes_less_memory_than_loras() -> None:
+def test_training_step_needs_less_memory_than_with_lora() -> None:
     assert peak(LST()) < 0.6 * peak(LoRA())  # type: ignore[arg-type]
 
 
-def test_what_is_deployed_is_the_folded_backbone_and_the_ladder() -> None:
+def test_deployed_form_is_the_folded_backbone_with_the_ladder() -> None:
     method, plain = LST(), mini()
     backbone = mini()
     method.adapt(backbone, torch.Generator().manual_seed(0))
@@ -133,7 +133,7 @@ def test_what_is_deployed_is_the_folded_backbone_and_the_ladder() -> None:
     }
 
 
-def test_a_side_network_needs_whole_heads() -> None:
+def test_width_of_the_side_network_must_be_a_multiple_of_the_heads() -> None:
     with pytest.raises(
         UserError, match="lst: reduction=64: the width of vilt-mini, 128, divided by it must be"
     ):

@@ -63,11 +63,11 @@ class Turning:
 
 
 @pytest.mark.parametrize(("skip", "expected"), [(1, [0, 1]), (4, [2, 2]), (5, [2, 3])])
-def test_an_odd_block_is_of_the_image_stream(skip: int, expected: list[int]) -> None:
+def test_odd_block_is_taken_from_the_image_stream(skip: int, expected: list[int]) -> None:
     assert shares(skip, 2) == expected
 
 
-def test_last_blocks_may_leave_the_final_one() -> None:
+def test_last_blocks_can_exclude_the_final_one() -> None:
     assert last_blocks(VILT, 2, keep_final=False) == ("joint.10", "joint.11")
     assert last_blocks(VILT, 2, keep_final=True) == ("joint.9", "joint.10")
     assert last_blocks(METER, 3, keep_final=False) == ("text.5", "image.4", "image.5")
@@ -106,7 +106,7 @@ def test_block_influence_is_one_minus_the_cosine_over_real_tokens() -> None:
     assert not any(block._forward_hooks for block in trainer.backbone.blocks)
 
 
-def test_a_run_is_as_far_as_the_angle_between_its_ends() -> None:
+def test_distance_of_a_run_is_the_angle_between_its_input_and_output() -> None:
     trainer: Any = Turning([30.0, 60.0, -45.0, 10.0])
     hidden = torch.tensor([[[2.0, 0.0], [0.0, 0.0]], [[0.0, 1.0], [0.0, 0.0]]])
     (found,) = run_distances(trainer, [Tokens(hidden)], 2)
@@ -121,7 +121,7 @@ def test_runs_of_two_streams_are_chosen_separately() -> None:
     assert closest_runs([image], 1, METER) == ("image.0",)
 
 
-def test_greedy_removal_looks_at_what_was_removed_before() -> None:
+def test_greedy_removal_depends_on_earlier_removals() -> None:
     """Alone block 1 is cheapest; with it gone, block 2 is dear and block 0 cheap."""
     losses = {(0,): 3.0, (1,): 1.0, (2,): 2.0, (0, 1): 4.0, (1, 2): 9.0}
     backbone = names(joint=3)

@@ -41,7 +41,7 @@ def test_a_run_survives_fifty_kills(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(1800)
-def test_ctrl_c_ends_with_the_table_of_what_is_there_and_the_same_command_goes_on(tmp_path: Path) -> None:
+def test_ctrl_c_prints_the_table_and_the_same_command_resumes(tmp_path: Path) -> None:
     results = tmp_path / "results"
     arguments = command(make_data(tmp_path / "data"), results, seeds=1, epochs=2)
     # Where the tests run in the background, Ctrl-C is ignored, and a process started here would ignore it too.

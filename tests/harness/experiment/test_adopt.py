@@ -178,7 +178,7 @@ def test_a_dry_run_lists_and_changes_nothing(store: Store, data: Path, today: li
     assert content(store.root) == before
 
 
-def test_cells_of_another_configuration_or_run_anew_are_left_alone(
+def test_cells_of_another_configuration_or_already_rerun_are_not_adopted(
     store: Store, open_today: Callable[[Record], Cell], today: list[Cell]
 ) -> None:
     def longer(record: dict[str, Any]) -> None:

@@ -185,7 +185,7 @@ def test_columns_are_chosen_by_name() -> None:
         render(only(small_results()), "csv", selection)
 
 
-def test_what_is_true_of_all_tables_is_said_once() -> None:
+def test_common_notes_appear_once() -> None:
     records = [*four_tasks(), make_record("lora", cell__backbone__name="vilt")]
     text = render_all(build_tables(records), "github")
     assert text.count("which papers of this field call FLOPs") == 1

@@ -22,7 +22,7 @@ def test_without_full_tuning_there_are_no_differences_from_it() -> None:
     assert found["macs"] == 70e6
 
 
-def test_the_backbone_as_loaded_stands_in_for_full_tuning_where_it_was_measured() -> None:
+def test_untouched_backbone_replaces_a_missing_full_tuning() -> None:
     compute = make_record(macs=100_000_000).model_dump(mode="json")["compute"]
     latency = make_record(p50=16.0).model_dump(mode="json")["latency"]
     found = row(

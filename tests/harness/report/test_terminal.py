@@ -16,7 +16,7 @@ COLUMNS = [
 ]
 
 
-def test_headers_break_and_numbers_do_not() -> None:
+def test_headers_are_wrapped_but_numbers_are_not() -> None:
     assert [column.width for column in COLUMNS] == [6, 11, 5]
     assert width_of(COLUMNS) == 6 + 2 + 11 + 2 + 5
 

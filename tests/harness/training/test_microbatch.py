@@ -168,7 +168,7 @@ TASK: Any = SimpleNamespace(
 )
 
 
-def test_auto_halves_until_it_fits_and_keeps_the_size() -> None:
+def test_auto_micro_batch_is_halved_until_it_fits_and_kept() -> None:
     model, micro = Hungry(fits=3), MicroBatches.from_setting("auto")
     fabric = make_fabric(make_settings(methods="lora", tasks="vqa", accelerator="cpu"))
     torch.manual_seed(5)
@@ -189,7 +189,7 @@ def test_auto_halves_until_it_fits_and_keeps_the_size() -> None:
     assert model.sizes == [3, 1]
 
 
-def test_evaluation_halves_too() -> None:
+def test_evaluation_halves_the_micro_batch_too() -> None:
     model, micro = Hungry(fits=2), MicroBatches.from_setting("auto")
     batches: Any = type("Two", (list,), {"examples_of": lambda self, batch: batch.ids})([batch_of(4)])
     fabric = make_fabric(make_settings(methods="lora", tasks="vqa", accelerator="cpu"))
@@ -199,7 +199,7 @@ def test_evaluation_halves_too() -> None:
 
 
 @pytest.mark.parametrize("setting", [4, "auto"])
-def test_memory_that_does_not_suffice_is_an_error(setting: Any) -> None:
+def test_too_little_memory_for_one_example_is_an_error(setting: Any) -> None:
     model, micro = Hungry(fits=0), MicroBatches.from_setting(setting)
     fabric = make_fabric(make_settings(methods="lora", tasks="vqa", accelerator="cpu"))
     with pytest.raises(torch.OutOfMemoryError):

@@ -27,7 +27,7 @@ def test_items_come_in_order_from_another_thread() -> None:
     assert closed == ["batches"]
 
 
-def test_only_so_many_are_made_ahead() -> None:
+def test_at_most_count_items_are_made_ahead() -> None:
     made: list[int] = []
     items = ahead(counted(50, made, []), 2)
     next(items)
@@ -48,7 +48,7 @@ def test_stopping_early_closes_the_source() -> None:
     assert closed == ["batches"]
 
 
-def test_an_error_arrives_behind_the_items_before_it() -> None:
+def test_error_is_raised_after_the_earlier_items() -> None:
     def failing() -> Generator[int, None, None]:
         yield 1
         raise ValueError("broken")

@@ -32,7 +32,7 @@ def picture(height: int = 3, width: int = 5) -> torch.Tensor:
     return torch.arange(3 * height * width, dtype=torch.uint8).view(3, height, width)
 
 
-def test_an_image_comes_back_bit_by_bit(tmp_path: Path) -> None:
+def test_image_is_read_back_bit_by_bit(tmp_path: Path) -> None:
     folder = ImageFolder(tmp_path / "made" / "here", WordProcessor())
     assert folder.get(DIGEST) is None
     assert DIGEST not in folder
@@ -44,7 +44,7 @@ def test_an_image_comes_back_bit_by_bit(tmp_path: Path) -> None:
     assert torch.equal(found, picture())
 
 
-def test_another_processor_does_not_find_it(tmp_path: Path) -> None:
+def test_image_is_not_found_with_another_processor(tmp_path: Path) -> None:
     ImageFolder(tmp_path, WordProcessor(side=4)).put(DIGEST, picture())
     assert ImageFolder(tmp_path, WordProcessor(side=5)).get(DIGEST) is None
 
@@ -73,7 +73,7 @@ def test_a_damaged_image_counts_as_missing_and_is_written_again(tmp_path: Path, 
             folder.get(DIGEST)
 
 
-def test_several_write_at_once_and_read_from_each_other(tmp_path: Path) -> None:
+def test_several_processes_write_at_once_and_read_from_each_other(tmp_path: Path) -> None:
     folders = [ImageFolder(tmp_path, WordProcessor()) for _ in range(4)]
     names = [f"{number:064x}" for number in range(20)]
 
@@ -108,7 +108,7 @@ def test_an_image_is_ready_once_it_is_verified(tmp_path: Path) -> None:
     assert folder.ready(None) is None
 
 
-def test_a_full_disk_is_told_once_and_nothing_is_lost(
+def test_full_disk_is_reported_once_and_nothing_is_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def full(file: object, content: object) -> None:
@@ -128,7 +128,7 @@ def test_a_full_disk_is_told_once_and_nothing_is_lost(
     assert len(cache) == 6  # in memory instead
 
 
-def test_a_folder_that_cannot_be_made_is_told_and_done_without(
+def test_run_continues_without_a_folder_that_cannot_be_created(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("")
@@ -150,7 +150,7 @@ def test_a_second_run_decodes_nothing(tmp_path: Path, workers: int, monkeypatch:
     assert all(same(a, b) for a, b in zip(*batches, strict=True))
 
 
-def test_a_changed_file_is_decoded_anew(tmp_path: Path) -> None:
+def test_changed_file_is_decoded_again(tmp_path: Path) -> None:
     (example,) = make_examples(tmp_path, 1)
 
     def pixels() -> float:

@@ -101,7 +101,7 @@ def matrices(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
 
 @settings(deadline=None)
 @given(matrices())
-def test_a_rank_is_where_the_first_right_candidate_stands_in_the_kept_list(
+def test_rank_is_the_position_of_the_first_right_candidate_in_the_kept_list(
     drawn: tuple[np.ndarray, np.ndarray],
 ) -> None:
     scores, image_of = drawn

@@ -177,7 +177,7 @@ def test_answers_with_a_cache_equal_those_without_whatever_is_skipped(
 
 
 @torch.no_grad()
-def test_a_row_ends_with_its_stop_token(backbone: LlavaBackbone, inputs: Inputs) -> None:
+def test_generation_of_a_row_ends_with_its_stop_token(backbone: LlavaBackbone, inputs: Inputs) -> None:
     free = backbone.generate(inputs, 6, stop=())
     stop = int(free[0, 2])
     ended = backbone.generate(inputs, 6, stop=(stop,))

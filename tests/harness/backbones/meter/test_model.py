@@ -111,7 +111,7 @@ def test_projections_can_be_replaced_by_role(make_meter: Maker) -> None:
 
 
 @torch.no_grad()
-def test_slots_sit_inside_and_behind_the_norm(make_meter: Maker) -> None:
+def test_slots_are_before_and_after_the_norm(make_meter: Maker) -> None:
     block = make_meter().blocks[0]
     hidden, context = torch.randn(2, 5, 64), torch.randn(2, 7, 64)
     plain = run(block, hidden, None, context)

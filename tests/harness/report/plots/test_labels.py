@@ -30,7 +30,7 @@ def test_labels_of_nine_close_points_do_not_overlap() -> None:
     assert placed == place_labels(points, [(60, 11)] * 9, CANVAS, markers)
 
 
-def test_a_lone_label_stands_beside_its_point_and_needs_no_line() -> None:
+def test_single_label_is_beside_its_point_without_a_line() -> None:
     (alone,) = place_labels([(100, 100)], [(40, 10)], CANVAS)
     assert alone.box == (106, 95, 146, 105)
     assert not alone.far
