@@ -13,8 +13,8 @@ from collections.abc import Collection
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._C import _nn
 
+from harness.backbones import kernels
 from harness.backbones.block import Tokens
 from harness.backbones.folding import Activation, Affine, Branch, Norm
 
@@ -83,19 +83,20 @@ class Reading(FoldedPart):
 
     def standardise(self, hidden: Tensor) -> Tensor:
         """The input of the product from the stream `(N, D)`."""
-        if self.eps is None:
-            return hidden
-        return torch.layer_norm(hidden, hidden.shape[1:], None, None, self.eps)
+        return hidden if self.eps is None else kernels.standardise(hidden, self.eps)[0]
 
     def prepare(self, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
         """The input of the product, and the factor `(N, 1)` of the branch's rows, or None without rescaling."""
-        if self.rescaled is None:
-            return self.standardise(hidden), None
-        if self.eps is None:
-            return hidden, standardised(hidden, self.rescaled)[1]
-        # √(v + ε) / √(v + ε') = 1 / √(1 + (ε' − ε) / (v + ε)), and the norm gives 1 / √(v + ε).
-        normed, inverse = standardised(hidden, self.eps)
-        return normed, inverse.square().mul_(self.rescaled - self.eps).add_(1).rsqrt_()
+        if self.eps is not None:
+            return kernels.standardise(hidden, self.eps, self.rescaled)
+        return hidden, None if self.rescaled is None else kernels.inverse_deviation(hidden, self.rescaled)
+
+    def add_and_prepare(self, residual: Tensor, result: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The stream `(N, D)` after a sublayer's result is added to it, and `prepare` of that."""
+        if self.eps is not None:
+            return kernels.add_and_standardise(residual, result, self.eps, self.rescaled)
+        hidden = kernels.add(residual, result)
+        return hidden, *self.prepare(hidden)
 
     def product(self, read: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
         """The rows `start` to `stop` of the product: `(N, D)` → `(N, stop − start)`."""
@@ -119,9 +120,20 @@ class Reading(FoldedPart):
             return None
         if branch is None:
             branch = F.linear(hidden, self.apart_weight, self.apart_bias)
-        elif factor is not None:
-            branch = torch.addcmul(self.rescaled_bias, branch, factor)
-        return activate(branch, self.activation)
+        return kernels.activate(
+            branch, self.activation, factor, None if factor is None else self.rescaled_bias
+        )
+
+    def activated(self, joint: Tensor, factor: Tensor | None, hidden: Tensor) -> tuple[Tensor | None, Tensor]:
+        """A product whose main part gets GELU: the branch's hidden state `(N, r)` if any, and all of it.
+
+        The branch's rows, where it has some, are activated in their place.
+        """
+        if self.activation is None or not self.rows:
+            return self.inner(None, None, hidden), kernels.gelu(joint)
+        bias = None if factor is None else self.rescaled_bias
+        joint = kernels.activate_jointly(joint, self.rows, self.activation, factor, bias)
+        return joint[:, : self.rows], joint
 
 
 class Closing(FoldedPart):
@@ -194,31 +206,32 @@ class Closing(FoldedPart):
         own = [self.weight[: self.rows], self.bias[: self.rows], self.weight[:, : self.columns]]
         return [*own, *(value for name, value in self.named_parameters() if name.startswith(("down", "up")))]
 
-    def close(self, main: Tensor, inner: Tensor | None, residual: Tensor) -> Tensor:
-        """`(N, M)`, the branch's hidden state `(N, r)` and the residual `(N, D)` → `(N, D)`."""
+    def result(self, main: Tensor, inner: Tensor | None) -> Tensor:
+        """What is added to the residual: `(N, M)` and the branch's hidden state `(N, r)` → `(N, D)`."""
         result = F.linear(main, self.weight, self.bias)
         if self.activation is not None:
             if self.rows:
                 inner, result = result.split_with_sizes((self.rows, result.shape[1] - self.rows), 1)
             else:
                 inner = F.linear(result, self.down_weight, self.down_bias)
-            inner = activate(inner, self.activation)
-        hidden = residual + result
-        if self.adds and not self.behind:
-            self._add(hidden, inner)
-        if self.eps is not None:
-            hidden = torch.layer_norm(hidden, hidden.shape[1:], self.gain, self.offset, self.eps)
-        if self.behind:
-            self._add(hidden, inner)
-        return hidden
+            inner = kernels.activate(inner, self.activation)
+        return self._add(result, inner) if self.adds and not self.behind else result
 
-    def _add(self, hidden: Tensor, inner: Tensor | None) -> None:
-        """Add the result of the branch's up-projection to `hidden`, in place."""
+    def close(self, main: Tensor, inner: Tensor | None, residual: Tensor) -> Tensor:
+        """`(N, M)`, the branch's hidden state `(N, r)` and the residual `(N, D)` → `(N, D)`."""
+        result = self.result(main, inner)
+        if self.eps is None:
+            return kernels.add(residual, result)
+        hidden = kernels.add_and_normalise(residual, result, self.gain, self.offset, self.eps)
+        return self._add(hidden, inner) if self.behind else hidden
+
+    def _add(self, hidden: Tensor, inner: Tensor | None) -> Tensor:
+        """Add the result of the branch's up-projection to `hidden`, in place unless gradients are needed."""
         assert inner is not None
         up = self.up_weight
         if not inner.dtype == up.dtype == hidden.dtype:  # autocast converts nothing for what works in place
             inner, up = inner.to(hidden.dtype), up.to(hidden.dtype)
-        hidden.addmm_(inner, up)
+        return torch.addmm(hidden, inner, up) if hidden.requires_grad else hidden.addmm_(inner, up)
 
 
 class FeedForward(nn.Module):
@@ -231,20 +244,16 @@ class FeedForward(nn.Module):
 
     def feed(self, hidden: Tensor) -> Tensor:
         """`(N, D)` → `(N, D)`."""
+        return self._feed(hidden, *self.reading.prepare(hidden))
+
+    def add_and_feed(self, residual: Tensor, result: Tensor) -> Tensor:
+        """The same of the sum of the residual and the result `(N, D)` of the sublayer before."""
+        return self._feed(*self.reading.add_and_prepare(residual, result))
+
+    def _feed(self, hidden: Tensor, read: Tensor, factor: Tensor | None) -> Tensor:
         reading, closing = self.reading, self.closing
-        read, factor = reading.prepare(hidden)
-        joint = reading.product(read)
-        branch, main = reading.split(joint)
-        inner = reading.inner(branch, factor, hidden)
-        if joint.requires_grad:
-            main = F.gelu(main)
-            joint = torch.cat((inner, main), 1) if closing.columns and inner is not None else main
-            return closing.close(joint, inner, hidden)
-        # GELU of the whole: oneDNN's needs contiguous memory and is twice as fast. The branch is saved before.
-        _nn.gelu_(joint)  # type: ignore[attr-defined]
-        if closing.columns and branch is not None and inner is not None:
-            branch.copy_(inner)
-            main = joint
+        inner, joint = reading.activated(reading.product(read), factor, hidden)
+        main = joint if closing.columns or not reading.rows else joint[:, reading.rows :]
         return closing.close(main, inner, hidden)
 
 
@@ -259,6 +268,16 @@ class SelfAttention(nn.Module):
 
     def attend(self, tokens: Tokens, queries: int | None) -> Tensor:
         """Tokens `(B, T, D)` → the first `queries` tokens of each example in rows, `(B · queries, D)`."""
+        asking, mixed, inner = self._mix(tokens, queries)
+        return self.closing.close(mixed, inner, asking)
+
+    def result(self, tokens: Tokens, queries: int | None) -> tuple[Tensor, Tensor]:
+        """The first `queries` of the tokens in rows, `(B · queries, D)`, and what is to be added to them."""
+        asking, mixed, inner = self._mix(tokens, queries)
+        return asking, self.closing.result(mixed, inner)
+
+    def _mix(self, tokens: Tokens, queries: int | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The asking tokens, what they attend to and the branch's hidden state, all in rows."""
         reading, hidden = self.reading, tokens.hidden
         batch, _, width = hidden.shape
         rows = hidden.reshape(-1, width)
@@ -275,7 +294,7 @@ class SelfAttention(nn.Module):
             answers = reading.product(reading.standardise(rows), start=asked)
             key, value = by_head(answers, batch, 2, self.heads)
         inner = reading.inner(branch, factor, asking)
-        return self.closing.close(mix(query, key, value, tokens.mask), inner, asking)
+        return asking, mix(query, key, value, tokens.mask), inner
 
 
 class CrossAttention(nn.Module):
@@ -327,21 +346,12 @@ class Shortcut(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """`(…, D)` → `(…, D)`."""
         rows = hidden.reshape(-1, hidden.shape[-1])
-        inner = self.reading.product(self.reading.standardise(rows))
-        return self.closing.close(activate(inner, self.activation), None, rows).view(hidden.shape)
-
-
-def activate(inner: Tensor, activation: Activation) -> Tensor:
-    """ReLU or GELU."""
-    return torch.relu(inner) if activation == "relu" else F.gelu(inner)
-
-
-def standardised(hidden: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """LayerNorm of tokens `(N, D)` without gain and offset, and 1 / √(v + eps) `(N, 1)` with their variance v."""
-    normed, _, inverse = torch.native_layer_norm(hidden, hidden.shape[1:], None, None, eps)
-    if hidden.requires_grad:  # torch has no gradient of the second result
-        inverse = (hidden.var(dim=-1, correction=0, keepdim=True) + eps).rsqrt()
-    return normed, inverse
+        reading, read = self.reading, self.reading.standardise(rows)
+        if self.activation == "relu":
+            inner = kernels.product_with_relu(read, reading.weight, reading.bias)
+        else:
+            inner = kernels.activate(reading.product(read), self.activation)
+        return self.closing.close(inner, None, rows).view(hidden.shape)
 
 
 def mix(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
@@ -352,6 +362,8 @@ def mix(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tenso
 
 def by_head(rows: Tensor, batch: int, maps: int, heads: int) -> tuple[Tensor, ...]:
     """Split the results of `maps` maps, `(B · T, maps · D)`, by map and head: `(B, heads, T, D / heads)` each."""
+    if rows.is_cuda and rows.stride(0) * rows.element_size() % 16:
+        rows = rows.contiguous()  # attention reads 16 bytes at a time
     states = rows.view(batch, -1, maps, heads, rows.shape[1] // (maps * heads))
     return states.permute(2, 0, 3, 1, 4).unbind(0)
 

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.backbones.base import Backbone
 from harness.backbones.folded import inserted_in
+from harness.backbones.kernels import only_operators
 from harness.measure.operators import FORMULAS, operator_macs
 from methods.base import Method
 from tasks.base import Batch
@@ -133,7 +134,7 @@ def count_macs(
     """
     components = {**backbone.components(), HEAD: [head], METHOD: list(method_modules)}
     counter = _Counter(components, inserted_in(backbone, but=method_modules))
-    with counter.watching(), counter:
+    with only_operators(), counter.watching(), counter:
         run()
     return ComputeCounts(counter.macs, counter.layer_norm_elements, text_length, image_size, batch_size)
 

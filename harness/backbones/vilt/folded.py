@@ -44,5 +44,5 @@ class FoldedViltBlock(nn.Module):
 
     def forward(self, inputs: BlockInput) -> BlockOutput:
         """`(B, T, D)` → `(B, queries, D)`; only keys and values are computed of unwanted tokens."""
-        hidden = self.mlp.feed(self.attention.attend(inputs.tokens, inputs.queries))
+        hidden = self.mlp.add_and_feed(*self.attention.result(inputs.tokens, inputs.queries))
         return inputs.result(hidden.view(inputs.asking.shape))
