@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from harness.errors import one_line
 from harness.measure.errors import MeasurementError
 
 Clock = Callable[[], float]
@@ -157,6 +158,30 @@ def _without_garbage_collection() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
+
+
+def graphed(run: Callable[[], object], device: torch.device) -> Callable[[], object]:
+    """The same call as a replayed CUDA graph: all its kernels are launched at once.
+
+    The call is run three times first. It must do the same work on the same tensors whenever it is called.
+
+    Raises:
+        MeasurementError: the call cannot be captured, for example because it waits for the device.
+    """
+    with torch.cuda.device(device):
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                run()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                run()
+        except RuntimeError as error:
+            raise MeasurementError(f"the forward pass is no CUDA graph: {one_line(error)}") from error
+    return graph.replay
 
 
 def latency_ratio(
