@@ -100,6 +100,18 @@ class Data:
     provenance: Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class Share:
+    """The part of an evaluation that falls to one of several processes.
+
+    gather: sends a value to rank 0, which gets the values of all ranks in their order; the others get [].
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    gather: Callable[[Any], list[Any]] = lambda value: [value]
+
+
 Prediction = dict[str, Any]
 """One example's prediction, as JSON values: always has "id" and "group"; each task adds its own keys."""
 
@@ -192,10 +204,13 @@ class Task(ABC, Generic[OptionsT]):
         loader: Any,
         on_batch: Callable[[int], None],
         partial: PartialScores | None = None,
+        share: Share = Share(),
     ) -> list[Prediction]:
         """Predictions of a whole split, for tasks that cannot predict one example alone; see `evaluates_splits`.
 
         partial: where finished scores are saved, so that an interrupted evaluation resumes; None: not saved.
+        share: what this process evaluates; rank 0 returns all predictions, the others none. Given only if several
+            processes evaluate together.
         """
         raise TypeError(f"{self.name} is evaluated example by example")
 

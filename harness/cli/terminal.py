@@ -40,6 +40,9 @@ def run_and_show(settings: RunSettings, dry_run: bool) -> int:
     console = make_console()
     with console.status("loading the backbone") if console.is_terminal else nullcontext():
         plan = make_plan(settings)
+    follows = plan.ranks is not None and plan.ranks.rank > 0
+    if follows:  # rank 0 prints for all
+        console = Console(quiet=True)
     _print_plan(console, plan)
     if dry_run:
         return 0
@@ -54,6 +57,8 @@ def run_and_show(settings: RunSettings, dry_run: bool) -> int:
     except StopRequestedError as stop:
         print(f"harness: {stop}: interrupted, will resume; the same command continues", file=sys.stderr)
         return TERMINATED
+    if follows:
+        return 0
     store = plan.store
     records = [store.record(cell.id) for cell in plan.cells if store.finished(cell.id)]
     if records:

@@ -149,8 +149,13 @@ class DeviceSettings(Group):
 
     accelerator: Annotated[Literal["auto", "cpu", "cuda", "gpu", "mps"], About(Decides.NOTHING)] = "auto"
     """Device to train on; auto takes a GPU if there is one."""
+    devices: Annotated[Count, About(Decides.NOTHING)] = 1
+    """Devices that train one cell together on each node; each takes its share of every batch."""
+    nodes: Annotated[Count, About(Decides.NOTHING)] = 1
+    """Nodes that train one cell together; srun or torchrun starts the processes."""
     jobs: Annotated[
-        Count | None, About(Decides.NOTHING, unset="one per core for small models on the CPU, else 1")
+        Count | None,
+        About(Decides.NOTHING, unset="one per GPU; on the CPU one per core for small models, else 1"),
     ] = None
     """Cells that run side by side, each in its own process."""
     timeout: Annotated[Positive | None, About(Decides.NOTHING, unset="no limit")] = None

@@ -11,6 +11,7 @@ from harness.experiment.plan import Cell, Testbed
 from harness.training.checkpoint import load_tuned_state
 from harness.training.loop import Batches
 from harness.training.model import TaskModel
+from harness.training.ranks import Ranks
 from harness.training.seeds import generator
 from methods.base import Method
 from tasks.data.augment import AUGMENTATIONS
@@ -24,11 +25,12 @@ def loader(
     examples: Any = None,
     augmented: bool = False,
     batch_size: int | None = None,
+    ranks: Ranks | None = None,
 ) -> Batches:
     """Batches of a split, shuffled if `seed` is given.
 
     examples: a part of the split; None: all. augmented: apply the run's augmentation (training only).
-    batch_size: None: as in training.
+    batch_size: None: as in training. ranks: this process's place among those that share every batch.
     """
     data = testbed.settings.data
     augment = AUGMENTATIONS[data.augment] if augmented else None
@@ -45,6 +47,9 @@ def loader(
         augment=augment,
         # Augmented images do not occur again, so caching their encodings is no use.
         key_images=testbed.encodings is not None and augment is None,
+        rank=0 if ranks is None else ranks.rank,
+        world_size=1 if ranks is None else ranks.world_size,
+        every_step=ranks is not None and split == "train",
     )
     if split != "train":
         return found

@@ -6,6 +6,7 @@ import copy
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -46,9 +47,10 @@ from harness.training.loop import Cost, State, predict, train_epoch
 from harness.training.microbatch import MicroBatches
 from harness.training.model import TaskModel
 from harness.training.optim import build_optimizer, build_schedule
+from harness.training.ranks import Ranks, on_first
 from harness.training.seeds import derived_seed
 from methods.base import Method
-from tasks.base import Prediction
+from tasks.base import Prediction, Task
 from tasks.resumable_scores import PartialScores
 
 CHECKPOINT = "state.pt"
@@ -82,8 +84,11 @@ class Outcome:
     skipped_examples: Mapping[str, int]
 
 
-def run_cell(cell: Cell, scratch: Path, progress: Progress) -> Outcome:
+def run_cell(cell: Cell, scratch: Path, progress: Progress, ranks: Ranks | None = None) -> Outcome:
     """Run one cell, resuming from the last state saved in `scratch`.
+
+    ranks: this process's place among those that run the cell together. Only the outcome on rank 0 has predictions
+        and metrics, and only rank 0 writes into `scratch`.
 
     A checkpoint that cannot be used is renamed to `<name>.damaged`, and its stage starts again.
 
@@ -93,8 +98,10 @@ def run_cell(cell: Cell, scratch: Path, progress: Progress) -> Outcome:
     """
     while True:
         try:
-            return _run_cell(cell, scratch, progress)
+            return _run_cell(cell, scratch, progress, Ranks() if ranks is None else ranks)
         except DamagedCheckpointError as error:
+            if ranks is not None and ranks.rank > 0:
+                continue
             aside = set_aside(error.path)
             if error.path.name == SEARCHED:  # the decision without its weights is no use
                 (scratch / FOUND).unlink(missing_ok=True)
@@ -103,36 +110,38 @@ def run_cell(cell: Cell, scratch: Path, progress: Progress) -> Outcome:
             )
 
 
-def _run_cell(cell: Cell, scratch: Path, progress: Progress) -> Outcome:
+def _run_cell(cell: Cell, scratch: Path, progress: Progress, ranks: Ranks) -> Outcome:
     testbed = cell.testbed
     task = testbed.task
     method = cell.method()
-    fabric = make_fabric(testbed.settings)
-    torch.manual_seed(derived_seed(cell.seed, "dropout"))
+    fabric = make_fabric(testbed.settings, ranks)
+    torch.manual_seed(derived_seed(cell.seed, f"dropout on rank {ranks.rank}" if ranks.rank else "dropout"))
     scratch.mkdir(parents=True, exist_ok=True)
     micro = MicroBatches.from_setting(testbed.training.micro_batch)
     searched = None
     if method.searches:
-        searched = search_stage.search(cell, method, fabric, scratch, progress, micro)
+        searched = search_stage.search(cell, method, fabric, ranks, scratch, progress, micro)
     used = 0 if searched is None or testbed.training.budget == "epochs" else searched.trained
     model = adapted_model(cell, method)
-    warm = searched is not None and search_stage.begin_warm(method, model, scratch)
+    warm = searched is not None and search_stage.begin_warm(method, model, fabric, scratch)
     parameters = count_parameters(model.backbone, model.head, method.method_modules(model.backbone))
-    memory = None if fabric.device.type == "cuda" else _training_memory(cell, method, model, fabric, micro)
+    memory = (
+        None if fabric.device.type == "cuda" else _training_memory(cell, method, model, fabric, ranks, micro)
+    )
     with cached_encoding(model.backbone, testbed.encodings) as encoder:
         if memory is None:
             with track_peak_memory(fabric.device) as tracker:
-                best, curve, cost = _train(cell, method, model, fabric, scratch, progress, micro, used)
+                best, curve, cost = _train(cell, method, model, fabric, ranks, scratch, progress, micro, used)
             memory = tracker.result
         else:
-            best, curve, cost = _train(cell, method, model, fabric, scratch, progress, micro, used)
+            best, curve, cost = _train(cell, method, model, fabric, ranks, scratch, progress, micro, used)
     load_tuned_state(model, best["tuned"])
     method.finalize(model.backbone)
     model.requires_grad_(False)
     deployed = count_parameters(model.backbone, model.head, method.method_modules(model.backbone))
     tuned = {name.removeprefix("backbone.") for name in best["tuned"]}
     with cached_encoding(model.backbone, testbed.encodings, evaluation=True, tuned=tuned):
-        predictions, metrics = _report(cell, model, fabric, scratch, progress, micro, best["tuned"])
+        predictions, metrics = _report(cell, model, fabric, ranks, scratch, progress, micro, best["tuned"])
     size = testbed.measured_input
     compute = count_forward(
         task, model.backbone, model.head, method, image_size=size.image_size, text_length=size.text_length
@@ -152,6 +161,7 @@ def _run_cell(cell: Cell, scratch: Path, progress: Progress) -> Outcome:
         "head_learning_rate": testbed.training.head_learning_rate,
         "batch_size": testbed.training.batch_size,
         "micro_batch": micro.size,
+        "devices": fabric.world_size,
         "encoder_cache": None if encoder is None else describe_cache(encoder, testbed.encodings),
     }
     per_example = _count_examples(cell, method, model, untouched) if method.dynamic else None
@@ -203,6 +213,7 @@ def _train(
     method: Method[Any],
     model: TaskModel,
     fabric: Fabric,
+    ranks: Ranks,
     scratch: Path,
     progress: Progress,
     micro: MicroBatches,
@@ -213,7 +224,7 @@ def _train(
     used: examples of the budget that the search has seen; training starts that far into the epochs.
     """
     testbed, training = cell.testbed, cell.testbed.training
-    batches = loader(testbed, "train", derived_seed(cell.seed, "order"), augmented=True)
+    batches = loader(testbed, "train", derived_seed(cell.seed, "order"), augmented=True, ranks=ranks)
     groups = method.parameter_groups(model.backbone)
     optimizer = build_optimizer(model, training, cell.learning_rate, training.head_learning_rate, groups)
     steps = len(batches)
@@ -225,25 +236,25 @@ def _train(
     curve: list[dict[str, float]] = []
     best: dict[str, Any] = {"epoch": -1, "value": None, "tuned": {}}
     checkpoint = scratch / CHECKPOINT
-    if checkpoint.is_file():
-        kept = load_checkpoint(checkpoint)
+    kept = on_first(fabric, lambda: load_checkpoint(checkpoint) if checkpoint.is_file() else None)
+    if kept is not None:
         with restoring(checkpoint):
-            restore_training(kept["training"], model, state, fabric.device)
+            restore_training(kept["training"], model, state, fabric)
             best, curve = kept["best"], kept["curve"]
             micro.resume(kept["micro_batch"])
         for figures in curve:
             progress.epoch(figures)
-    validation = loader(testbed, "val")
+    validation = loader(testbed, "val", ranks=ranks)
     task = testbed.task
     progress.stage("train", training.epochs * len(batches.examples) - used)
     progress.advance(max(0, state.epoch * len(batches.examples) + state.step * training.batch_size - used))
 
     def save() -> None:
-        training_now = training_state(model, state, fabric.device)
+        training_now = training_state(model, state, fabric)
         content = {"training": training_now, "best": best, "curve": curve, "micro_batch": micro.size}
-        save_checkpoint(checkpoint, content)
+        on_first(fabric, lambda: save_checkpoint(checkpoint, content))
 
-    saving = Saving(testbed.settings.device.checkpoint_minutes, save)
+    saving = Saving(fabric, testbed.settings.device.checkpoint_minutes, save)
     while state.epoch < training.epochs:
         with optimized_blocks(model.backbone, training):
             loss = train_epoch(
@@ -258,13 +269,13 @@ def _train(
                 on_boundary=saving,
             )
         with cached_encoding(model.backbone, testbed.encodings, evaluation=True):
-            saved = _partial_scores(cell, scratch, "validation", tuned_state(model))
+            saved = _partial_scores(cell, scratch, "validation", ranks, tuned_state(model))
             try:
                 predictions = predict(fabric, wrapped, task, validation, partial=saved, micro=micro)
             except StopRequestedError:
                 save()
                 raise
-        score = task.score(predictions)[task.primary_metric]
+        score = on_first(fabric, partial(_primary_score, task, predictions))
         if state.epoch == first // steps:  # it may have begun in the middle
             loss *= steps / (steps - first % steps)
         state.next_epoch()
@@ -289,7 +300,7 @@ def steps_of(seen: int, examples: int, batch_size: int, steps: int) -> int:
 
 
 def _training_memory(
-    cell: Cell, method: Method[Any], model: TaskModel, fabric: Fabric, micro: MicroBatches
+    cell: Cell, method: Method[Any], model: TaskModel, fabric: Fabric, ranks: Ranks, micro: MicroBatches
 ) -> PeakMemory:
     """Peak bytes of live tensors over two training steps (the second has the optimiser's states)."""
     testbed, training = cell.testbed, cell.testbed.training
@@ -297,7 +308,10 @@ def _training_memory(
     copied = copy.deepcopy(model).train()
     groups = method.parameter_groups(copied.backbone)
     optimizer = build_optimizer(copied, training, cell.learning_rate, training.head_learning_rate, groups)
-    batch = max(islice(loader(testbed, "train"), 8), key=lambda batch: batch.inputs[0].input_ids.shape[1])
+    first = Ranks(0, ranks.world_size)  # whose share of a batch is the largest
+    batch = max(
+        islice(loader(testbed, "train", ranks=first), 8), key=lambda batch: batch.inputs[0].input_ids.shape[1]
+    )
 
     def step() -> None:
         with optimized_blocks(copied.backbone, training):
@@ -312,21 +326,25 @@ def _training_memory(
     return peak_live_tensors(step, model_tensors(copied), how)
 
 
+def _primary_score(task: Task[Any], predictions: list[Prediction]) -> float:
+    return task.score(predictions)[task.primary_metric]
+
+
 def _partial_scores(
-    cell: Cell, scratch: Path, stage: str, tuned: Mapping[str, Tensor]
+    cell: Cell, scratch: Path, stage: str, ranks: Ranks, tuned: Mapping[str, Tensor]
 ) -> PartialScores | None:
     """Where an evaluation of a whole split saves finished scores; None for tasks evaluated by batch."""
     if not cell.testbed.task.evaluates_splits:
         return None
-    return PartialScores(
-        scratch / f"scores-{stage}.npz", digest_state(tuned, {"stage": stage, "cell": cell.id})
-    )
+    name = f"scores-{stage}-{ranks.rank}.npz" if ranks.rank else f"scores-{stage}.npz"
+    return PartialScores(scratch / name, digest_state(tuned, {"stage": stage, "cell": cell.id}))
 
 
 def _report(
     cell: Cell,
     model: TaskModel,
     fabric: Fabric,
+    ranks: Ranks,
     scratch: Path,
     progress: Progress,
     micro: MicroBatches,
@@ -339,9 +357,11 @@ def _report(
     metrics: dict[str, Mapping[str, float]] = {}
     for split in ("val", "test"):
         progress.stage(f"predict {split}", len(testbed.data.splits[split]))
-        saved = _partial_scores(cell, scratch, split, tuned)
-        batches = loader(testbed, split)
+        saved = _partial_scores(cell, scratch, split, ranks, tuned)
+        batches = loader(testbed, split, ranks=ranks)
         predictions[split] = predict(fabric, wrapped, task, batches, progress.advance, saved, micro)
+        if ranks.rank:
+            continue
         expected = {example.id for example in testbed.data.splits[split]}
         seen = [str(prediction["id"]) for prediction in predictions[split]]
         complete = len(seen) == len(expected) and set(seen) == expected

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from safetensors.torch import save
 
+from harness.config import RunSettings
 from harness.errors import UserError, one_line
 from harness.experiment.cell import run_cell
 from harness.experiment.cell_progress import Progress
@@ -19,6 +20,8 @@ from harness.files import write_atomically
 from harness.process import REQUESTS, StopRequestedError
 from harness.records.record import Record
 from harness.records.store import CellBusyError, Store
+from harness.training.fabric import make_fabric
+from harness.training.ranks import Ranks, broadcast
 
 TRACEBACK = "traceback.txt"
 """In a failed cell's folder."""
@@ -70,8 +73,13 @@ class _ProgressOf(Progress):
         self.reporter.note(text)
 
 
-def run_cells(cells: Sequence[Cell], store: Store, reporter: Reporter) -> list[Record]:
+def run_cells(
+    cells: Sequence[Cell], store: Store, reporter: Reporter, ranks: Ranks | None = None
+) -> list[Record]:
     """Run unfinished cells; if one crashes, the others still run.
+
+    ranks: other processes take part in every cell (`follow_cells`), and this one is rank 0. After a crash none of them
+        can be relied on, and the rest is left.
 
     Returns the records of all cells that have one, in the order of `cells`.
 
@@ -88,20 +96,54 @@ def run_cells(cells: Sequence[Cell], store: Store, reporter: Reporter) -> list[R
                     if store.finished(cell.id):
                         record, note = store.record(cell.id), "kept"
                     else:
-                        record, note = _run(cell, store, reporter)
+                        record, note = _run(cell, store, reporter, ranks)
             except CellBusyError as error:
                 reporter.end(cell, None, f"left out: {error}")
                 continue
             records[cell.id] = record
             reporter.end(cell, record, note)
             REQUESTS.check()
+            if ranks is not None and note == "failed":
+                break
     return list(records.values())
 
 
-def _run(cell: Cell, store: Store, reporter: Reporter) -> tuple[Record, str]:
+def follow_cells(settings: RunSettings, cells: Sequence[Cell], store: Store, ranks: Ranks) -> None:
+    """Take part in the cells that rank 0 runs, as another rank, until `dismiss_followers` is called there."""
+    fabric = make_fabric(settings, ranks)
+    by_id = {cell.id: cell for cell in cells}
+    with REQUESTS.listening():
+        while cell_id := broadcast(fabric, ""):
+            run_cell(by_id[cell_id], store.checkpoint(cell_id), _Silent(), ranks)
+
+
+def dismiss_followers(settings: RunSettings, ranks: Ranks) -> None:
+    """No cell follows."""
+    broadcast(make_fabric(settings, ranks), "")
+
+
+class _Silent:
+    """The progress of ranks other than 0, which nobody needs to see."""
+
+    def stage(self, name: str, total: int) -> None:
+        """Nothing."""
+
+    def advance(self, count: int) -> None:
+        """Nothing."""
+
+    def epoch(self, figures: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    def note(self, text: str) -> None:
+        """Nothing."""
+
+
+def _run(cell: Cell, store: Store, reporter: Reporter, ranks: Ranks | None) -> tuple[Record, str]:
     started = datetime.now().astimezone()
     try:
-        outcome = run_cell(cell, store.checkpoint(cell.id), _ProgressOf(cell, reporter))
+        if ranks is not None:
+            broadcast(make_fabric(cell.testbed.settings, ranks), cell.id)
+        outcome = run_cell(cell, store.checkpoint(cell.id), _ProgressOf(cell, reporter), ranks)
     except (UserError, StopRequestedError):
         raise
     except Exception as error:

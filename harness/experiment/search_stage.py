@@ -24,6 +24,7 @@ from harness.training.checkpoint import (
 from harness.training.encoder_cache import cached_encoding
 from harness.training.microbatch import MicroBatches
 from harness.training.model import TaskModel
+from harness.training.ranks import Ranks, on_first
 from harness.training.search import FabricSearchTrainer, cut
 from harness.training.seeds import derived_seed, generator
 from methods.base import Decision, Method
@@ -63,7 +64,13 @@ class Searched:
 
 
 def search(
-    cell: Cell, method: Method[Any], fabric: Fabric, scratch: Path, progress: Progress, micro: MicroBatches
+    cell: Cell,
+    method: Method[Any],
+    fabric: Fabric,
+    ranks: Ranks,
+    scratch: Path,
+    progress: Progress,
+    micro: MicroBatches,
 ) -> Searched:
     """Run the method's search, or read its result from `scratch` if it is finished; the method takes the decision.
 
@@ -72,25 +79,30 @@ def search(
     """
     decision_class = method.Decision  # a method without one fails before its search, not after
     done = scratch / FOUND
-    if not done.is_file():
-        found = _run(cell, method, fabric, scratch, progress, micro)
-        write_atomically(done, json.dumps(asdict(found)).encode())
-        (scratch / SEARCH_CHECKPOINT).unlink(missing_ok=True)
+    if not on_first(fabric, done.is_file):
+        found = _run(cell, method, fabric, ranks, scratch, progress, micro)
+
+        def keep() -> None:
+            write_atomically(done, json.dumps(asdict(found)).encode())
+            (scratch / SEARCH_CHECKPOINT).unlink(missing_ok=True)
+
+        on_first(fabric, keep)
+    content = on_first(fabric, done.read_bytes)
     with restoring(done):
-        searched = Searched(**json.loads(done.read_text(encoding="utf-8")))
+        searched = Searched(**json.loads(content))
         decision = decision_class.from_json(searched.decision)
     method.decide(decision)
     return searched
 
 
-def begin_warm(method: Method[Any], model: TaskModel, scratch: Path) -> bool:
+def begin_warm(method: Method[Any], model: TaskModel, fabric: Fabric, scratch: Path) -> bool:
     """Load the weights that the search trained, if the method starts from them; True if it does.
 
     Raises:
         DamagedCheckpointError: the weights cannot be used.
     """
     searched = scratch / SEARCHED
-    start = method.warm_start(model.backbone, load_checkpoint(searched))
+    start = method.warm_start(model.backbone, on_first(fabric, lambda: load_checkpoint(searched)))
     if start:
         with restoring(searched):
             load_tuned_state(model, start)
@@ -98,7 +110,13 @@ def begin_warm(method: Method[Any], model: TaskModel, scratch: Path) -> bool:
 
 
 def _run(
-    cell: Cell, method: Method[Any], fabric: Fabric, scratch: Path, progress: Progress, micro: MicroBatches
+    cell: Cell,
+    method: Method[Any],
+    fabric: Fabric,
+    ranks: Ranks,
+    scratch: Path,
+    progress: Progress,
+    micro: MicroBatches,
 ) -> Searched:
     testbed = cell.testbed
     backbone = testbed.fresh_backbone()
@@ -113,15 +131,17 @@ def _run(
         testbed.task,
         backbone,
         head,
-        loader(testbed, "train", derived_seed(cell.seed, "search order"), kept, augmented=True),
-        loader(testbed, "train", derived_seed(cell.seed, "reward order"), held) if held else None,
+        loader(testbed, "train", derived_seed(cell.seed, "search order"), kept, augmented=True, ranks=ranks),
+        loader(testbed, "train", derived_seed(cell.seed, "reward order"), held, ranks=ranks)
+        if held
+        else None,
         testbed.training,
         cell.learning_rate,
         testbed.training.head_learning_rate,
         generator(cell.seed, "search"),
         progress.advance,
-        load_checkpoint(checkpoint) if checkpoint.is_file() else None,
-        lambda state: save_checkpoint(checkpoint, state),
+        on_first(fabric, lambda: load_checkpoint(checkpoint) if checkpoint.is_file() else None),
+        lambda state: on_first(fabric, lambda: save_checkpoint(checkpoint, state)),
         testbed.settings.device.checkpoint_minutes,
         partial(restoring, checkpoint),
         partial(cached_encoding, store=testbed.encodings),
@@ -129,7 +149,8 @@ def _run(
     )
     progress.stage("search", method.search_epochs * len(kept))
     decision = method.search(trainer)
-    save_checkpoint(scratch / SEARCHED, tuned_state(TaskModel(testbed.task, backbone, head)))
+    searched = tuned_state(TaskModel(testbed.task, backbone, head))
+    on_first(fabric, lambda: save_checkpoint(scratch / SEARCHED, searched))
     return _describe(decision, trainer, len(kept), len(held))
 
 

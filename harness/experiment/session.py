@@ -12,13 +12,15 @@ from harness.experiment.adopt import stale_among
 from harness.experiment.estimate import estimate_seconds
 from harness.experiment.latency import measure_side_by_side
 from harness.experiment.plan import Cell, Testbed, build_cells, open_testbeds
-from harness.experiment.runner import Reporter, run_cells
+from harness.experiment.runner import Reporter, dismiss_followers, follow_cells, run_cells
 from harness.experiment.slurm.launch import run_on_slurm
 from harness.experiment.trackers import TrackingReporter, check_trackers
 from harness.experiment.workers import default_jobs, run_side_by_side, tied_to_this_process
 from harness.process import REQUESTS, prepare_process
 from harness.records.record import Record
 from harness.records.store import Store
+from harness.training.fabric import check_devices
+from harness.training.ranks import Ranks, started_ranks
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Plan:
     stale: ids of cells that were finished by other code with the same configuration.
     seconds: estimated duration of each cell by id, 0 for kept cells.
     jobs: cells that run at the same time.
+    ranks: this process's place, if srun or torchrun has started all processes that train a cell together.
     in_process: cells run in this process, one after the other.
     """
 
@@ -41,6 +44,7 @@ class Plan:
     seconds: Mapping[str, float]
     jobs: int
     in_process: bool
+    ranks: Ranks | None = None
 
     @property
     def to_run(self) -> list[Cell]:
@@ -84,6 +88,12 @@ def make_plan(settings: RunSettings) -> Plan:
             f"launcher: {', '.join(tied)} cannot be sent to a Slurm job; define the method in a module that can be "
             "imported."
         )
+    check_devices(settings)
+    ranks = None if settings.slurm.launcher == "slurm" else started_ranks(device)
+    in_process = device.in_process or bool(tied)
+    if in_process and ranks is None and device.devices > 1:
+        why = f"{', '.join(tied)} cannot be sent to one" if tied else "in_process allows none"
+        raise UserError(f"devices: each of {device.devices} devices needs a process, and {why}.")
     testbeds = open_testbeds(settings)
     cells = list({cell.id: cell for cell in build_cells(settings, testbeds)}.values())
     kept = frozenset(cell.id for cell in cells if store.finished(cell.id))
@@ -91,9 +101,10 @@ def make_plan(settings: RunSettings) -> Plan:
     earlier = store.records() if to_run else []
     stale = frozenset(stale_among(to_run, earlier))
     seconds = dict.fromkeys(kept, 0.0) | {cell.id: estimate_seconds(cell, earlier) for cell in to_run}
-    in_process = device.in_process or bool(tied)
     jobs = 1 if in_process else device.jobs or default_jobs(settings, to_run)
-    return Plan(settings, store, testbeds, cells, kept, stale, seconds, jobs, in_process)
+    if ranks is not None:
+        jobs = 1
+    return Plan(settings, store, testbeds, cells, kept, stale, seconds, jobs, in_process, ranks)
 
 
 def carry_out(plan: Plan, watcher: Reporter) -> list[Record]:
@@ -110,7 +121,14 @@ def carry_out(plan: Plan, watcher: Reporter) -> list[Record]:
         reporter = TrackingReporter(watcher, settings.output.logger, folder, watcher.note)
     if settings.slurm.launcher == "slurm":
         return run_on_slurm(settings, plan.cells, plan.store, reporter, watcher.note)
-    if plan.in_process:
+    if plan.ranks is not None:
+        if plan.ranks.rank:
+            follow_cells(settings, plan.cells, plan.store, plan.ranks)
+            return []
+        records = run_cells(plan.cells, plan.store, reporter, plan.ranks)
+        if all(record.status == "finished" for record in records):  # else they may be gone
+            dismiss_followers(settings, plan.ranks)
+    elif plan.in_process:
         records = run_cells(plan.cells, plan.store, reporter)
     else:
         timeout = settings.device.timeout or math.inf

@@ -14,30 +14,32 @@ import os
 import pickle
 import signal
 import sys
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import torch
+from lightning_fabric.plugins.environments.lightning import find_free_network_port
 
 from harness.config import RunSettings
 from harness.errors import UserError
-from harness.experiment.messages import Messenger, relay
-from harness.experiment.plan import Cell, build_cells, open_testbeds
-from harness.experiment.runner import Reporter, run_cells
+from harness.experiment.messages import relay
+from harness.experiment.plan import Cell
+from harness.experiment.runner import Reporter
 from harness.experiment.to_record import failed_record
+from harness.experiment.worker import work as _work
 from harness.process import REQUESTS, StopRequestedError
 from harness.records.record import Record
 from harness.records.store import CellBusyError, Store
+from harness.training.fabric import visible_gpus
+from harness.training.ranks import Ranks
 
 SMALL = 20_000_000
 """Number of parameters up to which a backbone is small: by default its cells run at the same time."""
@@ -49,6 +51,10 @@ _MOST_BY_DEFAULT = 8
 _TRY_EVERY = 0.2  # seconds
 
 
+_CONSEQUENCE = 1.0
+"""Seconds within which the death of a rank shows after another has failed because of it."""
+
+
 _LOOK_EVERY = 0.5
 """Seconds between two checks for signals."""
 
@@ -57,20 +63,29 @@ _GRACE = 30.0
 """Seconds for a process to finish a step, save its cell and end, and for its children to release the lock."""
 
 
-_FIRST_TO_GO = "500"
-"""Linux's oom_score_adj (of 1000): if memory runs out, a worker is killed, not the process that reports it."""
-
-
 def default_jobs(settings: RunSettings, cells: Sequence[Cell]) -> int:
-    """One cell per thread for small models on the CPU, else one."""
+    """One cell per GPU, or per `devices` GPUs; on the CPU one per thread for small models, else one."""
+    if gpus := gpu_groups(settings):
+        return max(1, min(len(cells), len(gpus)))
     accelerator = settings.device.accelerator
-    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not _has_accelerator())
+    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.backends.mps.is_available())
     if not cells or not on_cpu:
         return 1
     parameters = sum(parameter.numel() for parameter in cells[0].testbed.backbone.parameters())
     if parameters > SMALL:
         return 1
-    return max(1, min(len(cells), torch.get_num_threads(), _MOST_BY_DEFAULT))
+    processes = min(torch.get_num_threads(), _MOST_BY_DEFAULT)
+    return max(1, min(len(cells), processes // settings.device.devices))
+
+
+def gpu_groups(settings: RunSettings) -> list[str]:
+    """Disjoint groups of `devices` GPUs, each as a value of CUDA_VISIBLE_DEVICES; [] on another device."""
+    gpus, together = visible_gpus(settings), settings.device.devices
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = chosen.split(",")[:gpus] if chosen else [str(index) for index in range(gpus)]
+    return [
+        ",".join(names[start : start + together]) for start in range(0, len(names) - together + 1, together)
+    ]
 
 
 def is_importable(cls: type) -> bool:
@@ -112,16 +127,17 @@ def _without_main() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-def _has_accelerator() -> bool:
-    return torch.cuda.is_available() or torch.backends.mps.is_available()
-
-
 @dataclass
 class _Worker:
-    """A process, our end of its pipe, its current cell, and that cell's deadline (monotonic seconds)."""
+    """Processes that run one cell at a time: one, or one per device of a cell on several.
 
-    process: BaseProcess
-    pipe: Connection
+    processes, pipes: by rank, with our ends of the pipes. gpus: the GPUs that they see; None: all.
+    deadline: of the current cell, in monotonic seconds.
+    """
+
+    processes: list[BaseProcess]
+    pipes: list[Connection]
+    gpus: str | None = None
     cell: Cell | None = None
     started: datetime = field(default_factory=lambda: datetime.now().astimezone())
     deadline: float = math.inf
@@ -153,27 +169,30 @@ def run_side_by_side(
             reporter.end(cell, records[cell.id], "kept")
         else:
             waiting.append(cell)
-    threads = max(1, torch.get_num_threads() // max(1, min(jobs, len(waiting))))
     workers: list[_Worker] = []
-    jobs = min(jobs, len(waiting))
+    jobs = max(1, min(jobs, len(waiting)))
+    threads = max(1, torch.get_num_threads() // (jobs * settings.device.devices))
+    groups = gpu_groups(settings)
     try:
         while waiting or any(worker.cell for worker in workers):
             while waiting and len(workers) < jobs:
-                workers.append(_start(settings, store.root, threads))
+                in_use = [worker.gpus for worker in workers]
+                gpus = min(groups, key=in_use.count) if groups else None
+                workers.append(_start(settings, store.root, threads, gpus))
             for worker in workers:
                 if worker.cell is None and waiting:
                     _assign(worker, waiting.popleft(), reporter)
             busy = [worker for worker in workers if worker.cell is not None]
-            ready = set(wait([worker.pipe for worker in busy], _patience(busy)))
+            ready = set(wait([pipe for worker in busy for pipe in worker.pipes], _patience(busy)))
             _pass_on_requests(busy)
             for worker in busy:
                 goes_on = True
-                if worker.pipe in ready:
-                    goes_on = _listen(worker, store, reporter, records, timeout)
+                for rank in reversed(range(len(worker.pipes))):  # rank 0 may only tell of what befell another
+                    if goes_on and worker.pipes[rank] in ready:
+                        goes_on = _listen(worker, rank, store, reporter, records, timeout)
                 if worker.cell is not None and worker.deadline <= time.monotonic():
                     goes_on = False
-                    worker.process.kill()  # it may not respond to anything else
-                    worker.process.join()
+                    _kill(worker.processes)  # they may not respond to anything else
                     _fail(worker, f"timed out after {timeout:g} s", store, reporter, records)
                 if not goes_on:
                     workers.remove(worker)
@@ -183,15 +202,37 @@ def run_side_by_side(
     return [records[cell.id] for cell in cells if cell.id in records]
 
 
-def _start(settings: RunSettings, folder: Path, threads: int) -> _Worker:
+def _start(settings: RunSettings, folder: Path, threads: int, gpus: str | None) -> _Worker:
     context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    # Not a daemon, as those may not start the processes that decode images.
-    process = context.Process(target=_work, args=(settings, folder, threads, theirs))
-    with _without_interrupts(), _without_main():
-        process.start()
-    theirs.close()  # so that the pipe ends with the process
-    return _Worker(process, ours)
+    worker = _Worker([], [], gpus)
+    world_size = settings.device.devices
+    port = find_free_network_port() if world_size > 1 else 0
+    for rank in range(world_size):
+        ours, theirs = context.Pipe()
+        together = (Ranks(rank, world_size, rank, port=port),) if world_size > 1 else ()
+        # Not a daemon, as those may not start the processes that decode images.
+        process = context.Process(target=_work, args=(settings, folder, threads, theirs, *together))
+        with _without_interrupts(), _without_main(), _visible(gpus):
+            process.start()
+        theirs.close()  # so that the pipe ends with the process
+        worker.processes.append(process)
+        worker.pipes.append(ours)
+    return worker
+
+
+@contextmanager
+def _visible(gpus: str | None) -> Iterator[None]:
+    """A process started within this context sees only these GPUs."""
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if gpus is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus
+    try:
+        yield
+    finally:
+        if gpus is not None:
+            del os.environ["CUDA_VISIBLE_DEVICES"]
+            if before is not None:
+                os.environ["CUDA_VISIBLE_DEVICES"] = before
 
 
 @contextmanager
@@ -209,12 +250,23 @@ def _without_interrupts() -> Iterator[None]:
 
 def _end(workers: Sequence[_Worker]) -> None:
     for worker in workers:
-        worker.process.terminate()
+        # Between cells, ranks other than 0 wait for the next one, and would not notice a request to stop.
+        for process in worker.processes[: None if worker.cell else 1]:
+            process.terminate()
     for worker in workers:
-        worker.process.join(_GRACE)
-        worker.process.kill()
-        worker.process.join()
-        worker.pipe.close()
+        until = time.monotonic() + _GRACE
+        for process in worker.processes if worker.cell else worker.processes[:1]:
+            process.join(max(0.0, until - time.monotonic()))
+        _kill(worker.processes)
+        for pipe in worker.pipes:
+            pipe.close()
+
+
+def _kill(processes: Sequence[BaseProcess]) -> None:
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.join()
 
 
 def _patience(busy: Sequence[_Worker]) -> float:
@@ -231,9 +283,9 @@ def _pass_on_requests(busy: Sequence[_Worker]) -> None:
     """
     if REQUESTS.save:
         REQUESTS.save = False
-        for worker in busy:
-            if worker.process.pid is not None and worker.process.is_alive():
-                os.kill(worker.process.pid, signal.SIGUSR1)
+        for process in (process for worker in busy for process in worker.processes):
+            if process.pid is not None and process.is_alive():
+                os.kill(process.pid, signal.SIGUSR1)
     REQUESTS.check()
 
 
@@ -241,28 +293,41 @@ def _assign(worker: _Worker, cell: Cell, reporter: Reporter) -> None:
     worker.cell, worker.started, worker.deadline = cell, datetime.now().astimezone(), math.inf
     reporter.begin(cell)
     try:
-        worker.pipe.send(cell.id)
+        worker.pipes[0].send(cell.id)
     except BrokenPipeError:  # it died idle; `_listen` notices that
         return
 
 
 def _listen(
-    worker: _Worker, store: Store, reporter: Reporter, records: dict[str, Record], timeout: float
+    worker: _Worker,
+    rank: int,
+    store: Store,
+    reporter: Reporter,
+    records: dict[str, Record],
+    timeout: float,
 ) -> bool:
-    """Handle one message; False if the process has died or its cell has failed."""
+    """Handle one message; False if a process has died or the cell has failed."""
     cell = worker.cell
     assert cell is not None
     try:
-        kind, *content = worker.pipe.recv()
+        kind, *content = worker.pipes[rank].recv()
     except (EOFError, ConnectionResetError):
-        worker.process.join()
-        _fail(worker, _death(worker.process.exitcode), store, reporter, records)
-        return False
+        worker.processes[rank].join()
+        kind, content = "failed", [_death(rank, worker.processes[rank].exitcode)]
     match kind:
         case "begin":
             worker.deadline = time.monotonic() + timeout
+        case "failed":
+            reason = _killed(worker) or content[0]
+            _kill(worker.processes)
+            _fail(worker, reason, store, reporter, records)
+            return False
         case "end":
             note = content[0]
+            if note == "failed" and (reason := _killed(worker)) is not None:
+                _kill(worker.processes)
+                _fail(worker, reason, store, reporter, records)
+                return False
             record_there = store.record(cell.id) if note in ("kept", "finished", "failed") else None
             if record_there is not None:
                 records[cell.id] = record_there
@@ -276,6 +341,17 @@ def _listen(
         case _:
             relay(kind, content, cell, reporter)
     return True
+
+
+def _killed(worker: _Worker) -> str | None:
+    """Which of several ranks was ended by a signal, if one was: what the others report is only its consequence."""
+    until = time.monotonic() + _CONSEQUENCE
+    while len(worker.processes) > 1 and time.monotonic() < until:
+        for rank, process in enumerate(worker.processes):
+            if process.exitcode is not None and process.exitcode < 0:
+                return _death(rank, process.exitcode)
+        time.sleep(_TRY_EVERY)
+    return None
 
 
 def _fail(worker: _Worker, reason: str, store: Store, reporter: Reporter, records: dict[str, Record]) -> None:
@@ -303,61 +379,10 @@ def _fail(worker: _Worker, reason: str, store: Store, reporter: Reporter, record
         return
 
 
-def _death(status: int | None) -> str:
+def _death(rank: int, status: int | None) -> str:
+    which = f" of rank {rank}" if rank else ""
     if status is not None and status < 0:
         name = signal.Signals(-status).name
         hint = "; the system may have run out of memory" if name == "SIGKILL" else ""
-        return f"the cell's process was ended by {name}{hint}"
-    return f"the cell's process ended with status {status}"
-
-
-def _work(settings: RunSettings, folder: Path, threads: int, pipe: Connection) -> None:
-    """Run cells by their ids until the pipe is closed."""
-    from harness.process import prepare_process
-
-    _die_with_parent()
-    with suppress(OSError):  # Linux only
-        Path("/proc/self/oom_score_adj").write_text(_FIRST_TO_GO)
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # between cells; REQUESTS handles it while one runs
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
-    prepare_process()
-    torch.set_num_threads(threads)
-    store, reporter = Store(folder), Messenger(_sender(pipe))
-    try:
-        cells = {cell.id: cell for cell in build_cells(settings, open_testbeds(settings))}
-        while True:
-            cell_id = pipe.recv()
-            if cell_id not in cells:
-                raise UserError(
-                    f"{folder}: the data, weights or code were changed while the run was starting."
-                )
-            run_cells([cells[cell_id]], store, reporter)
-    except UserError as error:
-        pipe.send(("mend", str(error)))
-    except StopRequestedError as stop:
-        pipe.send(("stopped", str(stop)))
-    except (EOFError, BrokenPipeError):  # the parent has ended
-        return
-
-
-def _die_with_parent() -> None:
-    """End this process as soon as its parent has ended, for whatever reason."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, name="parent watch", daemon=True).start()
-
-
-def _sender(pipe: Connection) -> Callable[[tuple[Any, ...]], None]:
-    def send(message: tuple[Any, ...]) -> None:
-        try:
-            pipe.send(message)
-        except OSError:  # the parent has ended: not a failure of the cell
-            os._exit(1)
-
-    return send
+        return f"the cell's process{which} was ended by {name}{hint}"
+    return f"the cell's process{which} ended with status {status}"

@@ -206,6 +206,7 @@ class TrainingCost(Part):
     micro_batch: Count | None = Field(
         default=None, description="Examples per forward and backward pass. None: the whole batch."
     )
+    devices: Count | None = Field(default=None, description="Devices that trained it together. None: one.")
     data_wait_fraction: Fraction = Field(description="Share of the time spent waiting for data.")
     learning_rate: float = Field(description="Peak learning rate of all parameters except the head's.")
     head_learning_rate: float | None = Field(default=None, description="Peak learning rate of the head.")

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from harness.errors import UserError, one_line
 from harness.files import write_atomically
 from harness.process import REQUESTS
 from harness.training.loop import Cost, State
+from harness.training.ranks import gather, highest, total_of
 from harness.training.seeds import random_states, restore_random_states
 
 _DIGEST_BYTES = 32
@@ -30,6 +32,9 @@ class DamagedCheckpointError(UserError):
         super().__init__(f"{path}: cannot be used ({reason}); delete it and run again.")
         self.path = path
         self.reason = reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path, self.reason)
 
 
 def tuned_state(model: nn.Module) -> dict[str, Tensor]:
@@ -56,25 +61,28 @@ def load_tuned_state(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             parameter.copy_(tensors[name])
 
 
-def training_state(model: nn.Module, state: State, device: torch.device) -> dict[str, Any]:
-    """Everything training needs to resume after a step: tensors and plain values only.
+def training_state(model: nn.Module, state: State, fabric: Fabric) -> dict[str, Any]:
+    """Everything training needs to resume after a step: tensors and plain values only. Rank 0's is complete.
 
     model: the one that `state` holds, before Fabric wrapped it.
     """
+    (loss_sum,) = total_of(fabric, [float(state.loss_sum)])
     return {
         "tuned": tuned_state(model),
         "optimizer": state.optimizer.state_dict(),
         "schedule": state.schedule.state_dict(),
         "epoch": state.epoch,
         "step": state.step,
-        "loss_sum": float(state.loss_sum),
+        "loss_sum": loss_sum,
         "cost": asdict(state.cost),
-        "random": random_states(device),
+        "random": gather(fabric, random_states(fabric.device)),
     }
 
 
-def restore_training(saved: Mapping[str, Any], model: nn.Module, state: State, device: torch.device) -> None:
+def restore_training(saved: Mapping[str, Any], model: nn.Module, state: State, fabric: Fabric) -> None:
     """Restore what `training_state` returned, torch's global random generators included.
+
+    A rank that did not exist when it was saved keeps its generators as they are.
 
     Raises:
         KeyError: other parameters train than did when it was saved.
@@ -84,9 +92,11 @@ def restore_training(saved: Mapping[str, Any], model: nn.Module, state: State, d
     state.schedule.load_state_dict(saved["schedule"])
     state.epoch, state.step = saved["epoch"], saved["step"]
     # A float32 tensor, so that the sum continues with the same rounding.
-    state.loss_sum = torch.tensor(saved["loss_sum"], device=device) if state.step else 0.0
+    mine = state.step > 0 and fabric.global_rank == 0
+    state.loss_sum = torch.tensor(saved["loss_sum"], device=fabric.device) if mine else 0.0
     state.cost = Cost(**saved["cost"])
-    restore_random_states(saved["random"], device)
+    if fabric.global_rank < len(saved["random"]):
+        restore_random_states(saved["random"][fabric.global_rank], fabric.device)
 
 
 def save_checkpoint(checkpoint: Path, content: Mapping[str, Any]) -> None:
@@ -144,21 +154,25 @@ def set_aside(checkpoint: Path) -> Path:
 class Saving:
     """Saves the state whenever `minutes` have passed, and when a signal has asked for it.
 
-    save: writes the current state.
+    save: writes the current state; called on all ranks.
     """
 
-    def __init__(self, minutes: float, save: Callable[[], None]) -> None:
+    def __init__(self, fabric: Fabric, minutes: float, save: Callable[[], None]) -> None:
+        self._fabric = fabric
         self._seconds = 60 * minutes
         self._save = save
         self._last = time.monotonic()
 
     def __call__(self) -> None:
-        """Called after a step, when the state is complete.
+        """Called after a step, when the state is complete; all ranks do the same.
 
         Raises:
             StopRequestedError: a signal asked to stop; the state is saved.
         """
-        if REQUESTS.save or REQUESTS.stop or time.monotonic() - self._last >= self._seconds:
+        due = REQUESTS.save or time.monotonic() - self._last >= self._seconds
+        save, stop = highest(self._fabric, [due, REQUESTS.stop])
+        REQUESTS.stop = bool(stop)
+        if save or stop:
             self.now()
         REQUESTS.check()
 

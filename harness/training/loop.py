@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from harness.process import REQUESTS
 from harness.training.microbatch import MicroBatches
-from tasks.base import Batch, Example, Prediction, Task
+from harness.training.ranks import gather, sum_gradients, total_of
+from tasks.base import Batch, Example, Prediction, Share, Task
 from tasks.resumable_scores import PartialScores
 
 
@@ -51,7 +52,7 @@ class State:
     """Everything that changes during training and must be restored to resume it.
 
     epoch, step: optimiser steps are done up to this step of this epoch, both from 0.
-    loss_sum: sum of the losses of the epoch's steps so far.
+    loss_sum: sum of the losses of the epoch's steps so far, of this process's examples.
     """
 
     model: nn.Module
@@ -106,25 +107,30 @@ def train_epoch(
         waited, started = batches.wait_seconds, now
 
     for batch in batches:
-        if before_step is not None:
-            before_step(state.epoch, state.step)
-        loss = micro.backward(fabric, model, task, batch, regularizer)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        state.schedule.step()
-        state.loss_sum = state.loss_sum + loss.float()
-        if after_step is not None:
-            after_step(state.epoch, state.step)
+        (examples,) = total_of(fabric, [len(batch)])
+        if examples:  # else all were left out
+            if before_step is not None:
+                before_step(state.epoch, state.step)
+            if len(batch):
+                loss = micro.backward(fabric, model, task, batch, regularizer, int(examples))
+                state.loss_sum = state.loss_sum + loss.float()
+            sum_gradients(fabric, model)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            state.schedule.step()
+            if after_step is not None:
+                after_step(state.epoch, state.step)
+            state.cost.steps += 1
+            state.cost.examples += int(examples)
         state.step += 1
-        state.cost.steps += 1
-        state.cost.examples += len(batch)
         count_time()
         on_boundary()
         started = time.perf_counter()
     if fabric.device.type == "cuda":
         torch.cuda.synchronize(fabric.device)
     count_time()
-    return float(state.loss_sum) / max(1, len(batches))
+    (loss_sum,) = total_of(fabric, [float(state.loss_sum)])
+    return loss_sum / max(1, len(batches))
 
 
 @torch.inference_mode()
@@ -137,28 +143,36 @@ def predict(
     partial: PartialScores | None = None,
     micro: MicroBatches | None = None,
 ) -> list[Prediction]:
-    """Per-example predictions in evaluation mode, ordered by example id.
+    """Per-example predictions in evaluation mode, ordered by example id; those of all ranks on rank 0.
 
     partial: saved scores from which an interrupted evaluation resumes, for tasks that evaluate whole splits.
 
     Raises:
-        StopRequestedError: a signal asked to stop.
+        StopRequestedError: a signal asked to stop. Several ranks go on to the next step, where they agree.
+        RuntimeError: an example was predicted by two ranks.
     """
     model.eval()
     micro = MicroBatches() if micro is None else micro
 
     def logits_of(batch: Batch) -> Tensor:
-        REQUESTS.check()
+        if fabric.world_size == 1:
+            REQUESTS.check()
         return micro.forward(fabric, model, batch).float().cpu()
 
     if task.evaluates_splits:
-        return task.evaluate(logits_of, batches, on_batch or (lambda count: None), partial)
-    predictions: list[Prediction] = []
+        if fabric.world_size == 1:
+            return task.evaluate(logits_of, batches, on_batch or (lambda count: None), partial)
+        share = Share(fabric.global_rank, fabric.world_size, lambda value: gather(fabric, value))
+        return task.evaluate(logits_of, batches, on_batch or (lambda count: None), partial, share)
+    own: list[Prediction] = []
     batches.device = fabric.device
     for batch in batches:
-        predictions += task.predict(logits_of(batch), batches.examples_of(batch))
+        own += task.predict(logits_of(batch), batches.examples_of(batch))
         if on_batch is not None:
             on_batch(len(batch))
+    predictions = [prediction for part in gather(fabric, own) for prediction in part]
+    if len({prediction["id"] for prediction in predictions}) < len(predictions):
+        raise RuntimeError("an example was predicted by two ranks")
     return sorted(predictions, key=lambda prediction: str(prediction["id"]))
 
 
@@ -166,8 +180,14 @@ def predict(
 def mean_loss(
     fabric: Fabric, model: nn.Module, task: Task[Any], batch: Batch, micro: MicroBatches | None = None
 ) -> float:
-    """The task's loss on one batch, in the model's current mode."""
-    if batch.targets is None:
+    """The task's loss on one batch, of all ranks together, in the model's current mode."""
+    if batch.targets is None and len(batch):
         raise ValueError("the batch has no targets")
-    logits = (MicroBatches() if micro is None else micro).forward(fabric, model, batch)
-    return float(task.loss(logits, batch.targets.to(logits.device)))
+    loss = 0.0
+    if batch.targets is not None:
+        logits = (MicroBatches() if micro is None else micro).forward(fabric, model, batch)
+        loss = float(task.loss(logits, batch.targets.to(logits.device)))
+    if fabric.world_size == 1:
+        return loss
+    weighted, examples = total_of(fabric, [len(batch) * loss, len(batch)])
+    return weighted / examples

@@ -42,11 +42,14 @@ class MicroBatches:
         task: Task[Any],
         batch: Batch,
         regularizer: Callable[[], Tensor | None] | None = None,
+        total: int | None = None,
     ) -> Tensor:
-        """Add the gradient of the batch's loss to the parameters' gradients, which must be None; returns the loss.
+        """Set the parameters' gradients, which must be None, to those of the batch's loss; returns the loss.
 
         The loss of a part with n of N examples has weight n / N, as `Task.loss` is a mean over examples. The
         regulariser is weighted in the same way, so that it counts once.
+
+        total: N, if other processes have the rest of the examples; by default those of the batch.
         """
         if batch.targets is None:
             raise ValueError("a training batch has no targets")
@@ -59,7 +62,7 @@ class MicroBatches:
                 assert part.targets is not None
                 loss = task.loss(logits, part.targets)
                 added = None if regularizer is None else regularizer()
-                weight = len(part) / len(batch)
+                weight = len(part) / (total or len(batch))
                 minimised = loss if added is None else loss + added
                 fabric.backward(minimised if weight == 1 else weight * minimised)
                 losses.append(loss.detach() if weight == 1 else weight * loss.detach())

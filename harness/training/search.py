@@ -123,7 +123,9 @@ class FabricSearchTrainer:
         saving = None
         if memory is not None:
             kept = memory
-            saving = Saving(self.save_minutes, lambda: self.save(self._everything(model, state, kept)))
+            saving = Saving(
+                self.fabric, self.save_minutes, lambda: self.save(self._everything(model, state, kept))
+            )
         with self.encoding(self.backbone), optimized_blocks(self.backbone, self.training):
             while state.epoch < epochs:
                 train_epoch(
@@ -143,7 +145,7 @@ class FabricSearchTrainer:
     def _everything(self, model: nn.Module, state: State, memory: Memory) -> dict[str, Any]:
         return {
             "memory": memory.state(),
-            "training": training_state(model, state, self.fabric.device),
+            "training": training_state(model, state, self.fabric),
             "seconds": self.seconds,
             "held_out": [self._held_out_epoch, self._held_out_taken],
             "draws": self.generator.get_state(),
@@ -156,7 +158,7 @@ class FabricSearchTrainer:
             self._find_held_out(*saved["held_out"])
             self.generator.set_state(saved["draws"])
             self.micro.resume(saved["micro_batch"])
-            restore_training(saved["training"], model, state, self.fabric.device)
+            restore_training(saved["training"], model, state, self.fabric)
         self.cost = state.cost
 
     def _find_held_out(self, epoch: int, taken: int) -> None:

@@ -24,29 +24,29 @@ def plan_batches(
 ) -> list[list[int]]:
     """One rank's share of the indices 0 … count − 1, divided into batches.
 
+    Every rank has as many batches as there are steps, empty ones among them. A step has the same examples whatever
+    `world_size` is.
+
+    batch_size: examples per step, of all ranks together.
+
     sort_keys: `(count,)` int; batches are filled with neighbours in this order, within windows of
         `WINDOW_BATCHES` batches of the shuffled order, or over all examples if nothing is shuffled.
     generator: shuffles; None keeps the order (of `sort_keys`, else of the indices).
     """
-    step_size = batch_size * world_size
     if generator is None:
         order = np.arange(count)
         windows = [order]
     else:
         order = torch.randperm(count, generator=generator).numpy()
-        span = WINDOW_BATCHES * step_size
+        span = WINDOW_BATCHES * batch_size
         windows = [order[start : start + span] for start in range(0, count, span)]
     if sort_keys is not None:
         windows = [window[np.argsort(sort_keys[window], kind="stable")] for window in windows]
         order = np.concatenate(windows) if windows else order
-    steps = [order[start : start + step_size] for start in range(0, count, step_size)]
-    if len(steps) > 1 and len(steps[-1]) < world_size and batch_size > 1:
-        # Every rank must take part in the last step: distributed training waits for all of them.
-        rest = np.concatenate(steps[-2:])
-        steps[-2:] = [rest[:-world_size], rest[-world_size:]]
+    steps = [order[start : start + batch_size] for start in range(0, count, batch_size)]
     if generator is not None and sort_keys is not None:
         steps = [steps[place] for place in torch.randperm(len(steps), generator=generator).tolist()]
-    return [share.tolist() for step in steps if len(share := step[rank::world_size])]
+    return [step[rank::world_size].tolist() for step in steps]
 
 
 def pad_text(tokens: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor | None]:

@@ -48,8 +48,10 @@ class Loader:
     workers: processes that decode; 0 decodes in threads of this process: one per usable core if batches are for a
         GPU, else at most `THREADS_BESIDE_CPU_TRAINING`.
     bucket: fill batches with examples of similar image shape and text length.
-    rank, world_size: every rank gets its own share of each step. All ranks have the same number of steps unless
-        fewer than `world_size` examples are left for the last.
+    batch_size: examples per step, of all ranks together.
+    rank, world_size: every rank gets its own share of each step.
+    every_step: give an empty batch where no example of a step is left for this rank, instead of leaving the step
+        out. The steps of all ranks then correspond.
     key_images: add a digest of each image's pixels to the inputs, for caching its encoding.
     skip_bad_images: leave out examples with an unreadable image and count them in `skipped`, instead of raising
         `UserError`.
@@ -78,6 +80,7 @@ class Loader:
         augment: Augment | None = None,
         key_images: bool = False,
         more_texts: MoreTexts | None = None,
+        every_step: bool = False,
     ) -> None:
         if batch_size < 1 or not 0 <= rank < world_size:
             raise ValueError(f"invalid batch_size {batch_size} or rank {rank} of world_size {world_size}")
@@ -99,6 +102,7 @@ class Loader:
         self._augment = augment
         self._key_images = key_images
         self._more_texts = more_texts
+        self._every_step = every_step
         self._epoch = 0
         self._start = 0
         self.cache = ImageCache(processor) if cache is None else cache
@@ -235,7 +239,7 @@ class Loader:
     def _collate(
         self, indices: Sequence[int], fresh: Mapping[ImageRequest, Decoded], epoch: int, pinned: bool
     ) -> Batch | None:
-        """One batch; None if all its examples are left out."""
+        """One batch; None if it has no examples and is left out."""
         kept: list[int] = []
         rows: list[list[Tensor]] = []
         for index in indices:
@@ -254,7 +258,7 @@ class Loader:
                 kept.append(index)
                 rows.append(row)
         if not kept:
-            return None
+            return Batch((), None, ()) if self._every_step else None
         examples = [self.examples[index] for index in kept]
         texts = kept
         if self._more_texts is not None:

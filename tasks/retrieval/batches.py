@@ -10,7 +10,7 @@ from torch import Tensor
 
 from harness.backbones.inputs import Inputs
 from harness.errors import UserError
-from tasks.base import Batch, Example
+from tasks.base import Batch, Example, Share
 from tasks.data.batches import pad_text, stack_images
 from tasks.data.image_cache import ImageCache
 from tasks.data.images import decode
@@ -65,13 +65,16 @@ def score_matrix(
     pairs_per_batch: int,
     on_pairs: Callable[[int], None] = lambda count: None,
     partial: PartialScores | None = None,
-) -> tuple[np.ndarray, np.ndarray, list[Example]]:
+    share: Share = Share(),
+) -> tuple[np.ndarray, np.ndarray, list[Example]] | None:
     """Scores of every image of `examples` with every caption.
 
     score: a batch of B images and B · T texts → `(B, T)` float32 on the CPU.
     on_pairs: called with the number of pairs scored since the last call.
     partial: finished rows of an interrupted evaluation; new ones are saved there.
-    Returns `(M, N)` scores, `(N,)` the row of each caption's image, and the first example of each row.
+    share: the images that this process scores.
+    Returns None on ranks other than 0, else `(M, N)` scores, `(N,)` the row of each caption's image, and the first
+    example of each row.
     Captions are sorted by length and images by shape, so that little is padded. Each image is decoded once. A batch
     has few images and many captions, because images cost most to prepare.
     """
@@ -92,7 +95,8 @@ def score_matrix(
     if partial is not None:
         scores, done = partial.load(scored, scores.shape)
         on_pairs(int(done.sum()) * len(examples))
-    for start in range(0, len(firsts), together):
+    own = range(share.rank * together, len(firsts), share.world_size * together)
+    for start in own:
         chosen = by_shape[start : start + together]
         if done[chosen].all():
             continue
@@ -108,9 +112,14 @@ def score_matrix(
         done[chosen] = True
         if partial is not None:
             partial.save(scored, scores, done)
+    scored_rows = np.array(
+        [row for start in own for row in by_shape[start : start + together]], dtype=np.int64
+    )
+    for part_rows, part in share.gather((scored_rows, scores[scored_rows])):
+        scores[part_rows] = part
     if partial is not None:
         partial.remove()
-    return scores, image_of, firsts
+    return (scores, image_of, firsts) if share.rank == 0 else None
 
 
 def _digest_of(examples: Sequence[Example], pairs_per_batch: int) -> str:

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from harness.backbones.base import Backbone
 from harness.errors import UserError
-from tasks.base import Batch, Data, Example, Prediction, Recipe, SplitName, Task
+from tasks.base import Batch, Data, Example, Prediction, Recipe, Share, SplitName, Task
 from tasks.data.files import describe_images
 from tasks.data.loader import Loader
 from tasks.data.subsets import Limits, blanked, limited
@@ -168,6 +168,7 @@ class Retrieval(Task[RetrievalOptions]):
         loader: Loader,
         on_batch: Callable[[int], None] = lambda count: None,
         partial: PartialScores | None = None,
+        share: Share = Share(),
     ) -> list[Prediction]:
         """Predictions of a whole split from all its pairs, ordered by example id.
 
@@ -185,9 +186,10 @@ class Retrieval(Task[RetrievalOptions]):
             before, done = done, done + pairs
             on_batch(done // images - before // images)
 
-        matrix, image_of, firsts = score_matrix(
-            scores_of, examples, loader.cache, self.options.pairs, advance, partial
-        )
+        scored = score_matrix(scores_of, examples, loader.cache, self.options.pairs, advance, partial, share)
+        if scored is None:
+            return []
+        matrix, image_of, firsts = scored
         ranking = rank(matrix, image_of)
         predictions: list[Prediction] = []
         for column, example in enumerate(examples):

@@ -58,6 +58,8 @@ CASES: dict[str, tuple[str, str, Any]] = {
     "activation_checkpointing": ("", "true", True),
     "compile": ("", "true", True),
     "accelerator": ("cpu", '"cpu"', "cpu"),
+    "devices": ("2", "2", 2),
+    "nodes": ("2", "2", 2),
     "jobs": ("3", "3", 3),
     "timeout": ("1.5", "1.5", 1.5),
     "checkpoint_minutes": ("0.5", "0.5", 0.5),

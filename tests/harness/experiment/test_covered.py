@@ -75,6 +75,7 @@ COVERED = (
     "harness.training.microbatch",
     "harness.training.model",
     "harness.training.optim",
+    "harness.training.ranks",
     "harness.training.search",
     "harness.training.seeds",
     "methods",

@@ -69,9 +69,12 @@ def test_every_example_is_in_exactly_one_batch_of_one_rank(
         plans.append(plan_batches(count, batch_size, sort_keys, generator, rank, world_size))
     seen = [index for plan in plans for batch in plan for index in batch]
     assert sorted(seen) == list(range(count))
-    assert all(1 <= len(batch) <= batch_size for plan in plans for batch in plan)
-    if count >= world_size and batch_size > 1:
-        assert len({len(plan) for plan in plans}) == 1
+    # Together, the shares of a step are the step of a single process.
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    for step, *shares in zip(plan_batches(count, batch_size, sort_keys, generator), *plans, strict=True):
+        assert sorted(index for share in shares for index in share) == sorted(step)
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+        assert 1 <= len(step) <= batch_size
 
 
 def test_batches_are_sorted_within_shuffled_windows() -> None:
@@ -201,7 +204,21 @@ def test_ranks_share_an_epoch_without_overlap(tmp_path: Path) -> None:
         ]
         seen = [identifier for loader in loaders for batch in loader for identifier in batch.ids]
         assert sorted(seen, key=int) == [example.id for example in examples]
-        assert [len(loader) for loader in loaders] == [3, 3, 3]
+        assert [len(loader) for loader in loaders] == [8, 8, 8]
+
+
+def test_a_rank_without_an_example_gets_an_empty_batch_if_steps_must_correspond(tmp_path: Path) -> None:
+    examples = make_examples(tmp_path, 7, [(4, 4)])
+    sizes = {
+        every_step: [
+            len(batch)
+            for batch in Loader(
+                examples, TASK, WordProcessor(), 3, rank=1, world_size=2, every_step=every_step
+            )
+        ]
+        for every_step in (False, True)
+    }
+    assert sizes == {False: [1, 1], True: [1, 1, 0]}
 
 
 @pytest.mark.parametrize("budget", [0, 2048])

@@ -1,0 +1,127 @@
+"""Several processes that train one cell together get what one process gets."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from harness.config import RunSettings
+from harness.config.sources import make_settings
+from harness.experiment import workers
+from harness.experiment.plan import Cell, build_cells, open_testbeds
+from harness.experiment.runner import run_cells
+from harness.experiment.workers import run_side_by_side
+from harness.records.record import Record
+from harness.records.store import WEIGHTS, Store
+from tests.support.reporters import Notes
+from tests.support.tiny_tasks import SPECS, TINY, make_tiny
+
+
+def settings_of(root: Path, task: str, methods: str, devices: int, **more: Any) -> RunSettings:
+    return make_settings(
+        methods=methods,
+        tasks=SPECS[task],
+        data_root=make_tiny(task, root),
+        epochs=2,
+        batch_size=7,
+        eps=1e-3,  # AdamW would otherwise divide the rounding of gradients that are 0 by their own size
+        accelerator="cpu",
+        devices=devices,
+        **more,
+    )
+
+
+def run(settings: RunSettings, folder: Path) -> tuple[list[Cell], list[Record]]:
+    cells = build_cells(settings, open_testbeds(settings))
+    if settings.device.devices == 1:
+        return cells, run_cells(cells, Store(folder), Notes())
+    return cells, run_side_by_side(settings, cells, Store(folder), Notes(), 1)
+
+
+def assert_equal(cells: list[Cell], found: Path, expected: Path) -> None:
+    for cell in cells:
+        records = [Store(folder).record(cell.id) for folder in (found, expected)]
+        assert [record.status for record in records] == ["finished"] * 2, records[0].error
+        one, other = (load_file(Store(folder).folder(cell.id) / WEIGHTS) for folder in (found, expected))
+        assert one.keys() == other.keys()
+        for name in one:
+            torch.testing.assert_close(one[name], other[name], rtol=0, atol=1e-5)
+        answers = [
+            [
+                {key: each[key] for key in each if key != "score"}
+                for each in Store(folder).predictions(cell.id)
+            ]
+            for folder in (found, expected)
+        ]
+        assert answers[0] == answers[1]
+        assert records[0].metrics == records[1].metrics
+        searches = [record.search for record in records]
+        assert [each and each.decision["skipped"] for each in searches] == [
+            searches[1] and searches[1].decision["skipped"]
+        ] * 2
+
+
+@pytest.mark.timeout(300)
+def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
+    """18 examples in steps of 7, 7 and 4: shares of 4 and 3, then of 2."""
+    for devices in (1, 2):
+        settings = settings_of(tmp_path, "snli_ve", "lora", devices)
+        cells, records = run(settings, tmp_path / str(devices))
+        assert records[0].training is not None
+        assert records[0].training.devices == devices
+    assert_equal(cells, tmp_path / "2", tmp_path / "1")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("task", TINY)
+@pytest.mark.parametrize("backbone", ["vilt-mini", "meter-mini"])
+def test_one_two_and_four_processes_train_the_same(tmp_path: Path, task: str, backbone: str) -> None:
+    methods = "lora,das[search_epochs=2,period=1]"
+    for devices in (1, 2, 4):
+        # The last of 5 steps may have fewer examples than there are processes.
+        settings = settings_of(tmp_path, task, methods, devices, backbone=backbone)
+        cells, _ = run(settings, tmp_path / str(devices))
+    for devices in (2, 4):
+        assert_equal(cells, tmp_path / str(devices), tmp_path / "1")
+
+
+@pytest.mark.timeout(300)
+def test_a_killed_rank_ends_the_cell_with_its_reason_and_it_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[Any] = []
+    start = workers._start
+
+    def remember(*arguments: Any) -> Any:
+        started.append(start(*arguments))
+        return started[-1]
+
+    monkeypatch.setattr(workers, "_start", remember)
+    settings = settings_of(tmp_path, "vqa", "lora", 2, checkpoint_minutes=0)
+    folder = tmp_path / "killed"
+
+    def kill_when_saved() -> None:
+        while not list(folder.glob("cells/*/checkpoint/state.pt")):
+            time.sleep(0.01)
+        os.kill(started[0].processes[1].pid, signal.SIGKILL)
+
+    threading.Thread(target=kill_when_saved, daemon=True).start()
+    cells, (record,) = run(settings, folder)
+    assert (
+        record.error
+        == "the cell's process of rank 1 was ended by SIGKILL; the system may have run out of memory"
+    )
+    assert list(folder.glob("cells/*/checkpoint/state.pt"))
+    cells, (record,) = run(settings, folder)
+    assert record.status == "finished"
+    run(settings_of(tmp_path, "vqa", "lora", 1), tmp_path / "1")
+    assert_equal(cells, folder, tmp_path / "1")
