@@ -190,7 +190,7 @@ class SlurmSettings(Group):
     """Time limit of a job in minutes; a cell that is not finished by then is queued again and resumes."""
     slurm_gpus: Annotated[
         Annotated[int, Field(ge=0)] | None,
-        About(Decides.NOTHING, local=True, unset="1, or 0 with accelerator cpu"),
+        About(Decides.NOTHING, local=True, unset="as many as devices, or 0 with accelerator cpu"),
     ] = None
     """GPUs of a job on each of its nodes."""
     slurm_cpus: Annotated[Count, About(Decides.NOTHING, local=True)] = 4

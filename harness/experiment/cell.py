@@ -309,9 +309,8 @@ def _training_memory(
     groups = method.parameter_groups(copied.backbone)
     optimizer = build_optimizer(copied, training, cell.learning_rate, training.head_learning_rate, groups)
     first = Ranks(0, ranks.world_size)  # whose share of a batch is the largest
-    batch = max(
-        islice(loader(testbed, "train", ranks=first), 8), key=lambda batch: batch.inputs[0].input_ids.shape[1]
-    )
+    batches = (batch for batch in loader(testbed, "train", ranks=first) if len(batch))
+    batch = max(islice(batches, 8), key=lambda batch: batch.inputs[0].input_ids.shape[1])
 
     def step() -> None:
         with optimized_blocks(copied.backbone, training):

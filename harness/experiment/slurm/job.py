@@ -15,11 +15,12 @@ from harness.errors import UserError
 from harness.experiment.latency import measure_side_by_side
 from harness.experiment.messages import Messenger
 from harness.experiment.plan import build_cells, open_testbeds
-from harness.experiment.runner import run_cells
+from harness.experiment.runner import dismiss_followers, follow_cells, run_cells
 from harness.experiment.slurm.files import JobFiles, ProgressWriter
 from harness.experiment.slurm.queue import slurm_command
 from harness.process import REQUESTS, StopRequestedError, prepare_process
 from harness.records.store import Store
+from harness.training.ranks import started_ranks
 
 _ADVANCE_EVERY = 5.0
 """Seconds between two messages about finished examples, which travel through a shared file system."""
@@ -52,9 +53,15 @@ class CellJob:
             cells = {cell.id: cell for cell in build_cells(self.settings, open_testbeds(self.settings))}
             if self.cell_id not in cells:
                 raise UserError("the data, weights or code were changed while the job was in the queue.")
-            run_cells([cells[self.cell_id]], store, Messenger(send, _ADVANCE_EVERY))
+            ranks = started_ranks(self.settings.device)
+            if ranks is not None and ranks.rank:
+                follow_cells(self.settings, list(cells.values()), store, ranks)
+                return
+            run_cells([cells[self.cell_id]], store, Messenger(send, _ADVANCE_EVERY), ranks)
+            if ranks is not None:
+                dismiss_followers(self.settings, ranks)
         except StopRequestedError:
-            if not queue_again.asked:
+            if not queue_again.asked or not _is_first_task():
                 return
             if not _saved_since(began, store.checkpoint(self.cell_id)):
                 send(("mend", "the job's time was over before a single step was saved; raise slurm_minutes."))
@@ -82,6 +89,11 @@ def own_job() -> str:
     return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
 
 
+def _is_first_task() -> bool:
+    """Whether this is rank 0 of a job whose processes run a cell together."""
+    return os.environ.get("SLURM_PROCID", "0") == "0"
+
+
 def _saved_since(moment: float, folder: Path) -> bool:
     """Whether a file was written since; else another attempt would come no further."""
     return any(path.stat().st_mtime >= moment for path in folder.glob("*"))
@@ -96,6 +108,8 @@ class LatencyJob:
 
     def __call__(self) -> None:
         """Measure the cells that have not been measured together."""
+        if not _is_first_task():
+            return
         prepare_process()
         torch.set_num_threads(self.settings.slurm.slurm_cpus)
         cells = build_cells(self.settings, open_testbeds(self.settings))

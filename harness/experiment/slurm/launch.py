@@ -130,7 +130,7 @@ def _parameters(settings: RunSettings, after: Sequence[str]) -> dict[str, Any]:
     chosen, device = settings.slurm, settings.device
     gpus = chosen.slurm_gpus
     if gpus is None:
-        gpus = 0 if device.accelerator == "cpu" else 1
+        gpus = 0 if device.accelerator == "cpu" else device.devices
     optional = {
         "partition": chosen.slurm_partition,
         "constraint": chosen.slurm_constraint,
@@ -143,8 +143,8 @@ def _parameters(settings: RunSettings, after: Sequence[str]) -> dict[str, Any]:
     return {
         "job_name": "harness",
         "time": chosen.slurm_minutes,
-        "nodes": 1,
-        "ntasks_per_node": 1,
+        "nodes": device.nodes,
+        "ntasks_per_node": device.devices,
         "cpus_per_task": chosen.slurm_cpus,
         "array_parallelism": chosen.slurm_parallel,
         "signal_delay_s": min(_WARNING, chosen.slurm_minutes * 60 // 3),
