@@ -71,19 +71,31 @@ _NOT_THE_FILE = (
 )
 
 
+def require_regular(path: Path) -> None:
+    """Raise `UserError` if there is no file at `path`, or it is a folder, a pipe or a device."""
+    with _reading(path):
+        mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise UserError(f"{path}: is a folder; expected a file.")
+    if not stat.S_ISREG(mode):
+        raise UserError(f"{path}: is not a regular file.")
+
+
 def read_bytes(path: Path) -> bytes:
     """The bytes of a regular file, as they are on disk.
 
     Raises:
         UserError: there is no such file, it cannot be read, or it is a folder, a pipe or a device.
     """
-    try:
-        mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
-            raise UserError(f"{path}: is a folder; expected a file.")
-        if not stat.S_ISREG(mode):
-            raise UserError(f"{path}: is not a regular file.")
+    require_regular(path)
+    with _reading(path):
         return path.read_bytes()
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
     except FileNotFoundError:
         if path.is_symlink():
             raise UserError(f"{path}: links to {path.readlink()}, which does not exist.") from None

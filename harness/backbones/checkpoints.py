@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import pickle
+import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers.activations import ACT2FN
 
-from harness.errors import UserError
+from harness.errors import UserError, one_line
+from harness.files import not_the_file, read_json, require_regular
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,23 @@ def find_checkpoint(source: str, patterns: Sequence[str]) -> Path:
     Raises:
         UserError: there is no such file, folder or repository.
     """
-    path = Path(source).expanduser()
-    if path.exists():
-        return path
-    if path.suffix or source.startswith((".", "/", "~")) or source.count("/") != 1:
+    path = Path(os.path.expanduser(source))  # noqa: PTH111 - pathlib's fails on ~nobody
+    try:
+        if path.exists():
+            return path
+    except (OSError, ValueError) as error:
+        raise UserError(f"{source}: no such file or folder ({one_line(error)}).") from None
+    if not _HUB_ID.fullmatch(source) or path.suffix in _SUFFIXES:
         raise UserError(f"{source}: no such file or folder, and not a hub id of the form owner/name.")
+    if path.parent.is_dir():
+        raise UserError(f"{source}: no such file or folder in {path.parent}.")
     return _download(source, patterns)
+
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+
+
+_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
 
 
 def _download(hub_id: str, patterns: Sequence[str]) -> Path:
@@ -64,10 +76,10 @@ def _download(hub_id: str, patterns: Sequence[str]) -> Path:
 
     try:
         return Path(snapshot_download(hub_id, allow_patterns=list(patterns)))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise UserError(
-            f"{hub_id}: the hub cannot be reached or has no such model ({type(error).__name__}). Download it "
-            "on another machine and pass its folder with --weights."
+            f"{hub_id}: no such folder here, and the hub cannot be reached or has no such model "
+            f"({type(error).__name__}). Download it on another machine and pass its folder with --weights."
         ) from error
 
 
@@ -78,50 +90,135 @@ def read_settings(folder: Path, model_type: str) -> dict[str, Any]:
         UserError: the file is missing, is not JSON, or describes another model.
     """
     path = folder / "config.json"
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"{folder}: no config.json in this folder.")
-    try:
-        settings: dict[str, Any] = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: line {error.lineno}: {error.msg}.") from error
+    settings = read_json(path).value
+    if not isinstance(settings, dict):
+        raise UserError(f"{path}: expected an object with the model's settings.")
     if settings.get("model_type") != model_type:
         raise UserError(f"{path}: model_type is {settings.get('model_type')!r}, expected '{model_type}'.")
     return settings
+
+
+@contextmanager
+def describing(where: str, architecture: str) -> Iterator[None]:
+    """Turn what a configuration or tensors of unexpected form raise within the block into a `UserError`."""
+    try:
+        yield
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        MemoryError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        reason = f"key {error} is missing" if isinstance(error, KeyError) else one_line(error)
+        raise UserError(f"{where}: does not describe a {architecture} model: {reason}.") from error
+
+
+_LARGEST = {"num_hidden_layers": 512, "text_layers": 512, "image_layers": 512, "vocab_size": 2**22}
+
+
+_SIZES = (
+    *("hidden_size", "num_attention_heads", "intermediate_size", "max_position_embeddings", "image_size"),
+    *("patch_size", "num_channels", "text_intermediate_size", "image_intermediate_size", "image_heads"),
+    *("modality_type_vocab_size", "type_vocab_size", *_LARGEST),
+)
+
+
+def check_sizes(config: Any, where: str) -> None:
+    """Raise `UserError` if a size of a configuration is no positive integer, is absurdly large, or does not fit."""
+    for name in _SIZES:
+        value = getattr(config, name, 1)
+        largest = _LARGEST.get(name, 2**16)
+        if type(value) is not int or not 1 <= value <= largest:
+            raise UserError(f"{where}: {name} must be an integer from 1 to {largest}, not {value!r:.60}.")
+    epsilon, activation = getattr(config, "layer_norm_eps", 1e-6), getattr(config, "hidden_act", "gelu")
+    if type(epsilon) is not float or not 0 < epsilon < 1:
+        raise UserError(f"{where}: layer_norm_eps must be a number between 0 and 1, not {epsilon!r:.60}.")
+    if not isinstance(activation, str) or activation not in ACT2FN:
+        raise UserError(f"{where}: hidden_act: there is no activation function {activation!r:.60}.")
+    if config.hidden_size % config.num_attention_heads:
+        raise UserError(
+            f"{where}: hidden_size {config.hidden_size} is not a multiple of {config.num_attention_heads} heads."
+        )
+
+
+def check_amount(config: Any, state: Mapping[str, Tensor], name: str) -> None:
+    """Raise `UserError` if weights are far fewer than a configuration says, before a model of its size is built."""
+    least = config.vocab_size * config.hidden_size + 4 * config.num_hidden_layers * config.hidden_size**2
+    present = sum(tensor.numel() for tensor in state.values())
+    if least > 2 * present:
+        raise UserError(
+            f"{name}: the configuration describes at least {least:,} parameters, the weights have {present:,}."
+        )
+
+
+def check_vocabulary(words: int, embeddings: int, vocabulary: Path) -> None:
+    """Raise `UserError` if a vocabulary of so many words is not that of weights with so many embeddings.
+
+    Embeddings may be padded to a round number.
+    """
+    if not embeddings - 256 < words <= embeddings:
+        raise UserError(
+            f"{vocabulary}: has {words:,} entries, but the weights have {embeddings:,} word embeddings; it is the "
+            "vocabulary of other weights."
+        )
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Tensors of a `.safetensors`, `.bin` or Lightning `.ckpt` file, without executing pickled code.
 
     Raises:
-        UserError: it cannot be read, contains no tensors, or would run code.
+        UserError: it cannot be read, contains no tensors or no finite numbers, or would run code.
     """
+    require_regular(path)
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path}: holds objects other than tensors and plain containers; pickled code is never run "
-            f"({str(error).splitlines()[0]})."
-        ) from error
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise UserError(
-            f"{path}: cannot be read as a checkpoint ({str(error).splitlines()[0]}). If its download "
-            "or copy was incomplete, repeat it."
-        ) from error
+        with path.open("rb") as file:
+            instead = not_the_file(file.read(256))
+        if instead is not None:
+            raise UserError(f"{path}: is {instead}.")
+        loaded = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except UserError:
+        raise
+    except Exception as error:  # the libraries raise whatever broken content leads to
+        raise UserError(f"{path}: {_why_unreadable(error)}") from error
     state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not state:
         raise UserError(f"{path}: contains no state_dict of tensors.")
+    for name, tensor in state.items():
+        if not isinstance(tensor, Tensor) or not isinstance(name, str):
+            raise UserError(f"{path}: contains no state_dict of tensors.")
+        if tensor.is_complex() or tensor.layout != torch.strided or tensor.device.type != "cpu":
+            raise UserError(f"{path}: {name}: is not a tensor of real numbers.")
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all()):
+            raise UserError(f"{path}: {name}: contains NaN or infinity; these weights are damaged.")
     return state
+
+
+def _why_unreadable(error: Exception) -> str:
+    """Why a checkpoint cannot be read, without the library's advice to run its code."""
+    if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
+        return (
+            f"holds objects other than tensors and plain containers ({found[1]}); pickled code is never run."
+        )
+    reason = "not torch's format" if "weights_only" in str(error) else one_line(error)
+    return f"cannot be read as a checkpoint ({reason}). If its download or copy was incomplete, repeat it."
 
 
 def load_strictly(model: nn.Module, state: Mapping[str, Tensor], name: str, architecture: str) -> None:
     """Load `state` as float32. It must contain every parameter of `model` and nothing else.
 
-    name, architecture: those of the backbone, for messages.
+    name, architecture: of the backbone, for messages.
 
     Raises:
-        UserError: keys are missing or unknown, or a shape differs.
+        UserError: keys are missing or unknown, or a shape or a kind of number differs.
     """
     expected = model.state_dict()
     missing = sorted(set(expected) - set(state))
@@ -136,6 +233,9 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], name: str, arch
             raise UserError(
                 f"{name}: {key} has shape {tuple(tensor.shape)}, expected {tuple(expected[key].shape)}."
             )
+        if not tensor.is_floating_point():
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise UserError(f"{name}: {key} holds numbers of type {kind}, expected floating-point numbers.")
     model.load_state_dict({key: tensor.to(torch.float32) for key, tensor in state.items()})
 
 

@@ -14,6 +14,10 @@ from harness.backbones.bridgetower.config import BridgeTowerSizes, sizes_of
 from harness.backbones.bridgetower.model import BridgeTowerBackbone
 from harness.backbones.checkpoints import (
     Checkpoint,
+    check_amount,
+    check_sizes,
+    check_vocabulary,
+    describing,
     find_checkpoint,
     fixed_generator,
     load_strictly,
@@ -92,9 +96,15 @@ def build_bridgetower(checkpoint: Checkpoint, options: BackboneOptions) -> Bridg
         vocabulary_files(vocabulary)
     processor = MeterProcessor(vocabulary, config.image_size, config.patch_size, length)
     # The rates of fine-tuning on VQA: 1e-5, fusion ×5, head ×50.
-    backbone = BridgeTowerBackbone(config, processor, "bridgetower", base_learning_rate=5e-5)
+    if vocabulary is not None:
+        check_vocabulary(processor.tokenizer.get_vocab_size(), config.vocab_size, vocabulary)
     if checkpoint.state:
-        positions = resize_positions(checkpoint.state[_POSITIONS], config.image_size // config.patch_size)
+        check_amount(config, checkpoint.state, "bridgetower")
+    with describing("bridgetower", "BridgeTower"):
+        backbone = BridgeTowerBackbone(config, processor, "bridgetower", base_learning_rate=5e-5)
+    if checkpoint.state:
+        with describing(f"bridgetower: {_POSITIONS}", "BridgeTower"):
+            positions = resize_positions(checkpoint.state[_POSITIONS], config.image_size // config.patch_size)
         state = {**checkpoint.state, _POSITIONS: positions}
         load_strictly(backbone.model, state, "bridgetower", "BridgeTower")
     backbone.pretrained_heads = checkpoint.heads
@@ -113,13 +123,15 @@ def read_checkpoint(source: str) -> Checkpoint:
         raise UserError(f"{folder}: expected a folder with config.json and weights.")
     try:
         config = sizes_of(read_settings(folder, "bridgetower"))
+        check_sizes(config, str(folder / "config.json"))
     except UserError as error:
         text = str(error)
         raise UserError(text if str(folder) in text else f"{folder / 'config.json'}: {text}") from None
     weights = next((folder / name for name in _FILES if (folder / name).is_file()), None)
     if weights is None:
         raise UserError(f"{folder}: no {' or '.join(_FILES)} in this folder.")
-    converted = convert(read_tensors(weights), config)
+    with describing(str(weights), "BridgeTower"):
+        converted = convert(read_tensors(weights), config)
     if _POSITIONS not in converted.state:
         raise UserError(
             f"{weights}: not BridgeTower's weights: its image encoder has no position embeddings."

@@ -14,6 +14,10 @@ from torch import Tensor
 from harness.backbones.base import BackboneOptions
 from harness.backbones.checkpoints import (
     Checkpoint,
+    check_amount,
+    check_sizes,
+    check_vocabulary,
+    describing,
     find_checkpoint,
     fixed_generator,
     load_strictly,
@@ -88,7 +92,7 @@ def load_meter_mini(options: BackboneOptions) -> MeterBackbone:
             f"{folder}: no model.safetensors in this folder; create the weights with `harness pretrain meter-mini` "
             "and pass their folder with --weights."
         )
-    config = MeterConfig.from_dict(read_settings(folder, "meter"))
+    config = _read_config(folder)
     options = replace(options, image_size=options.image_size or config.image_size)
     if options.weights == "random":
         with fixed_generator():
@@ -115,10 +119,16 @@ def build_meter(checkpoint: Checkpoint, options: BackboneOptions, name: str) -> 
     if vocabulary is not None:
         vocabulary_files(vocabulary)
     processor = MeterProcessor(vocabulary, config.image_size, config.patch_size, length)
-    backbone = MeterBackbone(config, processor, name=name)
+    if vocabulary is not None:
+        check_vocabulary(processor.tokenizer.get_vocab_size(), config.vocab_size, vocabulary)
+    if checkpoint.state:
+        check_amount(config, checkpoint.state, name)
+    with describing(name, "METER"):
+        backbone = MeterBackbone(config, processor, name=name)
     if checkpoint.state:
         grid = config.image_size // config.patch_size
-        positions = resize_positions(checkpoint.state[_POSITIONS], grid)
+        with describing(f"{name}: {_POSITIONS}", "METER"):
+            positions = resize_positions(checkpoint.state[_POSITIONS], grid)
         load_strictly(backbone.model, {**checkpoint.state, _POSITIONS: positions}, name, "METER")
     backbone.pretrained_heads = checkpoint.heads
     backbone.requires_grad_(True)
@@ -148,6 +158,14 @@ def read_checkpoint(source: str) -> Checkpoint:
     return _read_original(path, read_tensors(path), None) if path.is_file() else _read_folder(path)
 
 
+def _read_config(folder: Path) -> MeterConfig:
+    where = str(folder / "config.json")
+    with describing(where, "METER"):
+        config = MeterConfig.from_dict(read_settings(folder, "meter"))
+    check_sizes(config, where)
+    return config
+
+
 def _read_folder(folder: Path) -> Checkpoint:
     weights = _find_weights(folder)
     tensors = read_tensors(weights)
@@ -155,7 +173,7 @@ def _read_folder(folder: Path) -> Checkpoint:
     vocabulary = folder if has_vocabulary else None
     if weights.suffix == ".ckpt" or any(key.startswith("cross_modal_") for key in tensors):
         return _read_original(weights, tensors, vocabulary)
-    config = MeterConfig.from_dict(read_settings(folder, "meter"))
+    config = _read_config(folder)
     if _POSITIONS not in tensors:
         raise UserError(f"{weights}: not METER's weights: key {_POSITIONS} is missing.")
     heads = {key: tensor for key, tensor in tensors.items() if key.split(".")[0] in HEADS}
@@ -175,11 +193,13 @@ def _find_weights(folder: Path) -> Path:
 
 
 def _read_original(path: Path, tensors: dict[str, Tensor], vocabulary: Path | None) -> Checkpoint:
-    try:
-        config = config_from_original(tensors)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    return replace(convert_original(tensors, config), vocabulary=vocabulary)
+    with describing(str(path), "METER"):
+        try:
+            config = config_from_original(tensors)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
+        check_sizes(config, str(path))
+        return replace(convert_original(tensors, config), vocabulary=vocabulary)
 
 
 _TO_OURS = (

@@ -11,6 +11,10 @@ from transformers import ViltConfig
 from harness.backbones.base import BackboneOptions
 from harness.backbones.checkpoints import (
     Checkpoint,
+    check_amount,
+    check_sizes,
+    check_vocabulary,
+    describing,
     find_checkpoint,
     fixed_generator,
     load_strictly,
@@ -78,13 +82,16 @@ def _build(checkpoint: Checkpoint, options: BackboneOptions, name: str) -> ViltB
     vocabulary = Path(options.tokenizer) if options.tokenizer else checkpoint.vocabulary
     if vocabulary is not None and vocabulary.is_dir():
         vocabulary = vocabulary / "vocab.txt"
-    if vocabulary is not None and not vocabulary.is_file():
-        raise UserError(f"{vocabulary}: no such vocabulary file.")
     processor = ViltProcessor(vocabulary, options.image_size or config.image_size, config.patch_size, length)
-    backbone = ViltBackbone(config, processor, name=name)
+    if vocabulary is not None:
+        check_vocabulary(processor.tokenizer.get_vocab_size(), config.vocab_size, vocabulary)
+    if checkpoint.state:
+        check_amount(config, checkpoint.state, name)
+    with describing(name, "ViLT"):
+        backbone = ViltBackbone(config, processor, name=name)
     if checkpoint.state:
         types = checkpoint.state.get("embeddings.token_type_embeddings.weight")
-        if types is not None:
+        if types is not None and types.ndim == 2:
             backbone.widen_token_types(types.shape[0])
         load_strictly(backbone.model, checkpoint.state, name, "ViLT")
     backbone.pretrained_heads = checkpoint.heads
@@ -99,7 +106,11 @@ def read_checkpoint(source: str) -> Checkpoint:
 
 
 def _read_config(folder: Path) -> ViltConfig:
-    return ViltConfig.from_dict(read_settings(folder, "vilt"))
+    where = str(folder / "config.json")
+    with describing(where, "ViLT"):
+        config = ViltConfig.from_dict(read_settings(folder, "vilt"))
+    check_sizes(config, where)
+    return config
 
 
 def _read_hugging_face_folder(folder: Path) -> Checkpoint:
@@ -197,9 +208,11 @@ def config_from_original(tensors: dict[str, Tensor], num_heads: int | None = Non
 
 def _read_original(path: Path) -> Checkpoint:
     tensors = read_tensors(path)
-    try:
-        config = config_from_original(tensors)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    state, heads = convert_original(tensors)
+    with describing(str(path), "ViLT"):
+        try:
+            config = config_from_original(tensors)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
+        check_sizes(config, str(path))
+        state, heads = convert_original(tensors)
     return Checkpoint(config, state, heads, None)

@@ -14,6 +14,7 @@ from tokenizers import BertWordPieceTokenizer
 from torch import Tensor
 
 from harness.errors import UserError
+from harness.files import read_text
 
 LONG_SIDE_RATIO = 1333 / 800
 """Largest ratio of the long side to the short one, as in the original's transform."""
@@ -47,7 +48,7 @@ class ViltProcessor:
                     "These weights come without a vocabulary; pass the folder of bert-base-uncased's vocab.txt "
                     "with --tokenizer."
                 )
-            words = self.vocabulary.read_text(encoding="utf-8").splitlines()
+            words = read_words(self.vocabulary)
             self._tokenizer = BertWordPieceTokenizer(
                 {word: i for i, word in enumerate(words)}, lowercase=True
             )
@@ -89,3 +90,16 @@ class ViltProcessor:
             "text_length": self.max_text_length,
             "vocabulary": hashlib.sha256(vocabulary).hexdigest()[:16] if vocabulary else None,
         }
+
+
+def read_words(vocabulary: Path) -> list[str]:
+    """The words of a `vocab.txt`, whose line numbers are their ids.
+
+    Raises:
+        UserError: it cannot be read, or is not BERT's form of a vocabulary.
+    """
+    words = read_text(vocabulary).value.splitlines()
+    for special in ("[PAD]", "[UNK]", "[CLS]", "[SEP]"):
+        if special not in words:
+            raise UserError(f"{vocabulary}: is not a vocabulary of BERT: {special} is missing.")
+    return words
