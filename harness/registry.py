@@ -79,22 +79,43 @@ ADAPTERS_LIBRARY = (
     "compacter++",
     "ia3",
     "dora",
-    "vera",
     "adapters:lora",
 )
 """Configurations of the `adapters` library that work here, with the prefix `adapters:` where the name is taken."""
 
+ADAPTERS_REFUSED = ("vera",)
+"""Configurations of the `adapters` library that are refused with a reason."""
+
+PEFT_LIBRARY = (
+    *(
+        "peft:lora",
+        "peft:dora",
+        "peft:rslora",
+        "peft:pissa",
+        "peft:olora",
+        "peft:loha",
+        "peft:lokr",
+        "peft:ia3",
+    ),
+    *("peft:ln_tuning", "peft:oft", "peft:boft", "peft:hra", "peft:fourierft", "peft:waveft", "peft:vera"),
+    *("peft:pvera", "peft:vblora", "peft:shira", "peft:c3a", "peft:miss", "peft:road", "peft:gralora"),
+    *("peft:delora", "peft:hira", "peft:psoft", "peft:glora", "peft:deft", "peft:peanut", "peft:beft"),
+    *("peft:unilora", "peft:tinylora", "peft:frod"),
+)
+"""Tuners of the `peft` library that work here (`methods.peft_tuners`)."""
+
+_PEFT_METHOD = "methods.peft_library:PeftMethod"
 _ADAPTERS_METHOD = "methods.adapters_library:AdaptersMethod"
 _COMPOSED_METHOD = "methods.composed:Composed"
 
 
 def names(kind: Kind) -> list[str]:
-    """All names of a kind: the built-in ones in the order of tables, the `adapters` library's, third parties'.
+    """All names of a kind: the built-in ones in the order of tables, the libraries', third parties'.
 
     Raises:
         UserError: an installed package registers a name that is taken.
     """
-    library = list(ADAPTERS_LIBRARY) if kind == "methods" else []
+    library = [*ADAPTERS_LIBRARY, *PEFT_LIBRARY] if kind == "methods" else []
     return [*BUILT_IN[kind], *library, *sorted(_third_parties(kind))]
 
 
@@ -112,15 +133,17 @@ def locate(kind: Kind, name: str) -> str:
     third_parties = _third_parties(kind)  # First: a clash is an error even for a built-in name.
     if name in BUILT_IN[kind]:
         return BUILT_IN[kind][name]
-    if kind == "methods" and name in ADAPTERS_LIBRARY:
+    if kind == "methods" and name in (*ADAPTERS_LIBRARY, *ADAPTERS_REFUSED):
         return _ADAPTERS_METHOD
+    if kind == "methods" and name.startswith("peft:"):
+        return _PEFT_METHOD  # it says why a tuner does not work
     if name in third_parties:
         return third_parties[name].value
     raise UserError(f"there is no {kind[:-1]} '{name}'.{did_you_mean(name, names(kind))}")
 
 
 def resolve_method(name: str) -> type[Method[Any]]:
-    """The class of a method. Those of the `adapters` library share one, and so do all combined methods.
+    """The class of a method. Those of a library share one class, and so do all combined methods.
 
     Raises:
         UserError: there is no such method, or it cannot be imported or is not a subclass of Method.
@@ -189,12 +212,15 @@ def build_method(spec: Spec) -> Method[Any]:
     method_class: Callable[..., Method[Any]] = resolve_method(spec.name)
     if spec.members:
         return method_class([build_method(member) for member in spec.members])
-    if spec.name in ADAPTERS_LIBRARY:
+    if spec.name in (*ADAPTERS_LIBRARY, *ADAPTERS_REFUSED):
         overrides = {key: guess_value(text) for key, text in spec.options.items()}
         method = method_class(spec.name.removeprefix("adapters:"), overrides)
         # Results of the library's LoRA must not be stored under the name of ours.
         method.name = spec.name  # type: ignore[misc]
         return method
+    if spec.name.startswith("peft:"):
+        overrides = {key: guess_value(text) for key, text in spec.options.items()}
+        return method_class(spec.name.removeprefix("peft:"), overrides)
     return method_class(build_options(resolve_method(spec.name).Options, spec.options, spec.name))
 
 
@@ -253,7 +279,7 @@ def _spec_of(method: object) -> Spec:
 
 @cache
 def _third_parties(kind: Kind) -> dict[str, EntryPoint]:
-    taken = {*BUILT_IN[kind], *(ADAPTERS_LIBRARY if kind == "methods" else ())}
+    taken = {*BUILT_IN[kind], *((*ADAPTERS_LIBRARY, *PEFT_LIBRARY) if kind == "methods" else ())}
     found: dict[str, EntryPoint] = {}
     for entry in entry_points(group=f"harness.{kind}"):
         if entry.name in taken:

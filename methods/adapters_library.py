@@ -1,6 +1,6 @@
 """Methods of the `adapters` library (Poth et al., EMNLP 2023), named as its configurations.
 
-Sequential and parallel bottleneck adapters, Compacter, LoRA, DoRA, VeRA and (IA)³ work on the backbones through the
+Sequential and parallel bottleneck adapters, Compacter, LoRA, DoRA and (IA)³ work on the backbones through the
 library's plug-in interface. Methods that change a model's embeddings or its own forward pass do not.
 """
 
@@ -190,6 +190,10 @@ def load_configuration(name: str, overrides: Mapping[str, Override]) -> Any:
     known = importlib.import_module("adapters.configuration").ADAPTER_CONFIG_MAP
     if name not in known:
         raise UserError(f"The adapters library has no configuration '{name}'.{did_you_mean(name, known)}")
+    if name == "vera":
+        raise UserError(
+            "vera of the adapters library trains whole d×d matrices and is not VeRA; use peft:vera."
+        )
     defaults = known[name].to_dict()
     changes = {}
     for key, value in overrides.items():

@@ -14,7 +14,7 @@ from harness.measure.errors import MeasurementError
 
 @dataclass(frozen=True)
 class ParameterCounts:
-    """Numbers of parameters by group; every parameter is in exactly one group. Buffers are not counted.
+    """Numbers of parameters by group; every parameter is in exactly one group. Of buffers only a method's are counted.
 
     backbone_frozen: pretrained, not trained.
     backbone_tuned: pretrained and trained by the method's choice (`full`, `bitfit`), not in `common`.
@@ -34,7 +34,7 @@ class ParameterCounts:
 
     @property
     def total(self) -> int:
-        """All parameters of backbone and head; for a finalised model, the deployed ones."""
+        """All parameters of backbone and head and the method's buffers; for a finalised model, the deployed ones."""
         return self.backbone + self.method + self.method_frozen + self.head
 
     @property
@@ -61,7 +61,8 @@ def count_parameters(
 ) -> ParameterCounts:
     """Count the parameters of backbone and head by identity, before or after `finalize`.
 
-    A parameter counts as trained if its `requires_grad` is True.
+    A parameter counts as trained if its `requires_grad` is True. Floating-point buffers of the method, such as random
+    matrices, count as parameters that are never trained.
 
     method_modules: result of `Method.method_modules(backbone)`. A matrix of a folded block may hold weights of backbone
         and method; the part that the block declares as inserted counts for the method.
@@ -75,6 +76,7 @@ def count_parameters(
     _refuse_overlap({"method": inserted, "common": common, "head": of_head})
     claimed = inserted.keys() | common.keys() | of_head.keys()
     pretrained = [p for key, p in _unique(backbone.parameters()).items() if key not in claimed]
+    buffers = _size({id(b): b for m in method_modules for b in m.buffers() if b.is_floating_point()}.values())
     folded = inserted_in(backbone, but=method_modules)
     folded_frozen, folded_tuned = (
         _size(view for view in folded if view.requires_grad == tuned) for tuned in (False, True)
@@ -84,13 +86,13 @@ def count_parameters(
         backbone_tuned=_size(p for p in pretrained if p.requires_grad) - folded_tuned,
         common=_size(common.values()),
         method=_size(p for p in inserted.values() if p.requires_grad) + folded_tuned,
-        method_frozen=_size(p for p in inserted.values() if not p.requires_grad) + folded_frozen,
+        method_frozen=_size(p for p in inserted.values() if not p.requires_grad) + folded_frozen + buffers,
         head=_size(of_head.values()),
     )
     total = _size(_unique([*backbone.parameters(), *head.parameters()]).values())
-    if counts.total != total:
+    if counts.total != total + buffers:
         raise MeasurementError(
-            f"the groups have {counts.total:,} parameters, backbone and head have {total:,}: a module of the "
+            f"the groups have {counts.total - buffers:,} parameters, backbone and head have {total:,}: a module of the "
             "method, or one of backbone.common_parameters(), is not part of the backbone"
         )
     return counts

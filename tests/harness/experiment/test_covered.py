@@ -93,6 +93,8 @@ COVERED = (
     "methods.lst",
     "methods.option_checks",
     "methods.parallel",
+    "methods.peft_library",
+    "methods.peft_tuners",
     "methods.prompts",
     "methods.pumer",
     "methods.reducing_meter",
