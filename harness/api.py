@@ -83,7 +83,9 @@ def run(experiment: str | Path | None = None, *, progress: bool = True, **settin
     # The state of the caller's random generators stays as it was.
     with torch.random.fork_rng(range(torch.cuda.device_count())), interrupts:
         plan = make_plan(chosen)
-        with ProgressReporter(console, plan.cells, interrupts, stages=False) as reporter:
+        with ProgressReporter(
+            console, plan.cells, interrupts, stages=False, remaining=plan.remaining()
+        ) as reporter:
             reporter.note(plan.summary)
             try:
                 with REQUESTS.listening():

@@ -12,8 +12,8 @@ from rich.text import Text
 
 from harness.api import Plan, carry_out, make_plan
 from harness.config import RunSettings
+from harness.experiment.estimate import duration
 from harness.experiment.progress import ProgressReporter, make_console, name_of
-from harness.experiment.session import duration
 from harness.files import disk_errors, write_atomically
 from harness.process import REQUESTS, TERMINATED, Interrupts, StopRequestedError
 from harness.records.record import Record
@@ -49,7 +49,11 @@ def run_and_show(settings: RunSettings, dry_run: bool) -> int:
     interrupts = Interrupts()
     interrupted = False
     try:
-        with REQUESTS.listening(), interrupts, ProgressReporter(console, plan.cells, interrupts) as reporter:
+        with (
+            REQUESTS.listening(),
+            interrupts,
+            ProgressReporter(console, plan.cells, interrupts, remaining=plan.remaining()) as reporter,
+        ):
             carry_out(plan, reporter)
             interrupts.check()
     except KeyboardInterrupt:
@@ -120,7 +124,7 @@ def _print_plan(console: Console, plan: Plan) -> None:
         state = "finished" if cell.id in plan.kept else "stale" if cell.id in plan.stale else "to run"
         if cell.id not in plan.kept and plan.store.checkpoint(cell.id).is_dir():
             state = "to resume"
-        when = "–" if cell.id in plan.kept else duration(plan.seconds[cell.id])
+        when = "–" if cell.id in plan.kept else duration(plan.estimates[cell.id].total)
         grid.add_row(cell.id[:8], Text(cell.label), cell.testbed.task.name, str(cell.seed), state, when)
     console.print(grid)
     if plan.stale:

@@ -1,86 +1,207 @@
-"""Estimate how long a cell will take."""
+"""Estimate how long cells take: from earlier records of this machine, else from timed steps of the cell itself."""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 
+from harness.experiment.build import adapted_model, loader
 from harness.experiment.plan import Cell, Testbed
-from harness.measure.flops import count_forward
+from harness.records.environment import describe_environment
 from harness.records.record import Record
-from harness.training.seeds import generator
-
-EFFICIENCY = 0.5
-"""Speed of a training step relative to plain matrix products."""
-
+from harness.training.encoder_cache import cached_encoding
+from harness.training.encoding_store import Budgets, EncodingStore
+from harness.training.fabric import make_fabric
+from harness.training.microbatch import MicroBatches
+from harness.training.optim import build_optimizer
 
 PASSES = 3.0
-"""A training step costs about three forward passes."""
+"""Forward passes that a training step costs, where only its rate is known."""
 
 
-SAMPLE = 256
-"""Number of training texts from which the mean length is estimated."""
+SAMPLE = 64
+"""Training examples from which a timed batch is taken, spread evenly over the split."""
 
 
-def estimate_seconds(cell: Cell, records: Sequence[Record]) -> float:
-    """Seconds of search, training and evaluation: from the latest comparable record, else from FLOPs."""
-    testbed = cell.testbed
-    method = cell.method()
-    searched = 0 if testbed.training.budget == "total" else method.search_epochs
-    examples = len(testbed.data.splits["train"]) * (testbed.training.epochs + searched)
-    passes = PASSES * examples * testbed.task.texts_per_example + evaluation_passes(testbed)
-    for record in reversed(records):
-        same = record.cell.method.name == method.name and record.cell.task.name == testbed.task.name
-        on_it = record.cell.backbone.name == testbed.backbone_name
-        precision = record.protocol.get("precision") == testbed.settings.training.precision
-        if same and on_it and precision and record.training is not None:
-            rate = record.training.examples_per_second * PASSES * testbed.task.texts_per_example
-            return passes / rate
-    return passes * _forward_flops(id(testbed), testbed) / (EFFICIENCY * flops_rate())
+ON_CPU = 8
+"""Examples in a timed batch on the CPU, where more would take longer but be no faster per example."""
 
 
-def evaluation_passes(testbed: Testbed) -> int:
-    """Forward passes to evaluate the validation split after each epoch, and both splits at the end."""
+TIMED_SECONDS, MOST_STEPS = 0.2, 10
+"""Steps are timed for this long, at least two and at most this many."""
+
+
+BUDGET_SECONDS = 20.0
+"""Once timing has taken this long, further cells are estimated by another of the same task."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds on one device: of training per example, of a forward pass, and of encoding an example once.
+
+    encoding: what the first epoch costs more, where encodings are cached afterwards.
+    """
+
+    training: float
+    forward: float
+    encoding: float = 0.0
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds of a cell by stage; training includes the validation after each epoch."""
+
+    search: float = 0.0
+    training: float = 0.0
+    evaluation: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """Seconds of all stages."""
+        return self.search + self.training + self.evaluation
+
+
+class Estimator:
+    """Estimates cells one after the other, timing each method once per task.
+
+    records: earlier results; those of the same method, task, backbone, precision, device and machine give the rate.
+    threads: torch's threads while steps are timed, as many as a cell will have.
+    """
+
+    def __init__(
+        self, records: Sequence[Record], threads: int, timed: Callable[[Cell], Speed] | None = None
+    ) -> None:
+        self._records = list(records)
+        self._threads = threads
+        self._timed = timed_speed if timed is None else timed
+        self._known: dict[tuple[str, int], Speed] = {}
+        self._spent = 0.0
+
+    def __call__(self, cell: Cell) -> Estimate:
+        """The estimate; NaN if no step can be timed."""
+        speed = _recorded_speed(cell, self._records) or self._timed_once(cell)
+        if speed is None:
+            return Estimate(training=math.nan)
+        testbed, method = cell.testbed, cell.method()
+        training, device = testbed.training, testbed.settings.device
+        examples = len(testbed.data.splits["train"])
+        searched = method.search_epochs if training.budget == "epochs" else 0
+        validation = evaluation_passes(testbed, ["val"]) * training.epochs * speed.forward
+        seconds = Estimate(
+            search=examples * searched * speed.training,
+            training=examples * (training.epochs * speed.training + speed.encoding) + validation,
+            evaluation=evaluation_passes(testbed, ["val", "test"]) * speed.forward,
+        )
+        share = 1 / (device.devices * device.nodes)
+        return Estimate(seconds.search * share, seconds.training * share, seconds.evaluation * share)
+
+    def _timed_once(self, cell: Cell) -> Speed | None:
+        key = (cell.label, id(cell.testbed))
+        alike = (speed for (_, testbed), speed in self._known.items() if testbed == key[1])
+        if key not in self._known and self._spent >= BUDGET_SECONDS:
+            return next(alike, None)
+        if key not in self._known:
+            started, before = time.perf_counter(), torch.get_num_threads()
+            torch.set_num_threads(self._threads)
+            try:
+                self._known[key] = self._timed(cell)
+            except Exception:  # the cell itself will say what is wrong
+                return next(alike, None)
+            finally:
+                torch.set_num_threads(before)
+                self._spent += time.perf_counter() - started
+        return self._known[key]
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `20 min`, `3.5 h`; `unknown` for NaN."""
+    if math.isnan(seconds):
+        return "unknown"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def evaluation_passes(testbed: Testbed, splits: Iterable[str]) -> int:
+    """Forward passes to evaluate each of these splits once."""
     total = 0
-    for split, times in (("val", testbed.training.epochs + 1), ("test", 1)):
+    for split in splits:
         examples = testbed.data.splits[split]
         ranked = len({example.group for example in examples}) if testbed.task.evaluates_splits else 1
-        total += times * len(examples) * ranked
+        total += len(examples) * ranked
     return total
 
 
-_FLOPS: dict[int, int] = {}
+def _recorded_speed(cell: Cell, records: Sequence[Record]) -> Speed | None:
+    """From the latest comparable record."""
+    testbed = cell.testbed
+    device = make_fabric(testbed.settings).device.type
+    hardware = describe_environment()["hardware"]
+    for record in reversed(records):
+        same = record.cell.method.label == cell.label and record.cell.task.name == testbed.task.name
+        on_it = record.cell.backbone.name == testbed.backbone_name
+        precision = record.protocol.get("precision") == testbed.settings.training.precision
+        there = record.environment.device == device and record.environment.hardware == hardware
+        if same and on_it and precision and there and record.training is not None:
+            devices = record.training.devices or 1
+            training = devices / record.training.examples_per_second
+            return Speed(training, training / (PASSES * testbed.task.texts_per_example))
+    return None
 
 
-def _forward_flops(key: int, testbed: Testbed) -> int:
-    if key not in _FLOPS:
-        backbone = testbed.fresh_backbone()
-        head = testbed.task.build_head(backbone, generator(0, "estimate"))
-        texts = [example.text for example in testbed.data.splits["train"][:SAMPLE]]
-        lengths = [len(tokens) for tokens in backbone.processor.tokenize(texts)]
-        counts = count_forward(
-            testbed.task,
-            backbone,
-            head,
-            None,
-            image_size=testbed.measured_input.image_size,
-            text_length=round(sum(lengths) / len(lengths)),
-        )
-        _FLOPS[key] = counts.flops_total
-    return _FLOPS[key]
+def timed_speed(cell: Cell) -> Speed:
+    """Time a few training steps and forward passes of the cell on real examples, on its device and in its precision."""
+    testbed, method = cell.testbed, cell.method()
+    if method.searches:  # as if it had decided already
+        decisions = (case.decision for case in method.cost_cases(testbed.fresh_backbone()))
+        method.decide(next(decision for decision in decisions if decision is not None))
+    fabric = make_fabric(testbed.settings)
+    training, task = testbed.training, testbed.task
+    model = adapted_model(cell, method)
+    optimizer = build_optimizer(model, training, cell.learning_rate, training.head_learning_rate)
+    wrapped, wrapped_optimizer = fabric.setup(model, optimizer)
+    examples = testbed.data.splits["train"]
+    size = min(training.batch_size, ON_CPU) if fabric.device.type == "cpu" else training.batch_size
+    spread = examples[:: max(1, len(examples) // max(SAMPLE, size))]
+    batches = loader(testbed, "train", 0, spread, batch_size=min(size, len(spread)))
+    batches.device = fabric.device
+    batch = next(iter(batches))
+    micro = MicroBatches(training.micro_batch if isinstance(training.micro_batch, int) else None, halves=True)
+
+    def step() -> None:
+        micro.backward(fabric, wrapped, task, batch, lambda: method.regularizer(model.backbone))
+        wrapped_optimizer.step()
+        wrapped_optimizer.zero_grad(set_to_none=True)
+
+    def forward() -> None:
+        with torch.inference_mode():
+            micro.forward(fabric, wrapped, batch)
+
+    cache = None if testbed.encodings is None else EncodingStore(Budgets(folder=None))
+    with cached_encoding(model.backbone, cache) as encoder:
+        wrapped.train()
+        step()  # allocates and, on a GPU, compiles
+        seconds = _seconds(step, fabric.device)
+        wrapped.eval()
+        passed = _seconds(forward, fabric.device)
+    encoding = 0.0
+    if encoder is not None:
+        wrapped.eval()
+        encoding = max(0.0, _seconds(forward, fabric.device) - passed)
+    texts = len(batch) * task.texts_per_example
+    return Speed(seconds / len(batch), passed / texts, encoding / len(batch))
 
 
-@cache
-def flops_rate(size: int = 768, seconds: float = 0.2) -> float:
-    """FLOP/s of matrix products on this machine, measured briefly."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    left, right = torch.randn(size, size, device=device), torch.randn(size, size, device=device)
-    (left @ right).sum().item()
-    started, rounds = time.perf_counter(), 0
-    while time.perf_counter() - started < seconds:
-        (left @ right).sum().item()
-        rounds += 1
-    return 2.0 * size**3 * rounds / (time.perf_counter() - started)
+def _seconds(run: Callable[[], None], device: torch.device, least: int = 2) -> float:
+    """Mean duration of a call."""
+    started, calls = time.perf_counter(), 0
+    while calls < least or (calls < MOST_STEPS and time.perf_counter() - started < TIMED_SECONDS):
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        calls += 1
+    return (time.perf_counter() - started) / calls

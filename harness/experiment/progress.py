@@ -8,9 +8,15 @@ from collections.abc import Mapping, Sequence
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from harness.experiment.estimate import duration
 from harness.experiment.plan import Cell
+from harness.experiment.remaining import Remaining
 from harness.process import Interrupts
 from harness.records.record import Record
+
+SHOW_EVERY = 60.0
+"""Seconds between two lines that say how long the run still takes."""
+
 
 WIDTH_ELSEWHERE = 110
 """Characters per line where the output is not a terminal."""
@@ -31,7 +37,12 @@ class ProgressReporter:
     """
 
     def __init__(
-        self, console: Console, cells: Sequence[Cell], interrupts: Interrupts, stages: bool = True
+        self,
+        console: Console,
+        cells: Sequence[Cell],
+        interrupts: Interrupts,
+        stages: bool = True,
+        remaining: Remaining | None = None,
     ) -> None:
         self.console = console
         self.interrupts = interrupts
@@ -50,6 +61,8 @@ class ProgressReporter:
         self.overall: TaskID | None = None
         self.current: dict[str, TaskID] = {}
         self.done = 0
+        self.remaining = Remaining({}, 1) if remaining is None else remaining
+        self.shown = time.monotonic()
 
     def __enter__(self) -> ProgressReporter:
         self.bars.start()
@@ -62,6 +75,7 @@ class ProgressReporter:
     def begin(self, cell: Cell) -> None:
         """A cell begins."""
         self.interrupts.check()
+        self.remaining.begin(cell.id)
 
     def end(self, cell: Cell, record: Record | None, note: str) -> None:
         """A cell has ended."""
@@ -69,6 +83,7 @@ class ProgressReporter:
         if self.overall is not None:
             self.bars.update(self.overall, completed=self.done)
         self._drop_stage(cell)
+        self.remaining.end(cell.id)
         if note == "kept":
             return
         score = ""
@@ -84,13 +99,18 @@ class ProgressReporter:
         """A stage of a cell begins."""
         self.interrupts.check()
         self._drop_stage(cell)
+        self.remaining.stage(cell.id, name, total)
         self.current[cell.id] = self.bars.add_task(f"{name_of(cell)}: {name}", total=total)
         if self.stages and not self.console.is_terminal:
             self.console.print(f"{self._clock()} {name_of(cell)}: {name}", markup=False, soft_wrap=True)
 
     def advance(self, cell: Cell, count: int) -> None:
-        """Examples are done."""
+        """Examples are done; about once a minute the time that is left is shown."""
         self.interrupts.check()
+        self.remaining.advance(cell.id, count)
+        if time.monotonic() - self.shown >= SHOW_EVERY and (left := self.remaining.seconds()) > 0:
+            self.shown = time.monotonic()
+            self.note(f"about {duration(left)} left")
         if cell.id in self.current:
             self.bars.advance(self.current[cell.id], count)
 

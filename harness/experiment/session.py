@@ -6,12 +6,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from harness.config import RunSettings
 from harness.errors import UserError
 from harness.experiment.adopt import stale_among
-from harness.experiment.estimate import estimate_seconds
+from harness.experiment.estimate import Estimate, Estimator, duration
 from harness.experiment.latency import measure_side_by_side
 from harness.experiment.plan import Cell, Testbed, build_cells, open_testbeds
+from harness.experiment.remaining import Remaining
 from harness.experiment.runner import Reporter, dismiss_followers, follow_cells, run_cells
 from harness.experiment.slurm.launch import run_on_slurm
 from harness.experiment.trackers import TrackingReporter, check_trackers
@@ -29,7 +32,7 @@ class Plan:
 
     kept: ids of finished cells.
     stale: ids of cells that were finished by other code with the same configuration.
-    seconds: estimated duration of each cell by id, 0 for kept cells.
+    estimates: of each cell's duration, by id; 0 for kept cells.
     jobs: cells that run at the same time.
     ranks: this process's place, if srun or torchrun has started all processes that train a cell together.
     in_process: cells run in this process, one after the other.
@@ -41,7 +44,7 @@ class Plan:
     cells: Sequence[Cell]
     kept: frozenset[str]
     stale: frozenset[str]
-    seconds: Mapping[str, float]
+    estimates: Mapping[str, Estimate]
     jobs: int
     in_process: bool
     ranks: Ranks | None = None
@@ -51,21 +54,19 @@ class Plan:
         """Cells that are not finished."""
         return [cell for cell in self.cells if cell.id not in self.kept]
 
+    def remaining(self) -> Remaining:
+        """Follows how long the run still takes."""
+        return Remaining(self.estimates, self.jobs)
+
     @property
     def summary(self) -> str:
         """One line: number of cells to run, and about how long they take."""
         if self.settings.slurm.launcher == "slurm":
             return f"{len(self.to_run)} of {len(self.cells)} cells to run as Slurm jobs"
         at_once = f", {self.jobs} at a time" if self.jobs > 1 else ""
-        remaining = max(sum(self.seconds.values()) / self.jobs, max(self.seconds.values()))
+        seconds = [estimate.total for estimate in self.estimates.values()]
+        remaining = max(sum(seconds) / self.jobs, max(seconds))
         return f"{len(self.to_run)} of {len(self.cells)} cells to run{at_once}, about {duration(remaining)}"
-
-
-def duration(seconds: float) -> str:
-    """`45 s`, `20 min`, `3.5 h`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def make_plan(settings: RunSettings) -> Plan:
@@ -100,11 +101,11 @@ def make_plan(settings: RunSettings) -> Plan:
     to_run = [cell for cell in cells if cell.id not in kept]
     earlier = store.records() if to_run else []
     stale = frozenset(stale_among(to_run, earlier))
-    seconds = dict.fromkeys(kept, 0.0) | {cell.id: estimate_seconds(cell, earlier) for cell in to_run}
-    jobs = 1 if in_process else device.jobs or default_jobs(settings, to_run)
-    if ranks is not None:
-        jobs = 1
-    return Plan(settings, store, testbeds, cells, kept, stale, seconds, jobs, in_process, ranks)
+    jobs = 1 if in_process or ranks is not None else device.jobs or default_jobs(settings, to_run)
+    at_once = max(1, min(jobs, len(to_run))) * (1 if ranks is not None else device.devices)
+    estimate = Estimator(earlier, max(1, torch.get_num_threads() // at_once))
+    estimates = dict.fromkeys(kept, Estimate()) | {cell.id: estimate(cell) for cell in to_run}
+    return Plan(settings, store, testbeds, cells, kept, stale, estimates, jobs, in_process, ranks)
 
 
 def carry_out(plan: Plan, watcher: Reporter) -> list[Record]:

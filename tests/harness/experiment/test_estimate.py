@@ -2,48 +2,95 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from harness.config.sources import make_settings
-from harness.experiment.estimate import PASSES, estimate_seconds, evaluation_passes
+from harness.experiment import estimate
+from harness.experiment.estimate import Estimate, Estimator, Speed, duration, timed_speed
 from harness.experiment.plan import Cell, build_cells, open_testbeds
+from harness.records.record import Record
 from tasks.mini.retrieval import Sizes, ensure_retrieval
 from tasks.mini.vqa import Sizes as VQASizes
 from tasks.mini.vqa import ensure_vqa
 
 
-def cell_of(task: str, root: Path, method: str = "full") -> Cell:
+def cell_of(task: str, root: Path, method: str = "full", **more: Any) -> Cell:
     settings = make_settings(
         methods=method,
         tasks=task,
-        backbone="vilt-mini",
         data_root=root,
         epochs=2,
         accelerator="cpu",
+        **{"backbone": "vilt-mini", **more},
     )
     (cell,) = build_cells(settings, open_testbeds(settings))
     return cell
 
 
-def test_retrieval_trains_on_negatives_and_is_evaluated_on_all_pairs(tmp_path: Path) -> None:
-    root = ensure_retrieval(tmp_path, sizes=Sizes(10, 2, 3))
-    many, few = cell_of("retrieval", root), cell_of("retrieval[negatives=3]", root)
-    assert (many.testbed.task.texts_per_example, few.testbed.task.texts_per_example) == (16, 4)
-    evaluated = 3 * (2 * 10) + 3 * 15  # two epochs and the report on validation data, then the test split
-    assert evaluation_passes(many.testbed) == evaluated
-    ratio = (PASSES * 2 * 50 * 16 + evaluated) / (PASSES * 2 * 50 * 4 + evaluated)
-    assert estimate_seconds(many, []) / estimate_seconds(few, []) == pytest.approx(ratio)
+SPEED = Speed(training=3.0, forward=0.5, encoding=0.25)
 
 
-def test_estimate_includes_the_epochs_of_the_search(tmp_path: Path) -> None:
+def estimated(cell: Cell, records: list[Record] | None = None) -> Estimate:
+    return Estimator(records or [], 1, lambda cell: SPEED)(cell)
+
+
+def test_retrieval_is_evaluated_on_all_pairs(tmp_path: Path) -> None:
+    cell = cell_of("retrieval", ensure_retrieval(tmp_path, sizes=Sizes(10, 2, 3)))
+    # 5 captions an image: 50 to train on, 2 × 10 pairs of validation, 3 × 15 of test. Two epochs.
+    expected = Estimate(0.0, 50 * (2 * 3.0 + 0.25) + 2 * 20 * 0.5, (20 + 45) * 0.5)
+    assert estimated(cell) == expected
+
+
+def test_a_search_takes_its_epochs_too(tmp_path: Path) -> None:
     root = ensure_vqa(tmp_path, sizes=VQASizes(20, 2, 4, 2, 5, 2))
-    plain = cell_of("vqa", root)
-    assert plain.testbed.task.texts_per_example == 1
-    splits = plain.testbed.data.splits
-    assert evaluation_passes(plain.testbed) == 3 * len(splits["val"]) + len(splits["test"])
-    longer = estimate_seconds(cell_of("vqa", root, "das"), []) - estimate_seconds(plain, [])
-    train = PASSES * 2 * len(splits["train"])
-    passes = train + evaluation_passes(plain.testbed)
-    assert longer / estimate_seconds(plain, []) == pytest.approx(PASSES * 3 * len(splits["train"]) / passes)
+    plain, searching = estimated(cell_of("vqa", root)), estimated(cell_of("vqa", root, "das"))
+    train = len(cell_of("vqa", root).testbed.data.splits["train"])
+    assert (plain.search, searching.search) == (0.0, 3 * train * 3.0)
+    assert (searching.training, searching.evaluation) == (plain.training, plain.evaluation)
+    assert searching.total == sum((searching.search, searching.training, searching.evaluation))
+
+
+def test_devices_share_the_work(tmp_path: Path) -> None:
+    root = ensure_vqa(tmp_path, sizes=VQASizes(20, 2, 4, 2, 5, 2))
+    alone, together = (estimated(cell_of("vqa", root, devices=devices)) for devices in (1, 4))
+    assert together.total == pytest.approx(alone.total / 4)
+
+
+def test_each_method_is_timed_once_and_not_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = ensure_vqa(tmp_path, sizes=VQASizes(20, 2, 4, 2, 5, 2))
+    settings = make_settings(methods="full,lora,bitfit", tasks="vqa", data_root=root, seeds=[0, 1])
+    cells = build_cells(settings, open_testbeds(settings))
+    timed: list[str] = []
+
+    def time_it(cell: Cell) -> Speed:
+        timed.append(cell.label)
+        return SPEED
+
+    estimator = Estimator([], 1, time_it)
+    assert len({estimator(cell) for cell in cells}) == 1
+    assert timed == ["full", "lora", "bitfit"]
+    monkeypatch.setattr(estimate, "BUDGET_SECONDS", 0.0)
+    timed.clear()
+    estimator = Estimator([], 1, time_it)
+    assert math.isnan(estimator(cells[0]).total)  # no time at all
+    assert timed == []
+
+
+@pytest.mark.parametrize("method", ["lora", "das"])
+@pytest.mark.parametrize("backbone", ["vilt-mini", "meter-mini"])
+def test_real_steps_are_timed(tmp_path: Path, method: str, backbone: str) -> None:
+    root = ensure_vqa(tmp_path, sizes=VQASizes(20, 2, 4, 2, 5, 2))
+    speed = timed_speed(cell_of("vqa", root, method, backbone=backbone))
+    assert 0 < speed.forward < speed.training
+    assert (speed.encoding > 0) == (backbone == "meter-mini")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(45, "45 s"), (1200, "20 min"), (12600, "3.5 h"), (math.nan, "unknown")]
+)
+def test_durations_are_short(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
