@@ -121,9 +121,15 @@ class Results:
             )
         return pd.DataFrame(rows)
 
-    def plot(self) -> Figures:
-        """Figures for each task and backbone: accuracy against costs, learning curves, outcomes of searches."""
-        drawn = make_figures(self.store, self.records, all_protocols=True)
+    def plot(self, costs: Sequence[str] = ()) -> Figures:
+        """Accuracy against costs, learning curves, and the gates of searches, for each task and backbone.
+
+        costs: panels of accuracy against costs: `flops`, `latency`, `parameters`; all by default.
+
+        Raises:
+            UserError: no such cost.
+        """
+        drawn = make_figures(self.store, self._tables(), costs)
         return Figures({named.name: named.figure for named in drawn})
 
     def _tables(self) -> list[Table]:

@@ -24,12 +24,15 @@ def report(
     ] = False,
 ) -> None:
     """Write tables, figures and all cells with sample predictions to one HTML page that needs no network."""
+    from rich.console import Console
+
     from harness.files import write_atomically
     from harness.records.store import Store
     from harness.report.html.page import build_report
 
     path = output or results / "report.html"
-    page = build_report(Store(results), data_root, all_protocols)
+    with Console(stderr=True).status("reading the results") as status:
+        page = build_report(Store(results), data_root, all_protocols, status.update)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, page.encode())
-    typer.echo(path)
+    typer.echo(f"{path} ({len(page.encode()) / 1e6:.1f} MB)")

@@ -45,9 +45,27 @@ def describe(record: Record) -> Iterator[tuple[str, str]]:
     yield "commit", "not a checkout" if environment.commit is None else f"{environment.commit}{dirty}"
     yield "versions", ", ".join(f"{name} {value}" for name, value in environment.versions.items() if value)
     hardware = {**environment.hardware, "threads": environment.threads, "trained on": environment.device}
-    yield "hardware", ", ".join(f"{name} {value}" for name, value in hardware.items() if value)
+    yield (
+        "hardware",
+        ", ".join(f"{_words(name)} {_plain(value)}" for name, value in hardware.items() if value),
+    )
     yield "finished", record.timestamps.finished.isoformat(timespec="seconds")
-    yield "protocol", ", ".join(f"{name} {value}" for name, value in record.protocol.items())
+    yield "protocol", "; ".join(f"{_words(name)} {_plain(value)}" for name, value in record.protocol.items())
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _plain(value: object) -> str:
+    """A value from JSON in words: dictionaries as `key value` pairs, lists with commas."""
+    if isinstance(value, dict):
+        return ", ".join(f"{_words(str(key))} {_plain(item)}" for key, item in value.items()) or "none"
+    if isinstance(value, list):
+        return " and ".join(map(_plain, value)) or "none"
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "none"}[value]
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _with_options(name: str, options: object) -> str:

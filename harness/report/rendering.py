@@ -109,7 +109,7 @@ def _html(table: Table, columns: Sequence[Column], notes: Sequence[str]) -> str:
 
 def _latex(table: Table, columns: Sequence[Column]) -> str:
     """One float for the scores and one for the costs, as far as there are columns of both."""
-    parts = _divide(columns, (("scores", "summary"), ("costs",)))
+    parts = divide(columns, DIVISIONS[1])
     floats = []
     told: set[Note] = set()
     for part in parts:
@@ -146,7 +146,7 @@ def _latex_header(column: Column) -> str:
     return lines[0] if len(lines) == 1 else r"\shortstack[r]{" + r" \\ ".join(lines) + "}"
 
 
-def _divide(columns: Sequence[Column], kinds: Sequence[Sequence[Kind]]) -> list[list[Column]]:
+def divide(columns: Sequence[Column], kinds: Sequence[Sequence[Kind]]) -> list[list[Column]]:
     """A table for each group of kinds that has columns, each beginning with the method."""
     method, *others = columns
     groups = [[column for column in others if column.kind in group] for group in kinds]
@@ -181,7 +181,7 @@ def print_tables(tables: Sequence[Table], console: Console, selection: Selection
             console.print(Text(note, "dim"), soft_wrap=not console.is_terminal)
 
 
-_DIVISIONS: tuple[tuple[tuple[Kind, ...], ...], ...] = (
+DIVISIONS: tuple[tuple[tuple[Kind, ...], ...], ...] = (
     (("scores", "summary", "costs"),),
     (("scores", "summary"), ("costs",)),
     (("scores",), ("summary",), ("costs",)),
@@ -191,9 +191,9 @@ _DIVISIONS: tuple[tuple[tuple[Kind, ...], ...], ...] = (
 
 def _fitting(columns: Sequence[Column], room: float) -> list[list[Shown]]:
     """One table if it fits, if need be without blanks around ±; else one of scores and one of costs, or more."""
-    for kinds in _DIVISIONS:
+    for kinds in DIVISIONS:
         for narrow in (False, True):
-            parts = [[_shown(column, narrow) for column in part] for part in _divide(columns, kinds)]
+            parts = [[_shown(column, narrow) for column in part] for part in divide(columns, kinds)]
             if all(width_of(part) <= room for part in parts):
                 return parts
     return parts  # `print_columns` divides them further

@@ -1,15 +1,24 @@
-"""Small SVG drawings: a model's blocks with the skipped ones marked, and one cell's learning curve."""
+"""Small SVG drawings of one cell: the model's blocks, the gates of its search, and its learning curve."""
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from markupsafe import Markup
+from matplotlib import colormaps
+from PIL import Image
 
+from harness.records.search_history import SearchTrace
 from harness.report.html.templating import fill
 
-_WIDTH, _HEIGHT, _GAP, _EACH_ROW = 66, 34, 16, 12
+_WIDTH, _HEIGHT, _GAP, _EACH_ROW = 66, 34, 16, 6
+
+_EACH_ARM = 16
+"""Height of a row of gates in pixels."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +66,7 @@ class _Point:
 
 
 def block_diagram(blocks: Sequence[str], skipped: Sequence[str]) -> Markup:
-    """The blocks of each stream from left to right, 12 per row. Skipped blocks are dashed, their shortcut is drawn.
+    """The blocks of each stream from left to right, 6 per row. Skipped blocks are dashed, their shortcut is drawn.
 
     A block's name is its stream, a dot and its index (`joint.3`).
     """
@@ -107,3 +116,26 @@ def small_curve(values: Mapping[int, float], name: str) -> Markup:
     ]
     ends = points if len(points) == 1 else [points[0], points[-1]]
     return fill("curve.svg.j2", name=name, points=points, ends=ends)
+
+
+def gate_map(trace: SearchTrace) -> Markup:
+    """Each arm's gate after every update as a row of colours, from purple (negative) to orange (positive)."""
+    gates = np.array(trace.values)
+    reach = float(np.abs(gates).max()) or 1.0
+    colors = colormaps["PuOr_r"](0.5 + gates.T / (2 * reach), bytes=True)[..., :3]
+    content = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(colors)).save(content, "PNG", optimize=True)
+    updates, left, width = len(gates), 10 + 7 * max(map(len, trace.arms)), 360
+    return fill(
+        "gates.svg.j2",
+        label=f"Gates of {len(trace.arms)} arms over {updates} updates; {trace.outcome}: {', '.join(trace.chosen)}",
+        left=left,
+        width=width,
+        height=_EACH_ARM * len(trace.arms),
+        row=_EACH_ARM,
+        uri=f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}",
+        arms=[(name, name in trace.chosen) for name in trace.arms],
+        epochs=[(left + width * (update + 0.5) / updates, epoch) for update, epoch in trace.epoch_starts[1:]],
+        updates=updates,
+        reach=reach,
+    )

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import io
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from markupsafe import Markup
-from PIL import Image, UnidentifiedImageError
 
 from harness.digests import digest_json
 from harness.errors import UserError
@@ -20,15 +17,13 @@ from harness.files import cache_folder
 from harness.options import format_value
 from harness.records.record import Record
 from harness.registry import build_task
+from harness.report.html.pictures import Picture, Pictures
 from harness.report.html.templating import fill
 from harness.specs import Spec
 from tasks.base import Example
 
 EACH = 4
 """Number of right and of wrong predictions to show."""
-
-
-_PIXELS = 160
 
 
 @dataclass(frozen=True)
@@ -63,7 +58,7 @@ def load_examples(record: Record, data_root: Path | None) -> Examples:
     return Examples({example.id: example for example in data.splits[record.reported_split]})
 
 
-def choose(predictions: Sequence[Mapping[str, Any]], each: int = EACH) -> list[Mapping[str, Any]]:
+def choose(predictions: Iterable[Mapping[str, Any]], each: int = EACH) -> list[Mapping[str, Any]]:
     """Up to `each` right and `each` wrong predictions (score at most 0.5), in the order of their ids' hashes.
 
     The order is the same for all cells, so cells of one task show the same examples where their answers agree.
@@ -76,29 +71,31 @@ def choose(predictions: Sequence[Mapping[str, Any]], each: int = EACH) -> list[M
 
 @dataclass(frozen=True)
 class _Card:
-    """One prediction to show. images: file name and data URI, None if the image cannot be read."""
+    """One prediction to show. images: file name and picture, None if the image cannot be read."""
 
     kind: Literal["right", "wrong", "partly"]
     verdict: str
     text: str
     said: Sequence[tuple[str, str]]
     truth: str
-    images: Sequence[tuple[str, str | None]]
+    images: Sequence[tuple[str, Picture | None]]
 
 
-def render_samples(predictions: Sequence[Mapping[str, Any]], examples: Examples) -> Markup:
+def render_samples(
+    predictions: Iterable[Mapping[str, Any]], examples: Examples, pictures: Pictures
+) -> Markup:
     """The chosen predictions as HTML."""
-    cards = [_card(prediction, examples) for prediction in choose(predictions)]
+    cards = [_card(prediction, examples, pictures) for prediction in choose(predictions)]
     return fill("samples.html.j2", cards=cards, missing=examples.missing)
 
 
-def _card(prediction: Mapping[str, Any], examples: Examples) -> _Card:
+def _card(prediction: Mapping[str, Any], examples: Examples, pictures: Pictures) -> _Card:
     score = float(prediction["score"])
     kind: Literal["right", "wrong", "partly"] = "right" if score == 1 else "wrong" if score == 0 else "partly"
     mark = {"right": "✓ right", "wrong": "✗ wrong", "partly": f"◐ scores {score:.2f}"}[kind]
     example = examples.by_id.get(str(prediction["id"]))
     text = prediction.get("question") or prediction.get("text") or (example.text if example else "")
-    images = [(path.name, _thumbnail(path)) for path in (example.images if example else ())]
+    images = [(path.name, pictures.get(path)) for path in (example.images if example else ())]
     return _Card(kind, mark, str(text), _said(prediction), _truth(prediction, example), images)
 
 
@@ -118,16 +115,3 @@ def _truth(prediction: Mapping[str, Any], example: Example | None) -> str:
         return ""
     counts = Counter(str(answer[-1] if isinstance(answer, tuple) else answer) for answer in answers)
     return ", ".join(f"{answer} ({count})" for answer, count in counts.most_common(3))
-
-
-def _thumbnail(path: Path) -> str | None:
-    """A small picture as a data URI; None if it cannot be read."""
-    try:
-        with Image.open(path) as picture:
-            small = picture.convert("RGB")
-            small.thumbnail((_PIXELS, _PIXELS))
-            content = io.BytesIO()
-            small.save(content, "JPEG", quality=85)
-    except (OSError, UnidentifiedImageError):
-        return None
-    return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"

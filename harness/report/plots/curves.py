@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from harness.report.plots.labels import spread
-from harness.report.plots.style import Look, looks, new_figure, styled
+from harness.report.plots.labels import End, gutter, label_ends
+from harness.report.plots.style import Look, add_title, draw_chance, looks, new_figure, styled
 
 
 @dataclass(frozen=True)
@@ -22,13 +23,26 @@ class Curve:
     columns: Mapping[str, Mapping[int, float]]
 
 
-def curves_figure(curves: Mapping[str, Sequence[Curve]], metric: str, title: str) -> Figure | None:
+Panel = Literal["loss", "metric"]
+
+PANELS: tuple[tuple[Panel, ...], ...] = (("loss",), ("metric",))
+"""The panels of learning curves, each alone."""
+
+
+def curves_figure(
+    curves: Mapping[str, Sequence[Curve]],
+    metric: str,
+    title: str,
+    chance: float | None = None,
+    panels: Sequence[Panel] = ("loss", "metric"),
+) -> Figure | None:
     """Learning curves of all methods; None if no cell has a curve.
 
-    curves: one curve per seed, by method label.
+    curves: one curve per seed, by method label. chance: score of a trivial answer.
     """
     curves = {label: own for label, own in curves.items() if own}
-    wanted = [("train_loss", "Training loss"), (f"val_{metric}", f"Validation {metric} (%)")]
+    known = {"loss": ("train_loss", "Training loss"), "metric": (f"val_{metric}", f"Validation {metric} (%)")}
+    wanted = [known[panel] for panel in panels]
     there = [
         (column, name)
         for column, name in wanted
@@ -37,21 +51,36 @@ def curves_figure(curves: Mapping[str, Sequence[Curve]], metric: str, title: str
     if not there:
         return None
     look = looks(list(curves))
+    width, height = 4.3 * len(there), max(3.2, 0.9 + 0.14 * len(curves))
+    right = gutter(list(curves))
     with styled():
-        figure = new_figure(0.6 + 4.7 * len(there), 3.6)
-        axes = figure.subplots(1, len(there), squeeze=False)[0]
-        for axis, (column, name) in zip(axes, there, strict=True):
-            _draw(axis, curves, column, look)
-            axis.set_xlabel("Epoch")
-            axis.set_ylabel(name)
+        figure = new_figure(width, height)
         several = any(len(own) > 1 for own in curves.values())
         band = " (mean over seeds; band: lowest to highest)" if several else ""
-        figure.suptitle(f"{title}: learning curves{band}", fontsize=9.5, x=0.01, ha="left")
+        space = add_title(figure, f"{title}: learning curves{band}")
+        axes = figure.subplots(1, len(there), squeeze=False)[0]
+        figure.subplots_adjust(
+            left=0.68 / width,
+            right=1 - right / width,
+            bottom=0.48 / height,
+            top=1 - (0.1 + space) / height,
+            wspace=(right + 0.7) / ((width - 0.68 - right - (len(there) - 1) * (right + 0.7)) / len(there)),
+        )
+        for axis, (column, name) in zip(axes, there, strict=True):
+            _draw(axis, curves, column, look, chance if column != "train_loss" else None)
+            axis.set_xlabel("Epoch")
+            axis.set_ylabel(name)
     return figure
 
 
-def _draw(axis: Axes, curves: Mapping[str, Sequence[Curve]], column: str, look: Mapping[str, Look]) -> None:
-    ends: list[tuple[str, int, float]] = []
+def _draw(
+    axis: Axes,
+    curves: Mapping[str, Sequence[Curve]],
+    column: str,
+    look: Mapping[str, Look],
+    chance: float | None,
+) -> None:
+    ends: list[End] = []
     for label, own in curves.items():
         by_epoch: dict[int, list[float]] = {}
         for curve in own:
@@ -68,34 +97,16 @@ def _draw(axis: Axes, curves: Mapping[str, Sequence[Curve]], column: str, look: 
             marker=look[label].marker,
             linestyle=look[label].dash,
             markersize=4,
-            markerfacecolor=look[label].face,
             linewidth=1.3,
         )
         if max(map(len, by_epoch.values())) > 1:
             bottom, top = ([pick(by_epoch[epoch]) for epoch in epochs] for pick in (min, max))
-            axis.fill_between(epochs, bottom, top, color=look[label].color, alpha=0.13, linewidth=0)
-        ends.append((label, epochs[-1], means[-1]))
+            axis.fill_between(epochs, bottom, top, color=look[label].color, alpha=0.1, linewidth=0)
+        ends.append(End(label, epochs[-1], means[-1], look[label].color))
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
-    last = max((epoch for _, epoch, _ in ends), default=1)
+    last = max((end.x for end in ends), default=1)
     room = 0.05 * last if last > 1 else 0.5
     axis.set_xlim(1 - room, last + room)
-    low, high = axis.get_ylim()
-    heights = spread([end for _, _, end in ends], (high - low) * 0.058, low, high)
-    for (label, final_epoch, end), height in zip(ends, heights, strict=True):
-        axis.annotate(
-            label,
-            (final_epoch, end),
-            xytext=(1.03, height),
-            textcoords=axis.get_yaxis_transform(),  # type: ignore[arg-type]
-            fontsize=8,
-            va="center",
-            color=look[label].color,
-            arrowprops={
-                "arrowstyle": "-",
-                "linewidth": 0.5,
-                "color": look[label].color,
-                "shrinkA": 0,
-                "shrinkB": 2,
-            },
-            annotation_clip=False,
-        )
+    if chance is not None:
+        draw_chance(axis, chance)
+    label_ends(axis, ends)

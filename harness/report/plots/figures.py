@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -15,66 +16,111 @@ from harness.files import write_atomically
 from harness.records.record import Record
 from harness.records.store import CURVE, Store
 from harness.report.intervals import with_intervals
-from harness.report.plots.curves import Curve, curves_figure
+from harness.report.plots.curves import PANELS, Curve, curves_figure
 from harness.report.plots.gates import gates_figure
 from harness.report.plots.style import as_bytes
-from harness.report.plots.tradeoff import tradeoff_figure
-from harness.report.tables import build_tables
+from harness.report.plots.tradeoff import COSTS, tradeoff_figure
+from harness.report.tables import Table, build_tables
 
 FORMS = ("png", "svg")
 
 
 @dataclass(frozen=True)
 class Named:
-    """A figure, its file name without ending, and the title of its table."""
+    """A figure, its file name without ending, the title of its table, and the figure in words."""
 
     name: str
     table: str
+    alternative: str
     figure: Figure
 
 
-def make_figures(store: Store, records: Sequence[Record], all_protocols: bool = False) -> Iterator[Named]:
+def make_figures(
+    store: Store, tables: Sequence[Table], costs: Sequence[str] = (), single: bool = False
+) -> Iterator[Named]:
     """For each task and backbone: accuracy against costs, learning curves, and the gates of each search.
 
+    tables: with intervals. costs: panels of accuracy against costs, all by default.
+    single: one figure for each panel, and none of gates.
+
     Raises:
-        UserError: protocols differ and `all_protocols` is not set.
+        UserError: no such cost.
     """
-    for task, backbone in dict.fromkeys((r.cell.task.name, r.cell.backbone.name) for r in records):
-        here = [r for r in records if (r.cell.task.name, r.cell.backbone.name) == (task, backbone)]
-        tables = build_tables(here, all_protocols)
-        for number, table in enumerate(tables, start=1):
-            stem = f"{backbone}-{task}" + (f"-{number}" if len(tables) > 1 else "")
-            tradeoff = tradeoff_figure(with_intervals(table, store))
-            if tradeoff is not None:
-                yield Named(_file_name(f"tradeoff-{stem}"), table.title, tradeoff)
-            curves: dict[str, list[Curve]] = {label: [] for label in table.frame["method"]}
-            for record in table.records:
-                if (curve := read_curve(store, record)) is not None:
-                    curves[record.cell.method.label].append(curve)
-            figure = curves_figure(curves, table.tasks[0].metric, table.title)
+    numbers: Counter[str] = Counter()
+    parts = [part for table in tables for part in _by_task(table)]
+    stems = [f"{part.frame['backbone'].iloc[0]}-{part.tasks[0].task}" for part in parts]
+    for stem, table in zip(stems, parts, strict=True):
+        numbers[stem] += 1
+        name = f"{stem}-{numbers[stem]}" if stems.count(stem) > 1 else stem
+        trivial = [each.majority_accuracy for each in table.records if each.majority_accuracy is not None]
+        chance = min(trivial, default=None)
+        for chosen in [(cost.name,) for cost in COSTS] if single else [costs]:
+            figure = tradeoff_figure(table, chosen, chance)
             if figure is not None:
-                yield Named(_file_name(f"curves-{stem}"), table.title, figure)
-            for record in table.records:
-                history = store.search_history(record.cell.id)
-                if history is not None and history.trace is not None:
-                    label, seed = record.cell.method.label, record.cell.seed
-                    title = f"{label}, {table.title}, seed {seed}"
-                    name = _file_name(f"gates-{stem}-{label}-seed{seed}")
-                    yield Named(name, table.title, gates_figure(history.trace, title))
+                words = _alternative(table, ", ".join(chosen) or "cost")
+                yield Named(_file_name("-".join(["tradeoff", name, *chosen])), table.title, words, figure)
+        curves: dict[str, list[Curve]] = {label: [] for label in table.frame["method"]}
+        for record in table.records:
+            if (curve := read_curve(store, record)) is not None:
+                curves[record.cell.method.label].append(curve)
+        for panels in PANELS if single else [PANELS[0] + PANELS[1]]:
+            figure = curves_figure(curves, table.tasks[0].metric, table.title, chance, panels)
+            if figure is not None:
+                words = f"{table.title}: {' and '.join(panels)} by epoch for each method."
+                chosen = panels if single else ()
+                yield Named(_file_name("-".join(["curves", name, *chosen])), table.title, words, figure)
+        for record in () if single else table.records:
+            history = store.search_history(record.cell.id)
+            if history is not None and history.trace is not None:
+                label, seed = record.cell.method.label, record.cell.seed
+                title = f"{label}, {table.title}, seed {seed}"
+                drawn = gates_figure(history.trace, title)
+                yield Named(_file_name(f"gates-{name}-{label}-seed{seed}"), table.title, title, drawn)
 
 
-def write_figures(store: Store, folder: Path, all_protocols: bool = False) -> list[Path]:
+def _by_task(table: Table) -> Iterator[Table]:
+    """A table of each task, with the costs on this task and the intervals of the whole table."""
+    if len(table.tasks) == 1:
+        yield table
+        return
+    for task in table.tasks:
+        own = [record for record in table.records if record.cell.task.name == task.task]
+        (part,) = build_tables(own)
+        bounds = [f"{task.key}_low", f"{task.key}_high"]
+        known = table.frame.set_index("method").reindex(columns=bounds)
+        yield replace(part, frame=part.frame.join(known, on="method").astype(object))
+
+
+def _alternative(table: Table, axis: str) -> str:
+    """The figure in words, for readers who do not see it."""
+    task = table.tasks[0]
+    rows = table.frame.to_dict("records")
+    scores = [f"{row['method']} {row[task.key]:.1f}" for row in rows if isinstance(row[task.key], float)]
+    return f"{table.title}: {task.metric} by {axis}: {', '.join(scores)}."
+
+
+def write_figures(
+    store: Store,
+    folder: Path,
+    all_protocols: bool = False,
+    costs: Sequence[str] = (),
+    on_figure: Callable[[str], None] = lambda name: None,
+) -> list[Path]:
     """Write every figure as PNG and SVG to `folder` and return the paths.
 
+    on_figure: called with the name of each figure before it is written.
+
     Raises:
-        UserError: the store has no results, protocols differ, or the folder cannot be written.
+        UserError: the store has no results, protocols differ, no such cost, or the folder cannot be written.
     """
     records = store.records()
     if not records:
         raise UserError(f"{store.root}: no results in this folder; make some with `harness run`.")
+    tables = [with_intervals(each, store) for each in build_tables(records, all_protocols)]
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    for named in make_figures(store, records, all_protocols):
+    for named in make_figures(store, tables, costs):
+        on_figure(named.name)
         for form in FORMS:
             written.append(write_atomically(folder / f"{named.name}.{form}", as_bytes(named.figure, form)))
     return written

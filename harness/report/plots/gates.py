@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from harness.records.search_history import SearchTrace
-from harness.report.plots.labels import spread
-from harness.report.plots.style import GREY, OKABE_ITO, new_figure, styled
+from harness.report.plots.labels import End, gutter, label_ends
+from harness.report.plots.style import COLORS, GREY, INK, new_figure, styled
 
 
 def gates_figure(trace: SearchTrace, title: str) -> Figure:
@@ -19,8 +19,18 @@ def gates_figure(trace: SearchTrace, title: str) -> Figure:
     order = [name for name in trace.arms if name in trace.chosen]
     colors = dict(zip(order, _cycle(len(order)), strict=True))
     with styled():
-        figure = new_figure(7.4, 3.4 + 0.17 * number)
+        width, height = 7.4, 3.4 + 0.17 * number
+        left, right = gutter(trace.arms), max(0.9, gutter(trace.arms))
+        bottom = 0.5 / height
+        figure = new_figure(width, height)
         lines, chart = figure.subplots(2, 1, sharex=True, height_ratios=[2.2, 0.3 + 0.12 * number])
+        figure.subplots_adjust(
+            left=max(0.6, left) / width,
+            right=1 - right / width,
+            bottom=bottom,
+            top=1 - 0.35 / height,
+            hspace=0.06,
+        )
         for column, name in enumerate(trace.arms):
             lines.plot(
                 gates[:, column],
@@ -32,22 +42,11 @@ def gates_figure(trace: SearchTrace, title: str) -> Figure:
         low, high = float(gates.min()), float(gates.max())
         room = (high - low) * 0.06 or 0.1
         lines.set_ylim(low - room, high + room)
-        for name, end, height in zip(
-            trace.arms, last, spread(list(last), (high - low + 2 * room) * 0.062, low, high), strict=True
-        ):
-            lines.annotate(
-                name,
-                (updates - 1, float(end)),
-                xytext=(1.03, height),
-                textcoords=lines.get_yaxis_transform(),  # type: ignore[arg-type]
-                fontsize=7.5,
-                va="center",
-                color=colors.get(name, "#555555"),
-                fontweight="bold" if name in colors else "normal",
-                arrowprops={"arrowstyle": "-", "linewidth": 0.4, "color": GREY, "shrinkA": 0, "shrinkB": 1},
-                annotation_clip=False,
-            )
-        lines.axhline(0, color="#444444", linewidth=0.6)
+        ends = [
+            End(name, updates - 1, float(end), colors.get(name, "#555555"), name in colors)
+            for name, end in zip(trace.arms, last, strict=True)
+        ]
+        lines.axhline(0, color=INK, linewidth=0.6)
         lines.set_ylabel(f"Gate (high: {trace.outcome})")
         names = ", ".join(trace.chosen)
         lines.set_title(f"{title}: {trace.outcome} in the end {names} (bold)", loc="left")
@@ -63,15 +62,15 @@ def gates_figure(trace: SearchTrace, title: str) -> Figure:
         chart.set_xlabel("Update of the gates")
         for axis in (lines, chart):
             for update, epoch in trace.epoch_starts[1:]:
-                axis.axvline(update + 0.5, color="#444444", linewidth=0.7, linestyle=(0, (3, 2)))
+                axis.axvline(update + 0.5, color=INK, linewidth=0.7, linestyle=(0, (3, 2)))
                 if axis is lines:
-                    axis.text(
-                        update + 0.7, high + room, f"epoch {epoch}", fontsize=7, va="top", color="#444444"
-                    )
-        figure.colorbar(image, ax=chart, pad=0.015, aspect=12).set_label("Gate", fontsize=8)
+                    axis.text(update + 0.7, high + room, f"epoch {epoch}", fontsize=7, va="top", color=INK)
+        bar = figure.add_axes((1 - (right - 0.12) / width, bottom, 0.12 / width, chart.get_position().height))
+        figure.colorbar(image, cax=bar).set_label("Gate", fontsize=8)
+        label_ends(lines, ends)
     return figure
 
 
 def _cycle(number: int) -> Sequence[str]:
-    chosen = OKABE_ITO[1:]
+    chosen = COLORS[1:]
     return [chosen[index % len(chosen)] for index in range(number)]

@@ -1,62 +1,77 @@
-"""Place labels without overlaps, by a deterministic greedy search."""
+"""Labels at the ends of lines, without overlaps and with leaders that do not cross."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import cos, pi, sin
 
-Box = tuple[float, float, float, float]
-"""Left, bottom, right, top."""
+from matplotlib.axes import Axes
 
+LABEL_SIZE = 8.0
+"""In typographic points."""
 
-_DIRECTIONS = (0, 45, 315, 135, 225, 90, 270, 180, 22, 338, 158, 202, 68, 292, 112, 248)
-"""Directions in degrees, in order of preference."""
-
-
-_DISTANCES = (6.0, 11.0, 18.0, 27.0, 38.0, 52.0, 70.0)
-"""Distances from a data point to its label's edge, in typographic points."""
+_CHARACTER = 0.063
+"""Mean width of a letter of a label, in inches."""
 
 
 @dataclass(frozen=True)
-class Placed:
-    """A placed label's box. far: whether it needs a line to its point."""
+class End:
+    """The end of a line and its label."""
 
-    box: Box
-    far: bool
+    label: str
+    x: float
+    y: float
+    color: str
+    bold: bool = False
 
 
-def place_labels(
-    points: Sequence[tuple[float, float]],
-    sizes: Sequence[tuple[float, float]],
-    bounds: Box,
-    obstacles: Sequence[Box] = (),
-    scale: float = 1.0,
-) -> list[Placed]:
-    """Place each label near its point. All lengths are in canvas units.
+def gutter(labels: Sequence[str]) -> float:
+    """Room in inches that labels need to the right of an axis."""
+    return 0.2 + _CHARACTER * max(map(len, labels), default=0)
 
-    sizes: width and height of each label. bounds: allowed area. obstacles: boxes to keep clear, such as markers.
-    scale: canvas units per typographic point. Labels of crowded points are placed first. A label without free
-    room goes where it covers the least.
+
+def label_ends(axis: Axes, ends: Sequence[End]) -> None:
+    """Write each line's label to the right of the axis, with a leader to the line's end.
+
+    A leader is level up to the edge of the axis. From there the labels have the order of the lines, so leaders do not
+    cross. The axis must have its final size and limits.
     """
-    crowd = [sum(abs(x - u) + abs(y - v) < 80 * scale for u, v in points) for x, y in points]
-    placed: dict[int, Placed] = {}
-    for index in sorted(range(len(points)), key=lambda i: (-crowd[i], -points[i][1], points[i][0], i)):
-        best: tuple[float, Placed] | None = None
-        for box, distance in _candidates(points[index], sizes[index], scale):
-            cost = 40 * _outside(box, bounds) + sum(_overlap(box, other.box) for other in placed.values()) * 4
-            cost += sum(_overlap(box, other) for other in obstacles)
-            if best is None or cost < best[0] - 1e-9:
-                best = (cost, Placed(box, distance > _DISTANCES[1]))
-            if cost == 0:
-                break
-        assert best is not None
-        placed[index] = best[1]
-    return [placed[index] for index in range(len(points))]
+    figure = axis.get_figure(root=True)
+    assert figure is not None
+    low, high = axis.get_ylim()
+    right = axis.get_xlim()[1]
+    box = axis.get_window_extent()
+    width, height = box.width / figure.dpi, box.height / figure.dpi
+    gap = (high - low) * 1.25 * LABEL_SIZE / 72 / height
+    heights = spread([end.y for end in ends], gap, low, high)
+    gap_in_axes = 0.12 / width
+    for end, position in zip(ends, heights, strict=True):
+        if end.x < right:
+            axis.plot([end.x, right], [end.y, end.y], color=end.color, linewidth=0.5, linestyle=":", zorder=1)
+        axis.annotate(
+            end.label,
+            (1.0, end.y),
+            xycoords=axis.get_yaxis_transform(),
+            xytext=(1.0 + gap_in_axes, position),
+            textcoords=axis.get_yaxis_transform(),  # type: ignore[arg-type]
+            fontsize=LABEL_SIZE,
+            fontweight="bold" if end.bold else "normal",
+            va="center",
+            color=end.color,
+            arrowprops={
+                "arrowstyle": "-",
+                "linewidth": 0.5,
+                "color": end.color,
+                "shrinkA": 0,
+                "shrinkB": 0,
+                "relpos": (0, 0.5),
+            },
+            annotation_clip=False,
+        )
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Positions at least `gap` apart, close to the wanted ones and in the same order, for labels at line ends.
+    """Positions at least `gap` apart, close to the wanted ones and in the same order.
 
     Labels that are too close are spread evenly around their mean. Positions leave the range `low` to `high` only if
     it has no room for all.
@@ -77,35 +92,3 @@ def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list
     for index, position in zip(order, positions, strict=True):
         result[index] = position
     return result
-
-
-def _candidates(
-    point: tuple[float, float], size: tuple[float, float], scale: float
-) -> list[tuple[Box, float]]:
-    found = []
-    width, height = size
-    for distance in _DISTANCES:
-        for degrees in _DIRECTIONS:
-            across, up = cos(degrees * pi / 180), sin(degrees * pi / 180)
-            # A side faces the point in the eight main directions, so the distance is to the nearest edge.
-            x = point[0] + across * distance * scale + max(-1, min(1, 1.5 * across)) * width / 2
-            y = point[1] + up * distance * scale + max(-1, min(1, 1.5 * up)) * height / 2
-            found.append(((x - width / 2, y - height / 2, x + width / 2, y + height / 2), distance))
-    return found
-
-
-def _overlap(one: Box, other: Box) -> float:
-    """Area of the intersection."""
-    width = min(one[2], other[2]) - max(one[0], other[0])
-    height = min(one[3], other[3]) - max(one[1], other[1])
-    return width * height if width > 0 and height > 0 else 0.0
-
-
-def _outside(box: Box, bounds: Box) -> float:
-    """How far a box reaches beyond the bounds, in canvas units."""
-    return (
-        max(0.0, bounds[0] - box[0])
-        + max(0.0, bounds[1] - box[1])
-        + max(0.0, box[2] - bounds[2])
-        + max(0.0, box[3] - bounds[3])
-    )

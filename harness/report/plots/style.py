@@ -1,29 +1,34 @@
 """Common style of all figures, and deterministic output.
 
 Colours are those of Okabe & Ito (Color Universal Design, 2008), which people with common forms of colour blindness
-can distinguish. Markers and dashes distinguish methods in black and white.
+can distinguish, then muted ones of Tol (Colour Schemes, SRON, 2021). Every method also has a marker of its own.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+import textwrap
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from harness.registry import built_in_names
 
-OKABE_ITO = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-"""Black, blue, vermillion, bluish green, reddish purple, orange, sky blue; yellow is too pale for lines."""
+INK = "#1c1c1c"
+GREY = "#8a8a8a"
+_AXES, _GRID, _PAPER = "#444444", "#e4e4e4", "#ffffff"
 
-
-GREY = "#8A8A8A"
-
+COLORS = (
+    *(INK, "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"),
+    *("#882255", "#332288", "#999933", "#44aa99", "#7f4a1e", "#a050c8"),
+)
 
 _MARKERS = "osD^vPX<>hp*"
 
@@ -31,24 +36,33 @@ _MARKERS = "osD^vPX<>hp*"
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (2, 1.5)), (0, (6, 2, 1, 2)), (0, (1, 1)))
 
 
+DARK: Mapping[str, str] = {
+    **{INK: "#e6e6e6", _AXES: "#b8b8b8", _GRID: "#3a3d42", _PAPER: "#16181d", GREY: "#9a9a9a"},
+    **{"#0072b2": "#4a9eda", "#882255": "#e0607f", "#332288": "#8f82dd", "#7f4a1e": "#bd8558"},
+    **{"#a050c8": "#bd7fdd", "#555555": "#b0b0b0"},
+}
+"""Colours on a dark page, by colour on a white one; other colours are readable on both."""
+
+
 SETTINGS: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib, so figures are the same everywhere
+    "font.family": ["DejaVu Sans", "sans-serif"],  # the first comes with matplotlib: the same everywhere
     "font.size": 9.0,
-    "axes.titlesize": 9.5,
+    "axes.titlesize": 9.0,
     "axes.labelsize": 9.0,
+    "axes.labelcolor": INK,
+    "text.color": INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.edgecolor": "#444444",
+    "axes.edgecolor": _AXES,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "grid.color": "#E4E4E4",
+    "grid.color": _GRID,
     "grid.linewidth": 0.6,
-    "xtick.color": "#444444",
-    "ytick.color": "#444444",
+    "xtick.color": _AXES,
+    "ytick.color": _AXES,
     "legend.frameon": False,
-    "figure.facecolor": "white",
+    "figure.facecolor": _PAPER,
     "svg.hashsalt": "harness",
-    "svg.fonttype": "path",
     "savefig.dpi": 200,
 }
 
@@ -60,56 +74,99 @@ class Look:
     color: str
     marker: str
     dash: Any
-    hollow: bool
-    """True for a hollow marker, which distinguishes it from a method of the same colour."""
-
-    @property
-    def face(self) -> str:
-        """Fill of the marker."""
-        return "white" if self.hollow else self.color
 
 
 def looks(labels: Sequence[str]) -> dict[str, Look]:
-    """A look for each method label. A built-in method without options always has the same one.
+    """A look for each method label; no two share colour and marker.
 
-    No two labels share colour and marker. The same set of labels gets the same looks in every figure.
+    A built-in method has the same look in every figure, whichever methods are beside it. Other labels begin at the
+    look of their method, or at one derived from their name, and take the next one that is free.
     """
     order = built_in_names("methods")
     taken: set[int] = set()
     found: dict[str, Look] = {}
     for label in sorted(labels, key=lambda label: (label not in order, label)):
-        number = order.index(label) if label in order else 0
-        while number in taken:
+        name = label.partition("[")[0]
+        number = order.index(name) if name in order else zlib.crc32(name.encode()) % len(COLORS)
+        while number in taken or (label not in order and number < len(order) and order[number] in labels):
             number += 1
         taken.add(number)
-        colors, markers = len(OKABE_ITO), len(_MARKERS)
         found[label] = Look(
-            OKABE_ITO[number % colors],
-            _MARKERS[(number + number // (colors * markers)) % markers],
-            _DASHES[(number + number // colors) % len(_DASHES)],
-            number // colors % 2 == 1,
+            COLORS[number % len(COLORS)],
+            _MARKERS[number % len(_MARKERS)],
+            _DASHES[number % len(_DASHES)],
         )
     return found
 
 
 @contextmanager
-def styled() -> Iterator[None]:
-    """Context in which all figures are drawn and saved."""
-    with mpl.rc_context(SETTINGS):  # type: ignore[arg-type]
+def styled(text: Literal["path", "none"] = "path") -> Iterator[None]:
+    """Context in which all figures are drawn and saved. text: SVG holds letters as shapes, or as text."""
+    with mpl.rc_context({**SETTINGS, "svg.fonttype": text}):
         yield
 
 
 def new_figure(width: float, height: float) -> Figure:
     """A figure of `width` × `height` inches, without pyplot's global state."""
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
     return figure
 
 
+def add_title(figure: Figure, text: str) -> float:
+    """Write a title in as many lines as it needs, at the top left; returns their height in inches."""
+    lines = textwrap.wrap(text, int(figure.get_figwidth() / 0.07))
+    figure.suptitle(
+        "\n".join(lines), fontsize=9, x=0.01, y=1 - 0.06 / figure.get_figheight(), ha="left", va="top"
+    )
+    return 0.12 + 0.16 * len(lines)
+
+
+def draw_chance(axis: Axes, chance: float, named: bool = True) -> None:
+    """A line at the score of a trivial answer, or a note in the lower right if it is far below all others.
+
+    named: write what it is.
+    """
+    low, high = axis.get_ylim()
+    if chance >= low - 0.5 * (high - low):
+        axis.axhline(chance, color=GREY, linewidth=1.0, linestyle=(0, (4, 3)), zorder=1)
+        axis.set_ylim(min(low, chance - 0.06 * (high - low)), high)
+        text, place, transform = f"chance {chance:.1f}", (0.99, chance), axis.get_yaxis_transform()
+    else:
+        text, place, transform = f"↓ chance {chance:.1f}", (0.99, 0.01), axis.transAxes
+    if named:
+        axis.text(*place, text, color=GREY, fontsize=8, ha="right", va="bottom", transform=transform)
+
+
 def as_bytes(figure: Figure, form: str) -> bytes:
-    """The figure as `png` or `svg`. The same figure gives the same bytes with the same matplotlib."""
-    metadata: dict[str, Any] = {"Date": None, "Creator": None} if form == "svg" else {"Software": None}
-    content = io.BytesIO()
-    with styled():
-        figure.savefig(content, format=form, metadata=metadata)
+    """The figure as `png` or `svg`. The same figure gives the same bytes with the same matplotlib.
+
+    An SVG is transparent, and on a dark page it has light text and lines.
+    """
+    if form == "png":
+        content = io.BytesIO()
+        with styled():
+            figure.savefig(content, format="png", metadata={"Software": None})
+        return content.getvalue()
+    text = as_svg(figure, "path")
+    rules = f"<style>@media (prefers-color-scheme: dark) {{{dark_rules()}}}</style>"
+    start = text.index(">", text.index("<svg")) + 1
+    return f"{text[:start]}\n{rules}{text[start:]}".encode()
+
+
+def as_svg(figure: Figure, text: Literal["path", "none"]) -> str:
+    """The figure as transparent SVG, with letters as shapes or as text."""
+    content = io.StringIO()
+    with styled(text):
+        metadata: dict[str, Any] = {"Date": None, "Creator": None}
+        figure.savefig(content, format="svg", metadata=metadata, transparent=True)
     return content.getvalue()
+
+
+def dark_rules() -> str:
+    """CSS that gives the colours of SVG figures their dark counterparts."""
+    return "".join(
+        f'[style*="{kind}: {light}"]{{{kind}:{dark}!important}}'
+        for light, dark in DARK.items()
+        for kind in ("fill", "stroke")
+    )

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, replace
 from math import floor, log10
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
+from harness.errors import UserError, did_you_mean
 from harness.measure.latency import LatencySample, latency_ratio
 from harness.records.record import Failure
-from harness.report.plots.labels import place_labels
-from harness.report.plots.style import GREY, Look, looks, new_figure, styled
+from harness.report.plots.style import GREY, Look, add_title, draw_chance, looks, new_figure, styled
 from harness.report.tables import Table
 
 
@@ -35,9 +35,11 @@ class Point:
 class Cost:
     """A cost axis.
 
-    column: of the table's frame. logarithmic: for costs that span orders of magnitude. unit: divisor of the values.
+    name: on the command line. column: of the table's frame. logarithmic: for costs that span orders of magnitude.
+    unit: divisor of the values.
     """
 
+    name: str
     column: str
     title: str
     logarithmic: bool = False
@@ -54,34 +56,79 @@ def pareto_front(points: Sequence[Point], higher_is_better: bool = True) -> list
     return front
 
 
-def tradeoff_figure(table: Table) -> Figure | None:
-    """One panel per cost for a table of one task; None if no cost was measured for two methods."""
+COSTS = (
+    Cost("flops", "macs", "Inference compute"),
+    Cost("latency", "latency_p50_ms", "Latency, batch 1 (ms, median)"),
+    Cost("parameters", "updated_parameters", "Updated parameters", logarithmic=True),
+)
+
+
+def tradeoff_figure(table: Table, costs: Sequence[str] = (), chance: float | None = None) -> Figure | None:
+    """One panel per cost for a table of one task; None if no cost was measured for two methods.
+
+    costs: names of the costs to show, all by default. chance: score of a trivial answer.
+
+    Raises:
+        UserError: no such cost.
+    """
     (task,) = table.tasks
     rows = table.frame.to_dict("records")
-    largest = max((row["macs"] for row in rows if isinstance(row["macs"], float)), default=1.0)
-    unit, size = ("G", 1e9) if largest >= 1e9 else ("M", 1e6)
-    costs = [
-        Cost("macs", f"Inference compute ({unit}MACs)", unit=size),
-        Cost("latency_p50_ms", "Latency, batch 1 (ms, median)"),
-        Cost("updated_parameters", "Updated parameters", logarithmic=True),
-    ]
-    panels = [(cost, _points(table, rows, task.key, cost)) for cost in costs]
+    panels = [(cost, _points(table, rows, task.key, cost)) for cost in _chosen(costs, rows)]
     panels = [(cost, points) for cost, points in panels if len(points) > 1]
     if not panels:
         return None
-    look = looks([row["method"] for row in rows])
+    labels = [
+        label for label in table.frame["method"] if any(label == p.label for _, own in panels for p in own)
+    ]
+    look = looks(labels)
+    width = 0.8 + (2.65 if len(panels) > 1 else 3.6) * len(panels)
+    per_row = max(1, int((width - 0.3) / (0.35 + 0.068 * max(map(len, labels)))))
+    legend = 0.19 * -(-len(labels) // per_row)
+    height = 3.55 + legend
     with styled():
-        figure = new_figure(1.2 + 3.7 * len(panels), 4.1)
+        figure = new_figure(width, height)
+        whiskers = ", whiskers 95 % intervals" if any(p.score_interval for p in panels[0][1]) else ""
+        title = add_title(figure, f"{table.title}: grey line Pareto front{whiskers}")
         axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        figure.subplots_adjust(
+            left=0.6 / width,
+            right=1 - 0.12 / width,
+            bottom=(0.62 + legend) / height,
+            top=1 - (0.1 + title) / height,
+            wspace=0.1,
+        )
         for axis, (cost, points) in zip(axes, panels, strict=True):
             _draw(axis, cost, points, look, task.higher_is_better)
+            if chance is not None:
+                draw_chance(axis, chance, named=axis is axes[-1])
         axes[0].set_ylabel(f"{task.header}: {task.metric} (%)")
-        whiskers = ", whiskers 95 % intervals" if any(p.score_interval for p in panels[0][1]) else ""
-        figure.suptitle(f"{table.title}: grey line Pareto front{whiskers}", fontsize=9.5, x=0.01, ha="left")
-        figure.canvas.draw()
-        for axis, (_, points) in zip(axes, panels, strict=True):
-            _label(axis, points, look, pareto_front(points, task.higher_is_better))
+        marks = [
+            Line2D([], [], color=look[each].color, marker=look[each].marker, linestyle="", markersize=6)
+            for each in labels
+        ]
+        figure.legend(
+            marks,
+            labels,
+            loc="lower center",
+            ncols=min(per_row, len(labels)),
+            fontsize=8.5,
+            handletextpad=0.1,
+            columnspacing=1.0,
+            borderaxespad=0.2,
+        )
     return figure
+
+
+def _chosen(names: Sequence[str], rows: Sequence[dict[Any, Any]]) -> list[Cost]:
+    """The costs by these names, compute in the unit that suits the largest."""
+    known = {cost.name: cost for cost in COSTS}
+    for name in names:
+        if name not in known:
+            raise UserError(f"--costs: no cost '{name}'.{did_you_mean(name, known)}")
+    largest = max((row["macs"] for row in rows if isinstance(row["macs"], float)), default=1.0)
+    unit, size = ("G", 1e9) if largest >= 1e9 else ("M", 1e6)
+    compute = replace(COSTS[0], title=f"Inference compute ({unit}MACs)", unit=size)
+    return [compute if name == compute.name else known[name] for name in names or known]
 
 
 def _points(table: Table, rows: Sequence[dict[Any, Any]], key: str, cost: Cost) -> list[Point]:
@@ -138,14 +185,13 @@ def _draw(
             color=own.color,
             marker=own.marker,
             markersize=6.5,
-            markerfacecolor=own.face,
-            markeredgewidth=1.2,
-            elinewidth=0.9,
+            elinewidth=0.8,
             capsize=2,
             zorder=3,
         )
     axis.set_xlabel(cost.title)
-    axis.margins(x=0.16, y=0.10)
+    axis.margins(x=0.08, y=0.06)
+    axis.xaxis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 5, 10], prune="upper"))
     if cost.logarithmic:
         _logarithmic(axis, [p.cost for p in points])
 
@@ -181,42 +227,3 @@ def _power(value: float) -> str:
         if value >= size:
             return f"{value / size:g}{unit}"
     return f"{value:g}"
-
-
-def _label(axis: Axes, points: Sequence[Point], look: dict[str, Look], front: Sequence[Point]) -> None:
-    """Write names beside the points. The figure must have been laid out."""
-    figure = axis.get_figure(root=True)
-    assert figure is not None
-    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
-    per_point = figure.dpi / 72
-    at = [tuple(axis.transData.transform((p.cost, p.score))) for p in points]
-    texts = [axis.text(0, 0, point.label, fontsize=8, color=look[point.label].color) for point in points]
-    extents = [text.get_window_extent(renderer) for text in texts]
-    obstacles = []
-    for (x, y), point in zip(at, points, strict=True):
-        reach = 4.5 * per_point
-        obstacles.append((x - reach, y - reach, x + reach, y + reach))
-        thin = 1.2 * per_point
-        if point.score_interval is not None:
-            low, high = (axis.transData.transform((point.cost, v))[1] for v in point.score_interval)
-            obstacles.append((x - thin, low, x + thin, high))
-        if point.cost_interval is not None:
-            left, right = (axis.transData.transform((v, point.score))[0] for v in point.cost_interval)
-            obstacles.append((left, y - thin, right, y + thin))
-    for before, after in pairwise(front):
-        (x, y), (u, v) = axis.transData.transform([(before.cost, before.score), (after.cost, after.score)])
-        obstacles += [(x, y - 2, u, y + 2), (u - 2, min(y, v), u + 2, max(y, v))]
-    box = axis.get_window_extent(renderer)
-    placed = place_labels(
-        at, [(e.width, e.height) for e in extents], (box.x0, box.y0, box.x1, box.y1), obstacles, per_point
-    )
-    back = axis.transData.inverted()
-    for text, spot, (x, y), point in zip(texts, placed, at, points, strict=True):
-        left, bottom, right, top = spot.box
-        text.set_position(tuple(back.transform(((left + right) / 2, (bottom + top) / 2))))
-        text.set(ha="center", va="center_baseline", zorder=4)
-        text.set_path_effects([withStroke(linewidth=2, foreground="white")])
-        if spot.far:
-            nearest = (min(max(x, left), right), min(max(y, bottom), top))
-            ends = back.transform([(x, y), nearest])
-            axis.plot(ends[:, 0], ends[:, 1], color=look[point.label].color, linewidth=0.5, zorder=2)

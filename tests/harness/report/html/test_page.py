@@ -17,12 +17,13 @@ from harness.records.search_history import SearchHistory, SearchTrace
 from harness.records.store import Store
 from harness.report.html.diagrams import block_diagram, small_curve
 from harness.report.html.page import build_report
+from harness.report.html.pictures import Pictures
 from harness.report.html.samples import Examples, choose, load_examples, render_samples
 from tasks.base import Example
 from tests.support.stored_results import as_search, predictions_of, record_of, store_scores
 
 EVIL = '<script>alert(1)</script> & "co"'
-VOID = {"meta", "img", "br", "path", "use", "rect", "circle", "polyline"}
+VOID = {"meta", "br", "path", "use", "rect", "circle", "polyline", "image"}
 
 
 class Checker(HTMLParser):
@@ -86,22 +87,30 @@ def test_texts_from_data_are_escaped(store: Store) -> None:
 
 def test_every_cell_has_its_decision_curve_and_predictions(store: Store) -> None:
     page = build_report(store)
-    cells = page.split("<details>")[1:]
+    cells = page.split("<details><summary><b>")[1:]
     assert len(cells) == 3
-    das = next(cell for cell in cells if cell.startswith("<summary><b>das"))
+    das = next(cell for cell in cells if cell.startswith("das"))
     assert "3 blocks; skipped: joint.1" in das
     assert das.count('class="sample right"') == 4
     assert das.count('class="sample wrong"') + das.count('class="sample partly"') == 4
     assert "give the folder of VQA2.0 with --data-root" in das
-    full = next(cell for cell in cells if cell.startswith("<summary><b>full"))
+    full = next(cell for cell in cells if cell.startswith("full"))
     assert "train_loss, epochs 1 to 3" in full
-    assert "<dt>versions</dt><dd>python 3.11.0</dd>" in full
-    assert page.count("<figure><svg") == 3  # trade-off, curves, gates
+    assert (
+        "<dt>versions</dt><dd>python 3.11.0</dd>"
+        in page.split("Common to these cells")[1].split("</details>")[0]
+    )
+    assert "<dt>versions</dt>" not in full
+    assert das.count("Gates of the search") == 1
+    assert 'aria-label="Gates of 2 arms over 2 updates; skipped: joint.1"' in das
+    assert page.count("<figure><svg role") == 5  # three costs, loss, accuracy
 
 
 def test_the_table_can_be_sorted_by_numbers(store: Store) -> None:
     page = build_report(store)
-    (table,) = re.findall(r'<table class="results">.*?</table>', page, re.DOTALL)
+    table, costs = re.findall(r'<table class="results">.*?</table>', page, re.DOTALL)
+    assert "FLOPs" in costs
+    assert "FLOPs" not in table
     heads = re.findall(r'<button type="button">(.*?)</button>', table)
     rows = [re.findall(r'data-value="(.*?)"', row) for row in table.split("<tr>")[2:]]
     assert heads[0] == "Method"
@@ -112,6 +121,20 @@ def test_the_table_can_be_sorted_by_numbers(store: Store) -> None:
     interval = heads.index("95 % interval")
     # Every picture of full tuning's has one right and one wrong answer: no width.
     assert all(float(row[interval]) <= float(row[accuracy]) for row in rows)
+
+
+def test_contents_lead_to_every_section(store: Store) -> None:
+    page = build_report(store)
+    names = re.findall(r'<li><a href="#(.*?)">', page)
+    assert names == ["table-1", "figures-1", "cells-1"]
+    assert all(page.count(f'id="{name}"') == 1 for name in names)
+
+
+def test_making_the_page_tells_its_stages(store: Store) -> None:
+    told: list[str] = []
+    build_report(store, on_stage=told.append)
+    assert told[0] == "tables of 3 cells"
+    assert told[-1] == "cell 3 of 3"
 
 
 def test_same_right_and_wrong_predictions_are_shown_every_time() -> None:
@@ -138,13 +161,18 @@ def test_images_are_small_data_uris_and_unreadable_ones_are_named(tmp_path: Path
             "2": Example("2", "a caption", (picture,), None, "2"),
         }
     )
-    text = render_samples(predictions, examples)
-    assert text.count("data:image/jpeg;base64,") == 2
-    assert len(text) < 10_000
+    pictures = Pictures()
+    text = render_samples(predictions, examples, pictures)
+    assert text.count('<use href="#p0"/>') == 2
+    (kept,) = pictures.all  # once, though it is shown twice
+    assert (kept.key, kept.width, kept.height) == ("p0", 160, 80)
+    assert kept.uri.startswith("data:image/jpeg;base64,")
+    assert len(kept.uri) < 5_000
+    assert 'aria-label="image a.png"' in text
     assert "&lt;b&gt;.png cannot be read" in text
     assert "truth: false" in text
     assert "its caption ranked: <b>3</b>" in text
-    assert render_samples([], examples) == '<p class="dim">No scored predictions.</p>'
+    assert render_samples([], examples, pictures) == '<p class="dim">No scored predictions.</p>'
 
 
 def test_changed_data_give_no_images(tmp_path: Path, store: Store) -> None:

@@ -19,7 +19,7 @@ from harness.report.intervals import with_intervals
 from harness.report.plots.curves import Curve, curves_figure
 from harness.report.plots.figures import read_curve, write_figures
 from harness.report.plots.gates import gates_figure
-from harness.report.plots.style import as_bytes, looks
+from harness.report.plots.style import COLORS, as_bytes, draw_chance, looks, new_figure
 from harness.report.plots.tradeoff import Point, pareto_front, tradeoff_figure
 from harness.report.tables import build_tables
 from tests.support.stored_results import as_search, make_record, store_scores
@@ -53,10 +53,14 @@ def test_every_method_has_its_own_marker_and_colour() -> None:
     found = looks(labels)
     for one, other in combinations(labels[:9], 2):
         assert found[one].marker != found[other].marker
-    pairs = {(look.color, look.marker, look.hollow) for look in found.values()}
+    pairs = {(look.color, look.marker) for look in found.values()}
     assert len(pairs) == len(labels)
+    colors = [found[label].color for label in labels[: len(COLORS)]]
+    assert len(set(colors)) == len(colors)
     assert looks(labels[::-1]) == found
-    assert looks(["full"])["full"] == found["full"]
+    for label in BUILT_IN["methods"]:
+        assert looks([label]) == {label: found[label]}  # whichever methods are beside it
+    assert looks(["das[skip=4]", "full"])["das[skip=4]"] == found["das"]
 
 
 @pytest.fixture
@@ -76,20 +80,39 @@ def store(tmp_path: Path) -> Store:
 
 def test_accuracy_is_drawn_against_three_costs_with_whiskers_and_names(store: Store) -> None:
     (table,) = build_tables(store.records())
-    figure = tradeoff_figure(with_intervals(table, store))
+    figure = tradeoff_figure(with_intervals(table, store), chance=31.25)
     assert figure is not None
     assert [axis.get_xlabel() for axis in figure.axes] == [
         "Inference compute (MMACs)",
         "Latency, batch 1 (ms, median)",
         "Updated parameters",
     ]
-    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
     for axis in figure.axes:
-        names = [text for text in axis.texts if text.get_text()]
-        assert {text.get_text() for text in names} == {"full", "lora", "das"}
         assert len(axis.containers) == 3
-        boxes = [text.get_window_extent(renderer) for text in names]
-        assert not any(a.overlaps(b) for a, b in combinations(boxes, 2))
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["full", "lora", "das"]
+    notes = [text.get_text() for text in figure.axes[-1].texts]
+    assert notes == ["chance 31.2"]
+
+
+def test_costs_choose_the_panels(store: Store) -> None:
+    (table,) = build_tables(store.records())
+    figure = tradeoff_figure(table, ("parameters", "flops"))
+    assert figure is not None
+    assert [axis.get_xlabel() for axis in figure.axes] == ["Updated parameters", "Inference compute (MMACs)"]
+    with pytest.raises(UserError, match=r"no cost 'flop'\. Did you mean 'flops'"):
+        tradeoff_figure(table, ("flop",))
+
+
+@pytest.mark.parametrize(("chance", "lines"), [(45.0, 1), (31.0, 1), (10.0, 0)])
+def test_chance_is_a_line_or_a_note_if_it_is_far_below(chance: float, lines: int) -> None:
+    axis = new_figure(3, 3).subplots()
+    axis.set_ylim(40, 60)
+    draw_chance(axis, chance)
+    assert len(axis.lines) == lines
+    assert axis.get_ylim()[0] == (40 if chance > 42 or not lines else chance - 1.2)
+    (text,) = axis.texts
+    assert text.get_text() == f"{'' if lines else '↓ '}chance {chance:.1f}"
 
 
 def test_single_method_gives_no_tradeoff_figure(tmp_path: Path) -> None:
@@ -165,7 +188,9 @@ def test_all_figures_are_written_and_are_the_same_bytes_again(store: Store, tmp_
 def test_a_figure_is_png_or_svg() -> None:
     figure = gates_figure(TRACE, "das")
     assert as_bytes(figure, "png").startswith(b"\x89PNG")
-    assert b"<svg" in as_bytes(figure, "svg")
+    drawing = as_bytes(figure, "svg").decode()
+    assert "@media (prefers-color-scheme: dark)" in drawing
+    assert "fill: #ffffff" not in drawing.split("</style>")[1][:2000]  # no white page behind it
 
 
 def test_the_command_writes_beside_the_results(store: Store, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Placement of labels: no overlap if there is room, and the same places for the same input."""
+"""Labels at line ends: their order, and no overlap if there is room."""
 
 from __future__ import annotations
 
@@ -7,39 +7,27 @@ from itertools import combinations, pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.text import Text
 
-from harness.report.plots.labels import Box, place_labels, spread
-
-CANVAS: Box = (0, 0, 600, 400)
-
-
-def overlap(one: Box, other: Box) -> bool:
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+from harness.report.plots.labels import End, label_ends, spread
+from harness.report.plots.style import new_figure
 
 
-def test_labels_of_nine_close_points_do_not_overlap() -> None:
-    points = [(300.0 + 3 * k, 200.0 + 2 * (k % 3)) for k in range(9)]
-    markers = [(x - 4, y - 4, x + 4, y + 4) for x, y in points]
-    placed = place_labels(points, [(60, 11)] * 9, CANVAS, markers)
-    boxes = [each.box for each in placed]
-    assert not any(overlap(a, b) for a, b in combinations(boxes, 2))
-    assert not any(overlap(box, marker) for box in boxes for marker in markers)
-    assert all(
-        CANVAS[0] <= b[0] and b[2] <= CANVAS[2] and CANVAS[1] <= b[1] and b[3] <= CANVAS[3] for b in boxes
-    )
-    assert placed == place_labels(points, [(60, 11)] * 9, CANVAS, markers)
-
-
-def test_single_label_is_beside_its_point_without_a_line() -> None:
-    (alone,) = place_labels([(100, 100)], [(40, 10)], CANVAS)
-    assert alone.box == (106, 95, 146, 105)
-    assert not alone.far
-
-
-def test_at_the_right_edge_a_label_goes_elsewhere() -> None:
-    (alone,) = place_labels([(595, 100)], [(40, 10)], CANVAS)
-    assert alone.box[2] <= 600
-    assert not overlap(alone.box, (591, 96, 599, 104))
+def test_labels_have_the_order_of_the_lines_and_do_not_overlap() -> None:
+    figure = new_figure(4, 3)
+    axis = figure.subplots()
+    axis.set(xlim=(0, 10), ylim=(0, 1))
+    ends = [End("a", 10, 0.5, "red"), End("b", 7, 0.52, "blue"), End("c", 10, 0.51, "green", bold=True)]
+    label_ends(axis, ends)
+    figure.canvas.draw()  # places the labels
+    boxes = {text.get_text(): Text.get_window_extent(text) for text in axis.texts}
+    assert boxes["a"].y0 < boxes["c"].y0 < boxes["b"].y0
+    assert not any(one.overlaps(other) for one, other in combinations(boxes.values(), 2))
+    assert all(box.x0 > axis.get_window_extent().x1 for box in boxes.values())
+    # The leader of a line that ends early is level until the edge of the axis.
+    (level,) = axis.lines
+    assert list(level.get_xdata()) == [7, 10]
+    assert list(level.get_ydata()) == [0.52, 0.52]
 
 
 @given(st.lists(st.floats(0, 100), min_size=1, max_size=12))
