@@ -27,6 +27,10 @@ def profile(
             "--latency", help="Measure the latency of each method and of full tuning, with random weights."
         ),
     ] = False,
+    batch_sizes: Annotated[
+        str | None,
+        typer.Option(help="Batch sizes of latencies, such as 1,16; default: 1 and 16, on a GPU also 64."),
+    ] = None,
     output: Annotated[
         list[Path] | None,
         typer.Option("--output", "-o", help="File to write, .md or .csv; can be given twice."),
@@ -46,7 +50,7 @@ def profile(
     from harness.measure.profile import make_setting, profile_setting
     from harness.records.environment import command_line
     from harness.registry import read_specs
-    from harness.report.profile_tables import NOTES, print_profile, to_csv, to_markdown
+    from harness.report.profile_tables import notes_of, print_profile, to_csv, to_markdown
 
     files = output or []
     for file in files:
@@ -54,21 +58,35 @@ def profile(
             raise UserError(f"--output {file}: must end in .md or .csv.")
     size = _read_size(image_size)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if latency else None
+    sizes = _read_batch_sizes(batch_sizes, device is not None and device.type == "cuda")
     console, profiles = Console(), []
     chosen = read_specs(methods, "methods")
     for task in read_specs(tasks, "tasks"):
         setting = make_setting(backbone, task, size, text_length)
         with Console(stderr=True).status("") as status:
-            found = profile_setting(setting, chosen, latency_on=device, on_case=status.update)
+            found = profile_setting(
+                setting, chosen, latency_on=device, batch_sizes=sizes, on_case=status.update
+            )
         profiles.append(found)
         print_profile(found, console)
-    for note in NOTES:
+    for note in notes_of(profiles):
         console.print(note, style="dim")
     command = command_line(sys.argv)
     for file in files:
         text = to_csv(profiles) if file.suffix == ".csv" else to_markdown(profiles, command)
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, text.encode())
+
+
+def _read_batch_sizes(text: str | None, on_gpu: bool) -> tuple[int, ...]:
+    from harness.errors import UserError
+
+    if text is None:
+        return (1, 16, 64) if on_gpu else (1, 16)
+    sizes = text.split(",")
+    if not all(size.isdigit() and int(size) for size in sizes):
+        raise UserError(f"--batch-sizes must be numbers separated by commas, got '{text}'.")
+    return tuple(map(int, sizes))
 
 
 def _read_size(text: str | None) -> tuple[int, int] | None:

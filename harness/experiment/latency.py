@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from datetime import datetime
 from itertools import cycle
 
@@ -14,7 +16,7 @@ from harness.digests import digest_json
 from harness.errors import UserError, one_line
 from harness.experiment.build import deployed_model, loader
 from harness.experiment.plan import Cell, Testbed
-from harness.measure.latency import LatencySample, measure_latency
+from harness.measure.latency import LatencySample, executions, measure_latency, weights_type
 from harness.measure.per_example import chosen_examples
 from harness.records.record import Failure, Latency, Record
 from harness.records.store import WEIGHTS, Store
@@ -27,8 +29,8 @@ UNTOUCHED = "untouched"
 """Name of the folded pretrained backbone in a latency measurement. Full tuning deploys the same architecture."""
 
 
-SINGLE, SMALL_BATCH = (1, 50, 1.0), (16, 10, 1.0)
-"""Batch size, minimum number of iterations and minimum seconds of a latency measurement."""
+SINGLE, SMALL_BATCH, LARGE_BATCH = (1, 50, 1.0), (16, 10, 1.0), (64, 10, 1.0)
+"""Batch size, minimum number of iterations and minimum seconds of a latency measurement. The last one is for GPUs."""
 
 
 def measure_side_by_side(
@@ -56,7 +58,7 @@ def measure_side_by_side(
             continue
         on_stage(f"latency of {len(contestants)} methods, interleaved")
         try:
-            changed += _measure(contestants, store)
+            changed += _measure(contestants, store, on_stage)
         except UserError:
             raise
         except Exception as error:
@@ -76,26 +78,33 @@ def _measured_together(cells: Sequence[Cell], store: Store) -> bool:
     return bool(set.intersection(*groups)) if groups else False
 
 
-def _measure(cells: Sequence[Cell], store: Store) -> list[Record]:
+def _measure(cells: Sequence[Cell], store: Store, on_stage: Callable[[str], None]) -> list[Record]:
     testbed = cells[0].testbed
     fabric = make_fabric(testbed.settings)
-    models = {cell.id: _deployed(cell, store).to(fabric.device) for cell in cells}
+    dtype = weights_type(testbed.settings.training.precision)
+    models = {cell.id: _deployed(cell, store).to(fabric.device, dtype) for cell in cells}
     backbone = testbed.fresh_backbone()  # not the shared one: building a head may add token types
     fold(backbone)  # like the models it is compared with
     head = testbed.task.build_head(backbone, generator(0, "latency"))
     untouched = TaskModel(testbed.task, backbone, head)
-    models[UNTOUCHED] = untouched.requires_grad_(False).eval().to(fabric.device)
+    models[UNTOUCHED] = untouched.requires_grad_(False).eval().to(fabric.device, dtype)
     moment = datetime.now().astimezone().isoformat()
     group = digest_json([moment, sorted(models)])
     measured: dict[str, list[Latency]] = {name: [] for name in models}
     # If any method's cost depends on the input, all methods are timed on the same real examples.
     dynamic = any(cell.method().dynamic for cell in cells)
     examples = chosen_examples(testbed.data.splits["test"]) if dynamic else None
-    for batch_size, least, seconds in (SINGLE, SMALL_BATCH):
-        batches = _batches(testbed, batch_size, examples, fabric.device)
-        samples = _latencies(testbed, models, batches, least, seconds)
-        for name, sample in samples.items():
-            measured[name].append(_latency(testbed, sample, batch_size, group, examples))
+    efforts = (SINGLE, SMALL_BATCH, LARGE_BATCH) if fabric.device.type == "cuda" else (SINGLE, SMALL_BATCH)
+    for batch_size, least, seconds in efforts:
+        batches = [_in_type(batch, dtype) for batch in _batches(testbed, batch_size, examples, fabric.device)]
+        eager = {name: _runner(model, batches) for name, model in models.items()}
+        for execution, runs in executions(eager, fabric.device, on_stage, graphs=not dynamic).items():
+            samples = measure_latency(runs, fabric.device, min_iterations=least, min_seconds=seconds)
+            for name, sample in samples.items():
+                found = _latency(testbed, sample, batch_size, group, examples)
+                measured[name].append(
+                    found.model_copy(update={"execution": execution, "precision": _name(dtype)})
+                )
     changed = []
     for cell in cells:
         record = store.record(cell.id).model_copy(
@@ -132,24 +141,24 @@ def _batches(
     return [Batch(parts, None, tuple(str(row) for row in range(batch_size)))]
 
 
-def _latencies(
-    testbed: Testbed, models: dict[str, TaskModel], batches: Sequence[Batch], least: int, seconds: float
-) -> dict[str, LatencySample]:
-    """Latency samples by model. Models cycle through the batches, and all use the same batch in a round."""
-    device = next(next(iter(models.values())).parameters()).device
-    fabric = make_fabric(testbed.settings)
+def _runner(model: TaskModel, batches: Sequence[Batch]) -> Callable[[], object]:
+    """A forward pass on the next batch. All models use the same batch in a round."""
+    turns = cycle(batches)
 
-    def runner(model: TaskModel) -> Callable[[], object]:
-        turns = cycle(batches)
+    def run() -> object:
+        with torch.inference_mode():
+            return model(next(turns))
 
-        def run() -> object:
-            with torch.inference_mode(), fabric.autocast():
-                return model(next(turns))
+    return run
 
-        return run
 
-    runs = {name: runner(model) for name, model in models.items()}
-    return measure_latency(runs, device, min_iterations=least, min_seconds=seconds)
+def _in_type(batch: Batch, dtype: torch.dtype) -> Batch:
+    """The batch with pixels in the weights' type."""
+    return replace(batch, inputs=tuple(replace(part, pixels=part.pixels.to(dtype)) for part in batch.inputs))
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _latency(
@@ -172,5 +181,7 @@ def _latency(
         samples_ms=tuple(round(value, 4) for value in sample.samples_ms),
         wall_ms=() if sample.wall_ms == sample.samples_ms else tuple(round(v, 4) for v in sample.wall_ms),
         examples=None if examples is None else len(examples),
+        others=None if sample.others is None else round(sample.others, 3),
+        cores=os.cpu_count(),
         group=group,
     )

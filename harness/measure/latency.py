@@ -7,16 +7,22 @@ them equally.
 from __future__ import annotations
 
 import gc
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 
 from harness.errors import one_line
 from harness.measure.errors import MeasurementError
+from harness.measure.machine import BUSY_RATIO, OtherPrograms, disturbed
+
+Execution = Literal["eager", "graph"]
+"""Kernels launched one by one, or as a replayed CUDA graph."""
 
 Clock = Callable[[], float]
 """Seconds since an arbitrary fixed point."""
@@ -30,12 +36,14 @@ class LatencySample:
         wall-clock time.
     wall_ms: wall-clock time from the call until its result is available.
     device: as torch writes it. threads: `torch.get_num_threads()`.
+    others: processor cores that other programs used meanwhile, on average; None if unknown.
     """
 
     samples_ms: tuple[float, ...]
     wall_ms: tuple[float, ...]
     device: str
     threads: int
+    others: float | None = None
 
     @property
     def n(self) -> int:
@@ -51,6 +59,11 @@ class LatencySample:
     def p90(self) -> float:
         """90th percentile in ms."""
         return float(np.percentile(self.samples_ms, 90))
+
+    @property
+    def busy(self) -> bool:
+        """Whether something else used the machine: the p90 is far above the median, or too few cores were left."""
+        return self.p90 > BUSY_RATIO * self.p50 or disturbed(self.others, self.threads, os.cpu_count())
 
     @property
     def mean(self) -> float:
@@ -92,13 +105,15 @@ def measure_latency(
         for _ in range(warmup):
             run()
     _synchronize(device)
+    programs = OtherPrograms()
     with _without_garbage_collection():
         wall = _time_rounds(runs, device, min_iterations, min_seconds, clock)
         rounds = len(next(iter(wall.values())))
         samples = _time_events(runs, device, rounds) if device.type == "cuda" else wall
-    threads = torch.get_num_threads()
+    threads, others = torch.get_num_threads(), programs.cores()
     return {
-        name: LatencySample(tuple(samples[name]), tuple(wall[name]), str(device), threads) for name in runs
+        name: LatencySample(tuple(samples[name]), tuple(wall[name]), str(device), threads, others)
+        for name in runs
     }
 
 
@@ -181,7 +196,38 @@ def graphed(run: Callable[[], object], device: torch.device) -> Callable[[], obj
                 run()
         except RuntimeError as error:
             raise MeasurementError(f"the forward pass is no CUDA graph: {one_line(error)}") from error
-    return graph.replay
+
+    def replay() -> object:
+        graph.replay()
+        return run  # what the call holds must live as long as the graph, which reads its memory
+
+    return replay
+
+
+def executions(
+    eager: Mapping[str, Callable[[], object]],
+    device: torch.device,
+    on_failure: Callable[[str], None] = lambda text: None,
+    graphs: bool = True,
+) -> dict[Execution, Mapping[str, Callable[[], object]]]:
+    """The ways to run the same calls on a device: one by one, and on CUDA also as replayed graphs.
+
+    If one of the calls cannot be captured, none is, so that all stay comparable; `on_failure` is told why.
+    """
+    found: dict[Execution, Mapping[str, Callable[[], object]]] = {"eager": eager}
+    if device.type == "cuda" and graphs:
+        try:
+            found["graph"] = {name: graphed(run, device) for name, run in eager.items()}
+        except MeasurementError as error:
+            on_failure(str(error))
+    return found
+
+
+def weights_type(precision: str) -> torch.dtype:
+    """The type that weights are deployed in after training in one of Fabric's precisions, such as `bf16-mixed`."""
+    return {"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}.get(
+        precision.split("-")[0], torch.float32
+    )
 
 
 def latency_ratio(

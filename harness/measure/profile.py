@@ -7,8 +7,8 @@ random weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from harness.backbones.base import Backbone, BackboneOptions
 from harness.measure.flops import ComputeCounts, count_forward
-from harness.measure.latency import LatencySample, measure_latency
+from harness.measure.latency import Execution, LatencySample, executions, measure_latency
 from harness.measure.parameters import ParameterCounts, count_parameters
 from harness.registry import REFERENCE_METHOD, build_method, build_task, resolve_backbone
 from harness.specs import Spec, canonical
@@ -73,17 +73,19 @@ class Row:
 
 @dataclass(frozen=True)
 class Profile:
-    """Rows of one setting, the reference first. latency: by label, if it was measured."""
+    """Rows of one setting, the reference first. latency: by label, if it was measured, each way of running."""
 
     setting: Setting
     rows: tuple[Row, ...]
-    latency: Mapping[str, LatencyPair]
+    latency: Mapping[str, tuple[LatencyPair, ...]]
 
 
 @dataclass(frozen=True)
 class LatencyPair:
-    """Latencies of a case and of the reference, measured interleaved at batch 1, in ms."""
+    """Latencies of a case and of the reference, measured interleaved, in ms."""
 
+    batch_size: int
+    execution: Execution
     case: LatencySample
     reference: LatencySample
 
@@ -116,11 +118,12 @@ def profile_setting(
     specs: Iterable[Spec],
     *,
     latency_on: torch.device | None = None,
+    batch_sizes: Sequence[int] = (1,),
     on_case: Callable[[str], None] = lambda label: None,
 ) -> Profile:
     """Count every method of `specs`, the reference first.
 
-    latency_on: device on which latencies are measured; None: not at all.
+    latency_on: device on which latencies are measured, at each of `batch_sizes`; None: not at all.
     on_case: called with each case's label before it is counted or timed.
 
     Raises:
@@ -133,11 +136,11 @@ def profile_setting(
     for case in (reference, *cases):
         on_case(case.label)
         rows.append(count_case(setting, case))
-    pairs: dict[str, LatencyPair] = {}
+    pairs: dict[str, tuple[LatencyPair, ...]] = {}
     if latency_on is not None:
         for case in cases:
             on_case(f"{case.label}, latency")
-            pairs[case.label] = time_case(setting, case, reference, latency_on)
+            pairs[case.label] = tuple(time_case(setting, case, reference, latency_on, batch_sizes, on_case))
     return Profile(setting, tuple(rows), pairs)
 
 
@@ -176,26 +179,50 @@ def _adapted(setting: Setting, case: Case, device: str) -> tuple[Method[Any], Ba
     return method, backbone.to(device).eval(), head.to(device).eval()
 
 
-def time_case(setting: Setting, case: Case, reference: Case, device: torch.device) -> LatencyPair:
-    """Latency of both finalised models with random weights, interleaved at batch 1. Only these two are in memory."""
-    runs = {each.label: _pass(setting, each, device) for each in (case, reference)}
-    samples = measure_latency(runs, device, min_iterations=5, warmup=2)
-    return LatencyPair(samples[case.label], samples[reference.label])
+def time_case(
+    setting: Setting,
+    case: Case,
+    reference: Case,
+    device: torch.device,
+    batch_sizes: Sequence[int],
+    on_failure: Callable[[str], None] = lambda text: None,
+) -> Iterator[LatencyPair]:
+    """Latency of both finalised models with random weights, interleaved. Only these two are in memory.
+
+    Weights are float32 on the CPU and bfloat16 on CUDA.
+    """
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    models = {each.label: _deployed(setting, each, device, dtype) for each in (case, reference)}
+    for size in batch_sizes:
+        eager = {label: _pass(setting, *model, size, dtype) for label, model in models.items()}
+        for execution, runs in executions(eager, device, on_failure).items():
+            least = 5 if size == 1 else 3
+            samples = measure_latency(runs, device, min_iterations=least, warmup=2)
+            yield LatencyPair(size, execution, samples[case.label], samples[reference.label])
 
 
-def _pass(setting: Setting, case: Case, device: torch.device) -> Callable[[], Tensor]:
-    """One forward pass of the task, ready to be called."""
+def _deployed(
+    setting: Setting, case: Case, device: torch.device, dtype: torch.dtype
+) -> tuple[Backbone, nn.Module]:
     method, backbone, head = _adapted(setting, case, "cpu")
     method.finalize(backbone)
-    backbone, head = backbone.to(device), head.to(device)
-    generator = torch.Generator().manual_seed(0)
-    parts = tuple(
-        backbone.example_inputs(1, setting.text_length, setting.image_size, generator).to(device)
-        for _ in range(setting.task.images_per_example)
-    )
+    return backbone.to(device, dtype), head.to(device, dtype)
 
-    @torch.no_grad()
+
+def _pass(
+    setting: Setting, backbone: Backbone, head: nn.Module, size: int, dtype: torch.dtype
+) -> Callable[[], Tensor]:
+    """One forward pass of the task, ready to be called."""
+    generator = torch.Generator().manual_seed(0)
+    device = next(backbone.parameters()).device
+    parts = []
+    for _ in range(setting.task.images_per_example):
+        inputs = backbone.example_inputs(size, setting.text_length, setting.image_size, generator).to(device)
+        parts.append(replace(inputs, pixels=inputs.pixels.to(dtype)))
+    batch = Batch(tuple(parts), None, tuple(map(str, range(size))))
+
+    @torch.inference_mode()
     def run() -> Tensor:
-        return setting.task.forward(backbone, head, Batch(parts, None, ("0",)))
+        return setting.task.forward(backbone, head, batch)
 
     return run

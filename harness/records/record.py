@@ -179,6 +179,18 @@ class Latency(Part):
         default=None,
         description="Number of test examples, if the method's cost depends on the input; None: random inputs.",
     )
+    execution: Literal["eager", "graph"] = Field(
+        default="eager", description="Kernels launched one by one, or as a replayed CUDA graph."
+    )
+    precision: str | None = Field(
+        default=None,
+        description="Type of the weights, such as bfloat16; None: measured before it was recorded.",
+    )
+    others: float | None = Field(
+        default=None,
+        description="Processor cores that other programs used meanwhile, on average; None: unknown.",
+    )
+    cores: Count | None = Field(default=None, description="Processor cores of the machine.")
     group: str = Field(
         description="Id of the interleaved measurement; only latencies of one group are comparable."
     )

@@ -110,12 +110,18 @@ def _latency(record: Record) -> Iterator[tuple[str, str]]:
         return
     for each in record.latency:
         yield (
-            f"latency, batch {each.batch_size}",
+            f"latency, batch {each.batch_size}{', CUDA graph' if each.execution == 'graph' else ''}",
             f"p50 {each.p50_ms:.2f} ms, p90 {each.p90_ms:.2f} ms (n {each.n}, {each.device}, "
-            f"{each.threads} threads, {_inputs(each)}measured together: {each.group})",
+            f"{each.threads} threads, {_conditions(each)}{_inputs(each)}measured together: {each.group})",
         )
     if not record.latency:
         yield "latency", "not measured"
+
+
+def _conditions(latency: Latency) -> str:
+    """Type of the weights and other programs, as far as they are known."""
+    precision = "" if latency.precision is None else f"{latency.precision} weights, "
+    return precision + ("" if latency.others is None else f"other programs on {latency.others:.1f} cores, ")
 
 
 def _inputs(latency: Latency) -> str:

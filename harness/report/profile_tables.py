@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 from tabulate import tabulate
 
-from harness.measure.profile import Profile, Row
+from harness.measure.profile import LatencyPair, Profile, Row
+from harness.report.columns import BUSY
 from harness.report.terminal import Shown, print_columns
 
 if TYPE_CHECKING:
@@ -23,6 +24,12 @@ NOTES = (
     "MACs: multiply-accumulates of matrix products, convolutions and attention of the finalised model (LoRA merged), "
     "batch size 1, no padding. Papers of this field report them as FLOPs. *With LayerNorm*: 5 more for each element "
     "that a LayerNorm normalises, the convention behind DAS's −11.97 % on METER.",
+)
+
+
+BUSY_NOTE = (
+    f"{BUSY}: something else used the machine meanwhile (the p90 of the times is far above their median, or other "
+    "programs needed its cores); measure again."
 )
 
 
@@ -71,8 +78,18 @@ def grids(profile: Profile) -> Iterator[Grid]:
     )
     if profile.latency:
         yield Grid(
-            f"{title} — latency, batch 1, each measured interleaved with full tuning",
-            ("method", "p50 (ms)", "full tuning (ms)", "change (%)", "n", "device", "threads"),
+            f"{title} — latency, each measured interleaved with full tuning",
+            (
+                "method",
+                "batch",
+                "run as",
+                "p50 (ms)",
+                "full tuning (ms)",
+                "change (%)",
+                "n",
+                "device",
+                "threads",
+            ),
             tuple(_latencies(profile)),
         )
 
@@ -111,10 +128,18 @@ def _changes(row: Row, reference: Row) -> tuple[str, ...]:
 
 
 def _latencies(profile: Profile) -> Iterator[tuple[str, ...]]:
-    for label, pair in profile.latency.items():
-        change = 100 * (pair.case.p50 / pair.reference.p50 - 1)
-        times = (f"{pair.case.p50:.1f}", f"{pair.reference.p50:.1f}", f"{change:+.1f}", str(pair.case.n))
-        yield (label, *times, pair.case.device, str(pair.case.threads))
+    for label, pairs in profile.latency.items():
+        for pair in pairs:
+            change = 100 * (pair.case.p50 / pair.reference.p50 - 1)
+            mark = BUSY if _busy(pair) else ""
+            times = (
+                f"{pair.case.p50:.3g}",
+                f"{pair.reference.p50:.3g}",
+                f"{change:+.1f}{mark}",
+                str(pair.case.n),
+            )
+            how = "CUDA graph" if pair.execution == "graph" else "eager"
+            yield (label, str(pair.batch_size), how, *times, pair.case.device, str(pair.case.threads))
 
 
 def print_profile(profile: Profile, console: Console) -> None:
@@ -138,7 +163,17 @@ def to_markdown(profiles: Sequence[Profile], command: str) -> str:
             align = ["left", *["right"] * (len(grid.headers) - 1)]
             body = tabulate(grid.rows, grid.headers, tablefmt="github", disable_numparse=True, colalign=align)
             parts.append(f"### {grid.title}\n\n{body}\n")
-    return "\n".join([*parts, *(f"{note}\n" for note in NOTES), f"Made with `{command}`.\n"])
+    return "\n".join([*parts, *(f"{note}\n" for note in notes_of(profiles)), f"Made with `{command}`.\n"])
+
+
+def notes_of(profiles: Sequence[Profile]) -> tuple[str, ...]:
+    """What the columns mean, and whether a latency was disturbed."""
+    pairs = [pair for profile in profiles for each in profile.latency.values() for pair in each]
+    return (*NOTES, BUSY_NOTE) if any(_busy(pair) for pair in pairs) else NOTES
+
+
+def _busy(pair: LatencyPair) -> bool:
+    return pair.case.busy or pair.reference.busy
 
 
 def to_csv(profiles: Sequence[Profile]) -> str:
@@ -146,11 +181,18 @@ def to_csv(profiles: Sequence[Profile]) -> str:
     return str(pd.DataFrame(_flat(profiles)).to_csv(index=False))
 
 
+def _flat_latencies(pairs: Sequence[LatencyPair]) -> Iterator[tuple[str, object]]:
+    for pair in pairs:
+        name = f"batch_{pair.batch_size}_{pair.execution}"
+        yield f"p50_ms_{name}", pair.case.p50
+        yield f"full_p50_ms_{name}", pair.reference.p50
+        yield f"busy_{name}", _busy(pair)
+
+
 def _flat(profiles: Sequence[Profile]) -> Iterator[dict[str, object]]:
     for profile in profiles:
         setting = profile.setting
         for row in profile.rows:
-            pair = profile.latency.get(row.case.label)
             yield {
                 "backbone": setting.backbone,
                 "task": setting.task.name,
@@ -168,5 +210,5 @@ def _flat(profiles: Sequence[Profile]) -> Iterator[dict[str, object]]:
                 "macs_change": _macs(row) - _macs(profile.rows[0]),
                 "macs_with_layer_norm_change": row.compute.with_layer_norm_total
                 - profile.rows[0].compute.with_layer_norm_total,
-                **({} if pair is None else {"p50_ms": pair.case.p50, "full_p50_ms": pair.reference.p50}),
+                **dict(_flat_latencies(profile.latency.get(row.case.label, ()))),
             }

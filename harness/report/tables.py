@@ -11,16 +11,13 @@ import pandas as pd
 
 from harness.analysis import stats
 from harness.errors import UserError
+from harness.measure.machine import BUSY_RATIO, disturbed
 from harness.records.protocol import by_protocol, by_task, check_protocol, newest
 from harness.records.record import Failure, Latency, Record
 from harness.registry import REFERENCE_METHOD, built_in_names
 from harness.report.notes import Note, notes_of
 
 FAILED = "failed"
-
-
-BUSY_RATIO = 1.25
-"""Ratio of p90 to median latency above which a measurement counts as disturbed; on a quiet machine it is about 1.03."""
 
 
 Value = float | str | None
@@ -167,7 +164,10 @@ class _Latencies:
         reference = [
             latency
             for latency in record.full_latency
-            if shown is not None and latency.batch_size == 1 and latency.group == shown.group
+            if shown is not None
+            and latency.batch_size == 1
+            and latency.group == shown.group
+            and latency.execution == shown.execution
         ]
         return reference[-1].p50_ms if reference else None
 
@@ -176,17 +176,21 @@ class _Latencies:
 
 
 def is_busy(latency: Latency) -> bool:
-    """Whether the samples show that something else used the machine: the p90 is far above the median.
+    """Whether something else used the machine: the p90 is far above the median, or too few cores were left.
 
-    Real examples of different sizes take different times on a quiet machine too, so they show nothing.
+    Real examples of different sizes take different times on a quiet machine too, so their p90 shows nothing.
     """
+    if disturbed(latency.others, latency.threads, latency.cores):
+        return True
     return latency.examples is None and latency.p90_ms > BUSY_RATIO * latency.p50_ms
 
 
 def _single(record: Record) -> list[Latency]:
+    """Latencies at batch 1, those of a CUDA graph if there are any."""
     if isinstance(record.latency, Failure):
         return []
-    return [latency for latency in record.latency if latency.batch_size == 1]
+    single = [latency for latency in record.latency if latency.batch_size == 1]
+    return [latency for latency in single if latency.execution == "graph"] or single
 
 
 def _row(records: Sequence[Record], tasks: Sequence[TaskColumn], latency: _Latencies) -> dict[str, Value]:

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 
 from harness.measure.errors import MeasurementError
-from harness.measure.latency import LatencySample, latency_ratio, measure_latency
+from harness.measure.latency import LatencySample, executions, latency_ratio, measure_latency, weights_type
 
 CPU = torch.device("cpu")
 
@@ -83,6 +85,28 @@ def test_nothing_to_measure_is_an_error() -> None:
 
 def sample(*ms: float) -> LatencySample:
     return LatencySample(ms, ms, "cpu", 1)
+
+
+def test_measurement_is_busy_if_its_tail_is_long_or_its_cores_were_taken() -> None:
+    quiet = sample(*[10.0] * 8, 12.0, 12.0)
+    assert not quiet.busy
+    assert sample(*[10.0] * 8, 14.0, 14.0).busy
+    cores = os.cpu_count() or 1
+    assert replace(quiet, threads=cores, others=1.0).busy
+    assert not replace(quiet, threads=cores, others=0.1).busy
+
+
+def test_only_cuda_replays_graphs() -> None:
+    eager = {"A": lambda: None}
+    assert executions(eager, CPU) == {"eager": eager}
+
+
+@pytest.mark.parametrize(
+    ("precision", "expected"),
+    [("32-true", torch.float32), ("bf16-mixed", torch.bfloat16), ("16-mixed", torch.float16)],
+)
+def test_weights_are_deployed_in_the_type_of_training(precision: str, expected: torch.dtype) -> None:
+    assert weights_type(precision) is expected
 
 
 def test_ratio_of_medians_with_its_interval() -> None:

@@ -10,9 +10,11 @@ from typer.testing import CliRunner
 
 from harness.cli import app
 from harness.errors import UserError
-from harness.measure.profile import Profile, make_setting, profile_setting
+from harness.measure.latency import LatencySample
+from harness.measure.profile import LatencyPair, Profile, make_setting, profile_setting
 from harness.registry import BUILT_IN
-from harness.report.profile_tables import print_profile, to_csv, to_markdown
+from harness.report.columns import BUSY
+from harness.report.profile_tables import BUSY_NOTE, print_profile, to_csv, to_markdown
 from harness.specs import Spec, parse_specs
 
 DAS_OF_THE_PAPER = "das[blocks=text.2+text.4+image.1+image.3]"
@@ -127,20 +129,46 @@ def test_the_command_prints_and_saves(tmp_path: Path) -> None:
     assert "lora" in result.output
     assert [row["method"] for row in csv.DictReader(path.read_text().splitlines())] == ["full", "lora"]
     assert "vilt-mini, VQA2.0: image 64×64 pixels" in path.with_suffix(".md").read_text()
-    with pytest.raises(UserError, match=r"neither \.md nor \.csv"):
+    with pytest.raises(UserError, match=r"must end in \.md or \.csv"):
         CliRunner().invoke(app, [*arguments[:-1], "profile.txt"], catch_exceptions=False)
-    with pytest.raises(UserError, match="--image-size has to be"):
+    with pytest.raises(UserError, match="--image-size must be"):
         CliRunner().invoke(app, ["profile", "--image-size", "big"], catch_exceptions=False)
 
 
 def test_latency_is_measured_beside_full_tuning(tmp_path: Path) -> None:
     path = tmp_path / "profile.csv"
-    CliRunner().invoke(
-        app,
-        ["profile", "--backbone", "vilt-mini", "--methods", "lora", "--latency", "-o", str(path)],
-        catch_exceptions=False,
-    )
+    arguments = [
+        "profile",
+        "--backbone",
+        "vilt-mini",
+        "--methods",
+        "lora",
+        "--latency",
+        "--batch-sizes",
+        "1,2",
+    ]
+    CliRunner().invoke(app, [*arguments, "-o", str(path)], catch_exceptions=False)
     full, lora = csv.DictReader(path.read_text().splitlines())
-    assert full["p50_ms"] == ""
-    assert float(lora["p50_ms"]) > 0
-    assert float(lora["full_p50_ms"]) > 0
+    for size in (1, 2):
+        assert full[f"p50_ms_batch_{size}_eager"] == ""
+        assert float(lora[f"p50_ms_batch_{size}_eager"]) > 0
+        assert float(lora[f"full_p50_ms_batch_{size}_eager"]) > 0
+    with pytest.raises(UserError, match="--batch-sizes must be numbers"):
+        CliRunner().invoke(app, [*arguments[:-1], "1,many"], catch_exceptions=False)
+
+
+def pair(*reference_ms: float) -> LatencyPair:
+    samples = [LatencySample(ms, ms, "cuda:0", 1) for ms in ((1.0, 1.0, 1.0), reference_ms)]
+    return LatencyPair(16, "graph", *samples)
+
+
+def test_disturbed_latency_is_marked_and_explained() -> None:
+    setting = make_setting("vilt-mini", Spec("vqa"), None, 40)
+    profile = profile_setting(setting, [])
+    for reference, marked in (((2.0, 2.0, 2.0), False), ((2.0, 2.0, 4.0), True)):
+        measured = Profile(setting, profile.rows, {"full": (pair(*reference),)})
+        text = to_markdown([measured], "harness profile")
+        assert "CUDA graph" in text
+        assert (f"-50.0{BUSY}" in text) is marked
+        assert (BUSY_NOTE in text) is marked
+        assert flat(measured)["full"]["busy_batch_16_graph"] == str(marked)
