@@ -34,6 +34,7 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
         "deep_prompt": "methods.prompts:DeepPrompt",
         "das": "methods.das:DAS",
         "skip": "methods.skip:Skip",
+        "eas": "methods.eas:EAS",
         "tome": "methods.tome:Tome",
         "pumer": "methods.pumer:Pumer",
         "lst": "methods.lst:LST",

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import comb
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 from harness.backbones.base import Backbone
-from harness.errors import UserError
-from methods.bandit import Bandit, Findings, Update, reward_of
+from methods.bandit_search import check_search, holdout, search_with_bandit, warm_starts
 from methods.base import CostCase, SearchTrainer
 from methods.das_decision import DASDecision
 from methods.option_checks import at_least
@@ -61,17 +60,8 @@ class DASOptions:
 
     def __post_init__(self) -> None:
         at_least("das", 0, skip=self.skip)
-        at_least("das", 1, period=self.period, bottleneck=self.bottleneck)
-        at_least("das", 1, shortcut_bottleneck=self.shortcut_bottleneck)
-        if self.sets < 2:
-            raise UserError(
-                f"das: sets must be at least 2, because sets are compared with each other; got {self.sets}."
-            )
-        if self.search_epochs <= self.warmup_epochs and not self.blocks:
-            raise UserError(
-                f"das: the gates learn only after warmup_epochs ({self.warmup_epochs}); "
-                f"search_epochs must be more, got {self.search_epochs}."
-            )
+        at_least("das", 1, bottleneck=self.bottleneck, shortcut_bottleneck=self.shortcut_bottleneck)
+        check_search("das", self, searches=not self.blocks)
 
 
 class DAS(SkippingMethod[DASOptions]):
@@ -96,13 +86,12 @@ class DAS(SkippingMethod[DASOptions]):
     @property
     def search_holdout(self) -> float:  # type: ignore[override]
         """0 in the published variant, whose rewards use the training data."""
-        return 0.0 if self.options.variant == "published" else 0.2
+        return holdout(self.options)
 
     @property
     def warm_starts(self) -> bool:
         """True if training starts with the weights that the search trained."""
-        asked = self.options.warm_start
-        return self.options.variant == "sound" if asked is None else asked
+        return warm_starts(self.options)
 
     def blocks_to_skip(self, backbone: Backbone) -> tuple[str, ...]:
         """The blocks that the search has chosen, or the option's."""
@@ -119,52 +108,7 @@ class DAS(SkippingMethod[DASOptions]):
         """Train the super-network on the trainer's training part while the gates learn."""
         backbone = trainer.backbone
         self.build_supernet(trainer)
-        bandit = Bandit(len(backbone.blocks), self.number_to_skip(backbone), trainer.generator)
-        period = self._period(trainer.steps_per_epoch)
-        sets = min(self.options.sets, comb(bandit.blocks, bandit.skip))
-        reward = self.options.reward or ("standardized" if self.options.variant == "sound" else "exponential")
-        names = backbone.block_names
-        findings = Findings(bandit)
-
-        def before_step(epoch: int, step: int) -> None:  # noqa: ARG001 - the trainer passes both
-            skip_only(backbone, bandit.draw())
-
-        def after_step(epoch: int, step: int) -> None:
-            if epoch < self.options.warmup_epochs or (step + 1) % period or sets < 2:
-                return
-            drawn = bandit.draw_distinct(sets)
-            losses = self._losses(trainer, drawn)
-            rewards = reward_of(losses, reward)
-            bandit.update(drawn, rewards)
-            named = [[names[i] for i in chosen] for chosen in drawn]
-            findings.updates.append(Update(epoch, step, named, losses, rewards, bandit.gates.tolist()))
-
-        trainer.train(self.options.search_epochs, before_step, after_step, findings)
-        settings = {
-            "variant": self.options.variant,
-            "reward": reward,
-            "skip": bandit.skip,
-            "period": period,
-            "sets": sets,
-            "search_epochs": self.options.search_epochs,
-            "warmup_epochs": self.options.warmup_epochs,
-            "warm_start": self.warm_starts,
-        }
-        gates = dict(zip(names, bandit.gates.tolist(), strict=True))
-        chosen_blocks = tuple(names[i] for i in bandit.best())
-        return DASDecision(chosen_blocks, gates, settings, tuple(findings.updates))
-
-    def _period(self, steps_per_epoch: int) -> int:
-        if self.options.period is not None:
-            return self.options.period
-        return 10 if self.options.variant == "published" else max(1, min(10, steps_per_epoch // 60))
-
-    def _losses(self, trainer: SearchTrainer, drawn: list[tuple[int, ...]]) -> list[float]:
-        """The loss of each set, all on the same batch."""
-        published = self.options.variant == "published"
-        batch = trainer.training_batch() if published else trainer.held_out_batch()
-        losses = []
-        for chosen in drawn:
-            skip_only(trainer.backbone, chosen)
-            losses.append(trainer.loss(batch, training_mode=published))
-        return losses
+        skip = self.number_to_skip(backbone)
+        return search_with_bandit(
+            trainer, self.options, backbone.block_names, skip, partial(skip_only, backbone)
+        )

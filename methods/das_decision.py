@@ -1,4 +1,4 @@
-"""What a search of DAS decides: the blocks that are skipped, and how it came to them."""
+"""The result of a search with DAS's bandit: what is skipped, the gates, and their history."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from methods.base import Decision, Diagram, Trace
 
 @dataclass(frozen=True)
 class DASDecision(Decision):
-    """The blocks that leave the model.
+    """The blocks that are removed from the model (DAS), or the attention modules (EAS).
 
-    skipped: names of blocks. gates: final gate of every block, by name, in the order of the model.
-    settings: those of the search as resolved. updates: of the gates; empty in a decision from a record.
+    skipped: their names. gates: the final gate of every block or module, by name, in the order of the model.
+    settings: settings of the search, defaults resolved. updates: updates of the gates; empty in a decision from a
+    record.
     """
 
     skipped: tuple[str, ...]

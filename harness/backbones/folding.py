@@ -85,6 +85,11 @@ class Affine:
         """The same map of an input minus its mean: W (x − mean x) = (W − row means of W) x."""
         return Affine(self.weight - self.weight.mean(dim=1, keepdim=True), self.bias)
 
+    def plus_identity(self) -> Affine:
+        """The map with its input added to its result."""
+        identity = torch.eye(len(self.bias), dtype=self.bias.dtype, device=self.bias.device)
+        return Affine(self.weight + identity, self.bias)
+
     def shifted(self, constant: Tensor) -> Affine:
         """The map with `constant` `(out,)` added to its result."""
         return Affine(self.weight, self.bias + constant)

@@ -16,6 +16,7 @@ from methods.bitfit import BitFit
 from methods.classifier import Classifier
 from methods.composed import Composed
 from methods.das import DAS, DASOptions
+from methods.eas import EAS, EASOptions
 from methods.full import Full
 from methods.lora import LoRA
 from methods.lst import LST
@@ -45,6 +46,7 @@ METHODS: dict[str, Callable[[], Method[Any]]] = {
     "deep_prompt": lambda: DeepPrompt(PromptOptions(tokens=3)),
     "das": lambda: DAS(DASOptions(blocks=("text.1", "image.0"))),
     "skip": skip,
+    "eas": lambda: EAS(EASOptions(modules=("text-self.0", "image-cross.1"), dropout=0.0)),
     "tome": Tome,
     "pumer": Pumer,
     "pumer, published": lambda: Pumer(PumerOptions(variant="published")),
