@@ -139,6 +139,10 @@ class Backbone(nn.Module, ABC):
     def common_parameters(self) -> Iterator[nn.Parameter]:
         """The parameters that train under every method, besides the head: poolers and token-type embeddings."""
 
+    def beside_blocks(self) -> list[nn.Module]:
+        """Modules that train at the blocks' learning rate where that differs: the poolers."""
+        return self.components().get("pooler", [])
+
     def classification_token(self) -> Tensor | None:
         """Initial value `(D,)` of a trained token in the first text position; None if there is none (ViLT)."""
         return None

@@ -108,10 +108,16 @@ class TrainingSettings(Group):
         Positive | None, About(Decides.CELL, unset="the backbone's, times the method's scale")
     ] = None
     """Peak learning rate of all parameters except the head's."""
+    block_learning_rate: Annotated[
+        Positive | None, About(Decides.CELL, unset="the same as learning_rate")
+    ] = None
+    """Peak learning rate of the blocks that are not skipped, with all that a method puts into them, and of poolers."""
     head_learning_rate: Annotated[Positive | None, About(Decides.PROTOCOL, unset="the backbone's")] = None
     """Peak learning rate of the task's head."""
     weight_decay: Annotated[NotNegative, About(Decides.PROTOCOL)] = 0.01
     """AdamW's weight decay, for matrices only (not biases and norms)."""
+    decay_norms: Annotated[bool, About(Decides.PROTOCOL)] = False
+    """Also decay the gains of LayerNorms in the head and in what a method inserts, as the authors' DAS code does."""
     warmup: Annotated[Share, About(Decides.PROTOCOL)] = 0.1
     """Share of the steps over which learning rates rise linearly; then they fall linearly to 0."""
     betas: Annotated[Betas, About(Decides.PROTOCOL)] = (0.9, 0.98)

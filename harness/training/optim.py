@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from harness.backbones.base import Backbone
+from harness.backbones.block import Block
 from harness.config import TrainingSettings
 from harness.training.model import TaskModel
-from methods.base import ParameterGroup
+from methods.base import Inserted, ParameterGroup
 
 
 def build_optimizer(
@@ -20,7 +22,10 @@ def build_optimizer(
     head_learning_rate: float,
     own_groups: Sequence[ParameterGroup] = (),
 ) -> torch.optim.AdamW:
-    """AdamW over all parameters that require gradient. The head has its own rate; biases and norms have no decay.
+    """AdamW over all parameters that require gradient.
+
+    The head and the blocks have rates of their own (`head_learning_rate`, `training.block_learning_rate`). Biases and
+    norms have no weight decay, except for the norms that `training.decay_norms` is about.
 
     own_groups: parameters that the method gives other rates (`Method.parameter_groups`).
 
@@ -28,18 +33,18 @@ def build_optimizer(
         ValueError: a parameter is in two groups, or does not train.
     """
     taken = _check_groups(model, own_groups)
-    head = {id(parameter) for parameter in model.head.parameters()}
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    rates = dict.fromkeys(map(id, model.head.parameters()), head_learning_rate)
+    if training.block_learning_rate is not None:
+        rates |= dict.fromkeys(map(id, _in_blocks(model.backbone)), training.block_learning_rate)
+    gains = _gains(model) if training.decay_norms else set()
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for parameter in model.parameters():
         if parameter.requires_grad and id(parameter) not in taken:
-            groups.setdefault((id(parameter) in head, parameter.ndim > 1), []).append(parameter)
+            decays = parameter.ndim > 1 or id(parameter) in gains
+            groups.setdefault((rates.get(id(parameter), learning_rate), decays), []).append(parameter)
     settings: list[dict[str, Any]] = [
-        {
-            "params": parameters,
-            "lr": head_learning_rate if in_head else learning_rate,
-            "weight_decay": training.weight_decay if decays else 0.0,
-        }
-        for (in_head, decays), parameters in groups.items()
+        {"params": parameters, "lr": rate, "weight_decay": training.weight_decay if decays else 0.0}
+        for (rate, decays), parameters in groups.items()
     ]
     for group in own_groups:
         rate = learning_rate * group.learning_rate_scale
@@ -49,6 +54,22 @@ def build_optimizer(
             if parameters:
                 settings.append({"params": parameters, "lr": rate, "weight_decay": decay})
     return torch.optim.AdamW(settings, betas=training.betas, eps=training.eps, fused=True)
+
+
+def _in_blocks(backbone: Backbone) -> Iterator[nn.Parameter]:
+    """Parameters of the blocks that are not skipped, adapters in them included, and of what is beside the blocks."""
+    for module in backbone.blocks.modules():
+        if isinstance(module, Block):
+            yield from module.parameters()
+    for module in backbone.beside_blocks():
+        yield from module.parameters()
+
+
+def _gains(model: TaskModel) -> set[int]:
+    """Identities of the gains of LayerNorms in the head and in modules that a method inserted."""
+    owners = [model.head, *(module for module in model.backbone.modules() if isinstance(module, Inserted))]
+    norms = (norm for owner in owners for norm in owner.modules() if isinstance(norm, nn.LayerNorm))
+    return {id(norm.weight) for norm in norms}
 
 
 def _check_groups(model: TaskModel, groups: Sequence[ParameterGroup]) -> set[int]:

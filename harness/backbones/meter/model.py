@@ -252,6 +252,10 @@ class MeterBackbone(Backbone):
         for module in (self.model.text_pooler, self.model.image_pooler, self.model.token_type_embeddings):
             yield from module.parameters()
 
+    def beside_blocks(self) -> list[nn.Module]:
+        """The poolers and the projections behind the encoders, METER's "cross-modal" parameters outside the layers."""
+        return [*super().beside_blocks(), self.model.text_projection, self.model.image_projection]
+
     def classification_token(self) -> Tensor:
         """RoBERTa's embedding of `<s>`, the initial value of DAS's trained token, `(D,)`."""
         table = self.model.text_encoder.embeddings.word_embeddings.weight
