@@ -47,6 +47,7 @@ class SequentialAdapter(Method[SequentialAdapterOptions]):
     name: ClassVar[str] = "adapter"
     summary: ClassVar[str] = "a bottleneck adapter after every sublayer"
     source: ClassVar[str] = "Houlsby et al., ICML 2019"
+    family: ClassVar[str] = "adapters"
     Options: ClassVar[type[Any]] = SequentialAdapterOptions
     learning_rate_scale: ClassVar[float] = 5.0
     per_token: ClassVar[bool] = True

@@ -81,6 +81,7 @@ class AdaptersMethod(Method[NoOptions]):
 
     summary: ClassVar[str] = "a configuration of the adapters library"
     source: ClassVar[str] = "adapters library, Poth et al., EMNLP 2023"
+    family: ClassVar[str] = "adapters library"
     learning_rate_scale: ClassVar[float] = 5.0
     fills: ClassVar[frozenset[Slot] | None] = frozenset({Slot.PROJECTIONS})
     """For bottlenecks too, which the library calls by hooks on the projections of METER."""

@@ -189,6 +189,8 @@ class Method(ABC, Generic[OptionsT]):
     """One line for `harness list` and the tables' footnotes."""
     source: ClassVar[str]
     """The paper."""
+    family: ClassVar[str] = "other"
+    """Kind of method, for `harness methods`: adapters, prompts, block skipping, …"""
     Options: ClassVar[type[Any]] = NoOptions
     """A frozen dataclass whose fields have defaults; users write `name[field=value]`."""
     learning_rate_scale: ClassVar[float] = 1.0

@@ -17,6 +17,7 @@ class BitFit(Method[NoOptions]):
     name: ClassVar[str] = "bitfit"
     summary: ClassVar[str] = "the bias terms of the blocks train, including those of LayerNorms"
     source: ClassVar[str] = "Ben Zaken et al., ACL 2022"
+    family: ClassVar[str] = "pretrained weights"
     learning_rate_scale: ClassVar[float] = 10.0
     per_token: ClassVar[bool] = True
     fills: ClassVar[frozenset[Slot] | None] = frozenset({Slot.WEIGHTS})

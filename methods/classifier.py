@@ -16,6 +16,7 @@ class Classifier(Method[NoOptions]):
     name: ClassVar[str] = "classifier"
     summary: ClassVar[str] = "frozen backbone; only head, pooler and token types train"
     source: ClassVar[str] = "linear probing, Alain and Bengio 2016"
+    family: ClassVar[str] = "pretrained weights"
     learning_rate_scale: ClassVar[float] = 5.0
     per_token: ClassVar[bool] = True
 

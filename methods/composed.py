@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,8 @@ class Composed(Method[NoOptions]):
     Raises:
         UserError: two members fill the same slot or search, or one cannot be combined.
     """
+
+    family: ClassVar[str] = "combination"
 
     def __init__(self, members: Sequence[Method[Any]]) -> None:
         super().__init__(NoOptions())

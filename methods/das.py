@@ -70,6 +70,7 @@ class DAS(SkippingMethod[DASOptions]):
     name: ClassVar[str] = "das"
     summary: ClassVar[str] = "skips the blocks a bandit finds redundant; adapters beside the others"
     source: ClassVar[str] = "Wu et al., NeurIPS 2023"
+    family: ClassVar[str] = "block skipping"
     Options: ClassVar[type[Any]] = DASOptions
     Decision: ClassVar[type[Any]] = DASDecision
 

@@ -80,6 +80,7 @@ class EAS(Method[EASOptions]):
         "skips attention modules that a bandit finds redundant; linear adapters that fold"
     )
     source: ClassVar[str] = "Wu et al., arXiv:2403.15226"
+    family: ClassVar[str] = "module skipping"
     Options: ClassVar[type[Any]] = EASOptions
     learning_rate_scale: ClassVar[float] = 5.0
     per_token: ClassVar[bool] = True

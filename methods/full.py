@@ -16,6 +16,7 @@ class Full(Method[NoOptions]):
     name: ClassVar[str] = "full"
     summary: ClassVar[str] = "all parameters of the backbone train"
     source: ClassVar[str] = "Devlin et al., NAACL 2019"
+    family: ClassVar[str] = "pretrained weights"
     learning_rate_scale: ClassVar[float] = 1.0
     per_token: ClassVar[bool] = True
     fills: ClassVar[frozenset[Slot] | None] = frozenset({Slot.WEIGHTS})

@@ -117,6 +117,7 @@ class LoRA(Method[LoRAOptions]):
     name: ClassVar[str] = "lora"
     summary: ClassVar[str] = "low-rank updates of the query and value projections, merged for inference"
     source: ClassVar[str] = "Hu et al., ICLR 2022"
+    family: ClassVar[str] = "low-rank updates"
     Options: ClassVar[type[Any]] = LoRAOptions
     learning_rate_scale: ClassVar[float] = 10.0
     per_token: ClassVar[bool] = True

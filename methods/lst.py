@@ -134,6 +134,7 @@ class LST(Method[LSTOptions]):
     name: ClassVar[str] = "lst"
     summary: ClassVar[str] = "a small network beside the blocks; no gradient through the backbone"
     source: ClassVar[str] = "Sung et al., NeurIPS 2022"
+    family: ClassVar[str] = "side network"
     Options: ClassVar[type[Any]] = LSTOptions
     learning_rate_scale: ClassVar[float] = 10.0
 

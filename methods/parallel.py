@@ -49,6 +49,7 @@ class ParallelAdapter(Method[ParallelAdapterOptions]):
     name: ClassVar[str] = "parallel"
     summary: ClassVar[str] = "scaled bottleneck adapters beside self-attention and feed-forward"
     source: ClassVar[str] = "He et al., ICLR 2022"
+    family: ClassVar[str] = "adapters"
     Options: ClassVar[type[Any]] = ParallelAdapterOptions
     learning_rate_scale: ClassVar[float] = 4.0
     per_token: ClassVar[bool] = True

@@ -45,6 +45,7 @@ class PeftMethod(Method[NoOptions]):
     """
 
     source: ClassVar[str] = "peft library"
+    family: ClassVar[str] = "peft library"
     learning_rate_scale: ClassVar[float] = 10.0
     per_token: ClassVar[bool] = True
 

@@ -165,6 +165,7 @@ class ShallowPrompt(Method[PromptOptions]):
     name: ClassVar[str] = "shallow_prompt"
     summary: ClassVar[str] = "trained tokens in each stream, from the first block on"
     source: ClassVar[str] = "Jia et al., ECCV 2022"
+    family: ClassVar[str] = "prompts"
     Options: ClassVar[type[Any]] = PromptOptions
     learning_rate_scale: ClassVar[float] = 15.0
     per_token: ClassVar[bool] = True
@@ -185,6 +186,7 @@ class DeepPrompt(Method[PromptOptions]):
     name: ClassVar[str] = "deep_prompt"
     summary: ClassVar[str] = "trained tokens in every block, removed after it"
     source: ClassVar[str] = "Jia et al., ECCV 2022"
+    family: ClassVar[str] = "prompts"
     Options: ClassVar[type[Any]] = PromptOptions
     learning_rate_scale: ClassVar[float] = 1.5
     per_token: ClassVar[bool] = True

@@ -105,6 +105,7 @@ class Pumer(Method[PumerOptions]):
         "prunes image tokens the text ignores, merges similar tokens; all parameters train"
     )
     source: ClassVar[str] = "Cao et al., ACL 2023"
+    family: ClassVar[str] = "token reduction"
     Options: ClassVar[type[Any]] = PumerOptions
     per_token: ClassVar[bool] = True
     fills: ClassVar[frozenset[Slot] | None] = frozenset({Slot.TOKENS})

@@ -76,6 +76,7 @@ class Tome(Method[TomeOptions]):
     name: ClassVar[str] = "tome"
     summary: ClassVar[str] = "frozen; every block merges its most similar image tokens"
     source: ClassVar[str] = "Bolya et al., ICLR 2023"
+    family: ClassVar[str] = "token reduction"
     Options: ClassVar[type[Any]] = TomeOptions
     learning_rate_scale: ClassVar[float] = 5.0
     per_token: ClassVar[bool] = True

@@ -40,7 +40,7 @@ def _register() -> None:
     from harness.cli.compare import compare
     from harness.cli.evaluate import evaluate
     from harness.cli.export import export
-    from harness.cli.methods import list_names
+    from harness.cli.methods import list_names, methods
     from harness.cli.plot import plot
     from harness.cli.pretrain import pretrain
     from harness.cli.profile import profile
@@ -66,6 +66,7 @@ def _register() -> None:
     app.command()(profile)
     app.command()(score)
     app.command()(pretrain)
+    app.command()(methods)
     app.command("list")(list_names)
 
 

@@ -1,6 +1,10 @@
-"""`harness list`: the names of methods, tasks and backbones."""
+"""`harness list`: the names of methods, tasks and backbones; `harness methods`: what each method changes and costs."""
 
 from __future__ import annotations
+
+from typing import Annotated
+
+import typer
 
 
 def list_names() -> None:
@@ -27,3 +31,74 @@ def list_names() -> None:
     console.print(f"from the peft library: {', '.join(PEFT_LIBRARY)}", soft_wrap=True)
     console.print(f"tasks: {', '.join(names('tasks'))}", soft_wrap=True)
     console.print(f"backbones: {', '.join(names('backbones'))}", soft_wrap=True)
+
+
+def methods(
+    methods: Annotated[
+        str,
+        typer.Option(
+            help="Methods with options, such as lora[r=8],lora+das, or 'all' for the built-in ones."
+        ),
+    ] = "all",
+    backbone: Annotated[str, typer.Option(help="Backbone at full size.")] = "vilt",
+    task: Annotated[str, typer.Option(help="Task whose input the operations are counted for.")] = "vqa",
+) -> None:
+    """Show every method's family, what trains, its parameters, the change of operations and of the deployed size.
+
+    Counted at full size from shapes alone, at the published image size and 40 tokens. No weights are needed.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from harness.errors import UserError
+    from harness.measure.profile import REFERENCE, Case, count_case, find_cases, make_setting
+    from harness.registry import build_method, read_specs
+    from harness.specs import canonical, parse_spec
+
+    console = Console(highlight=False)
+    setting = make_setting(backbone, parse_spec(task), None, 40)
+    reference = count_case(setting, Case(canonical(REFERENCE), REFERENCE))
+    loaded = setting.load("meta")
+    grid = Table(box=None, pad_edge=False, header_style="dim")
+    for header in ("family", "method", "trains"):
+        grid.add_column(header)
+    for header in ("parameters", "MACs", "deployed size"):
+        grid.add_column(header, justify="right", no_wrap=True)
+    grid.add_column("source")
+    with Console(stderr=True).status("") as status:
+        for spec in read_specs(methods, "methods"):
+            method = build_method(spec)
+            for case in find_cases(spec, loaded):
+                status.update(case.label)
+                try:
+                    row = count_case(setting, case)
+                except UserError as error:
+                    grid.add_row(
+                        method.family, Text(case.label), Text(str(error)), "–", "–", "–", method.source
+                    )
+                    continue
+                change = 100 * (row.compute.macs_total / reference.compute.macs_total - 1)
+                grid.add_row(
+                    method.family,
+                    Text(case.label),
+                    what_trains(row.trained.method, row.trained.backbone_tuned),
+                    f"{row.trained.updated:,}",
+                    f"{change:+.2f} %",
+                    f"{row.deployed.total - reference.deployed.total:+,}",
+                    Text(method.source),
+                )
+    console.print(grid)
+    height, width = setting.image_size
+    console.print(
+        f"{backbone}, {task} at {height}x{width} pixels and {setting.text_length} tokens. parameters: trained by the "
+        "method, without head, pooler and token types. MACs, deployed size: change against the untouched backbone.",
+        style="dim",
+        soft_wrap=True,
+    )
+
+
+def what_trains(added: int, pretrained: int) -> str:
+    """What the method trains beside head, pooler and token types."""
+    kinds = [name for name, count in (("added", added), ("pretrained", pretrained)) if count]
+    return " and ".join(kinds) or "nothing more"
