@@ -89,7 +89,7 @@ AnyDecision: TypeAlias = Decision
 
 
 class Memory(Protocol):
-    """Search state besides the model, saved each epoch so that the search can resume."""
+    """Search state besides the model, saved in checkpoints so that the search can resume."""
 
     def state(self) -> dict[str, Any]:
         """All state of the search, as tensors and plain values."""
@@ -121,7 +121,7 @@ class SearchTrainer(Protocol):
     ) -> None:
         """Train all parameters that require gradient for `epochs`; callbacks get (epoch, step), both from 0.
 
-        With a `memory`, an interrupted search resumes at its last epoch: the trainer saves the memory's state
+        With a `memory`, an interrupted search resumes from its last checkpoint: the trainer saves the memory's state
         together with the model, the optimiser and all random states, and restores it before the first step.
         """
 
@@ -257,7 +257,11 @@ class Method(ABC, Generic[OptionsT]):
         return {}
 
     def regularizer(self, backbone: Backbone) -> Tensor | None:
-        """A scalar tensor that is added to the task's loss at every training step; None: nothing is added."""
+        """A scalar tensor that is added to the task's loss at every training step; None: nothing is added.
+
+        A batch may go through the model in parts. This is then called after each part, and the values are averaged with
+        the parts' sizes as weights, as the task's losses are.
+        """
         return None
 
     def before_step(self, step: int, total: int) -> None:

@@ -198,6 +198,7 @@ def test_loop(backbone: Any, task: Any, tmp_path: Path, capsys: pytest.CaptureFi
     def rate(batches: Any) -> float:
         started = time.perf_counter()
         train_epoch(fabric, state, task, batches)
+        state.next_epoch()
         return len(batches.examples) / (time.perf_counter() - started)
 
     def made(folder: Path | None) -> Loader:

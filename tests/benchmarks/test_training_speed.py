@@ -102,6 +102,7 @@ def harness_loop(cell: Cell) -> Callable[[], int]:
 
     def epoch() -> int:
         train_epoch(fabric, state, cell.testbed.task, batches)
+        state.next_epoch()
         return len(batches.examples)
 
     return epoch

@@ -380,7 +380,9 @@ def test_encoders_are_not_run_after_the_first_epoch(
         assert 0 < calls["encode_text"] <= len(texts)
         assert calls["encode_image"] == len(pictures)
         calls.clear()
+        state.next_epoch()
         train_epoch(fabric, state, testbed.task, batches)
+        assert state.cost.steps == 2 * len(batches)
         predict(fabric, wrapped, testbed.task, loader(testbed, "train"))
     assert not calls
     predict(fabric, wrapped, testbed.task, loader(testbed, "train"))
