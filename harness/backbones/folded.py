@@ -26,6 +26,10 @@ class FoldedPart(nn.Module, ABC):
     def inserted(self) -> list[Tensor]:
         """Views of exactly those parts of its parameters that a method has added. A view may be empty."""
 
+    def converted(self) -> list[nn.Parameter]:
+        """Parameters that autocast converts at each call, because products read them; there need not be any."""
+        return []
+
     def _hold(self, name: str, tensor: Tensor, like: Tensor) -> None:
         """Keep a tensor as a frozen parameter in the type of `like`."""
         held = tensor.detach().to(like.dtype, copy=True).contiguous()
@@ -80,6 +84,10 @@ class Reading(FoldedPart):
         """The branch's rows, and its own parameters."""
         own = [value for name, value in self.named_parameters() if name not in ("weight", "bias")]
         return [self.weight[: self.rows], self.bias[: self.rows], *own]
+
+    def converted(self) -> list[nn.Parameter]:
+        """All but the bias that is added after the product."""
+        return [value for name, value in self.named_parameters() if name != "rescaled_bias"]
 
     def standardise(self, hidden: Tensor) -> Tensor:
         """The input of the product from the stream `(N, D)`."""
@@ -205,6 +213,11 @@ class Closing(FoldedPart):
         """The branch's rows or columns, and its own maps."""
         own = [self.weight[: self.rows], self.bias[: self.rows], self.weight[:, : self.columns]]
         return [*own, *(value for name, value in self.named_parameters() if name.startswith(("down", "up")))]
+
+    def converted(self) -> list[nn.Parameter]:
+        """All but the norm's, and the up-projection that is added to its result."""
+        kept = ("gain", "offset", "up_weight" if self.behind else "")
+        return [value for name, value in self.named_parameters() if name not in kept]
 
     def result(self, main: Tensor, inner: Tensor | None) -> Tensor:
         """What is added to the residual: `(N, M)` and the branch's hidden state `(N, r)` → `(N, D)`."""

@@ -12,6 +12,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from harness.process import REQUESTS
+from harness.training.conversion import converted_once
 from harness.training.microbatch import MicroBatches
 from harness.training.ranks import gather, sum_gradients, total_of
 from tasks.base import Batch, Example, Prediction, Share, Task
@@ -151,8 +152,22 @@ def predict(
         StopRequestedError: a signal asked to stop. Several ranks go on to the next step, where they agree.
         RuntimeError: an example was predicted by two ranks.
     """
+    with converted_once(fabric, model):
+        return _predict(
+            fabric, model, task, batches, on_batch, partial, MicroBatches() if micro is None else micro
+        )
+
+
+def _predict(
+    fabric: Fabric,
+    model: nn.Module,
+    task: Task[Any],
+    batches: Batches,
+    on_batch: Callable[[int], None] | None,
+    partial: PartialScores | None,
+    micro: MicroBatches,
+) -> list[Prediction]:
     model.eval()
-    micro = MicroBatches() if micro is None else micro
 
     def logits_of(batch: Batch) -> Tensor:
         if fabric.world_size == 1:

@@ -68,6 +68,7 @@ COVERED = (
     "harness.training",
     "harness.training.blocks",
     "harness.training.checkpoint",
+    "harness.training.conversion",
     "harness.training.encoder_cache",
     "harness.training.encoding_store",
     "harness.training.fabric",
