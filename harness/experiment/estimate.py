@@ -6,13 +6,15 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
+from pydantic import JsonValue
 
 from harness.experiment.build import adapted_model, loader
 from harness.experiment.plan import Cell, Testbed
 from harness.records.environment import describe_environment
-from harness.records.record import Record
+from harness.records.record import Environment, Record
 from harness.training.encoder_cache import cached_encoding
 from harness.training.encoding_store import Budgets, EncodingStore
 from harness.training.fabric import make_fabric
@@ -113,6 +115,8 @@ class Estimator:
                 return next(alike, None)
             finally:
                 torch.set_num_threads(before)
+                if torch.cuda.is_initialized():
+                    torch.cuda.empty_cache()  # the cell's own process needs the memory
                 self._spent += time.perf_counter() - started
         return self._known[key]
 
@@ -139,18 +143,34 @@ def evaluation_passes(testbed: Testbed, splits: Iterable[str]) -> int:
 def _recorded_speed(cell: Cell, records: Sequence[Record]) -> Speed | None:
     """From the latest comparable record."""
     testbed = cell.testbed
-    device = make_fabric(testbed.settings).device.type
-    hardware = describe_environment()["hardware"]
     for record in reversed(records):
         same = record.cell.method.label == cell.label and record.cell.task.name == testbed.task.name
         on_it = record.cell.backbone.name == testbed.backbone_name
         precision = record.protocol.get("precision") == testbed.settings.training.precision
-        there = record.environment.device == device and record.environment.hardware == hardware
-        if same and on_it and precision and there and record.training is not None:
+        if same and on_it and precision and record.training is not None and _is_from_here(record, testbed):
             devices = record.training.devices or 1
             training = devices / record.training.examples_per_second
             return Speed(training, training / (PASSES * testbed.task.texts_per_example))
     return None
+
+
+def _is_from_here(record: Record, testbed: Testbed) -> bool:
+    """Whether a record is of this machine and of the device that would be used."""
+    device = make_fabric(testbed.settings).device.type
+    here, there = _hardware(), record.environment.hardware
+    # A worker sees one of several GPUs.
+    same = all(here.get(key) == there.get(key) for key in ("cpu", "usable_cores"))
+    return record.environment.device == device and same and _kinds(here) == _kinds(there)
+
+
+def _kinds(hardware: dict[str, JsonValue]) -> set[str]:
+    gpus = hardware.get("gpus")
+    return set(map(str, gpus)) if isinstance(gpus, list) else set()
+
+
+@cache
+def _hardware() -> dict[str, JsonValue]:
+    return Environment(**describe_environment()).hardware
 
 
 def timed_speed(cell: Cell) -> Speed:

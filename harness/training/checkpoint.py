@@ -75,6 +75,7 @@ def training_state(model: nn.Module, state: State, fabric: Fabric) -> dict[str, 
         "step": state.step,
         "loss_sum": loss_sum,
         "cost": asdict(state.cost),
+        "precision": fabric.strategy.precision.state_dict(),  # scale of the loss in 16 bits
         "random": gather(fabric, random_states(fabric.device)),
     }
 
@@ -90,6 +91,7 @@ def restore_training(saved: Mapping[str, Any], model: nn.Module, state: State, f
     load_tuned_state(model, saved["tuned"])
     state.optimizer.load_state_dict(saved["optimizer"])
     state.schedule.load_state_dict(saved["schedule"])
+    fabric.strategy.precision.load_state_dict(saved["precision"])
     state.epoch, state.step = saved["epoch"], saved["step"]
     # A float32 tensor, so that the sum continues with the same rounding.
     mine = state.step > 0 and fabric.global_rank == 0

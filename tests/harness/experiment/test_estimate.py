@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from harness.config.sources import make_settings
 from harness.experiment import estimate
 from harness.experiment.estimate import Estimate, Estimator, Speed, duration, timed_speed
 from harness.experiment.plan import Cell, build_cells, open_testbeds
-from harness.records.record import Record
+from harness.experiment.to_record import failed_record
+from harness.records.record import Record, TrainingCost
 from tasks.mini.retrieval import Sizes, ensure_retrieval
 from tasks.mini.vqa import Sizes as VQASizes
 from tasks.mini.vqa import ensure_vqa
@@ -94,3 +96,21 @@ def test_real_steps_are_timed(tmp_path: Path, method: str, backbone: str) -> Non
 )
 def test_durations_are_short(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_a_record_of_this_machine_gives_the_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = cell_of("vqa", ensure_vqa(tmp_path, sizes=VQASizes(20, 2, 4, 2, 5, 2)))
+    failed = failed_record(cell, "none", datetime.now().astimezone())
+    cost = TrainingCost(
+        examples_per_second=4.0,
+        seconds=1.0,
+        epochs=2,
+        best_epoch=1,
+        steps=4,
+        data_wait_fraction=0.0,
+        learning_rate=1e-3,
+    )
+    record = failed.model_copy(update={"training": cost})
+    assert estimated(cell, [record]) == Estimator([], 1, lambda cell: Speed(1 / 4, 1 / 12))(cell)
+    there = record.environment.model_copy(update={"hardware": {"cpu": "of another machine"}})
+    assert estimated(cell, [record.model_copy(update={"environment": there})]) == estimated(cell)
