@@ -29,6 +29,7 @@ from harness.experiment.evaluate import evaluate_cell
 from harness.experiment.plan import load_backbone
 from harness.experiment.progress import ProgressReporter, make_console
 from harness.experiment.session import Plan, carry_out, make_plan
+from harness.files import home_expanded
 from harness.process import REQUESTS, TERMINATED, Interrupts, StopRequestedError
 from harness.records.store import Store
 from harness.registry import build_method as build
@@ -102,7 +103,7 @@ def load_results(folder: str | Path = "results") -> Results:
     Raises:
         UserError: the folder has no results, or a record cannot be read.
     """
-    store = Store(Path(folder).expanduser())
+    store = Store(home_expanded(folder))
     records = store.records()
     if not records:
         raise UserError(f"{folder}: no results in this folder; create some with harness.run.")
@@ -132,12 +133,12 @@ def evaluate(
     """
     return evaluate_cell(
         cell,
-        Path(results).expanduser(),
+        home_expanded(results),
         split,
-        None if data_root is None else Path(data_root),
+        None if data_root is None else home_expanded(data_root),
         weights,
         tokenizer,
-        None if submission is None else Path(submission).expanduser(),
+        None if submission is None else home_expanded(submission),
         method,
         str,
     )

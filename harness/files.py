@@ -366,6 +366,18 @@ def _unsupported() -> Iterator[None]:
             raise
 
 
+def home_expanded(path: str | Path) -> Path:
+    """`path` with `~` and `~user` replaced.
+
+    Raises:
+        UserError: there is no such home folder.
+    """
+    expanded = os.path.expanduser(path)  # noqa: PTH111 - pathlib's raises a RuntimeError
+    if expanded.startswith("~"):
+        raise UserError(f"{path}: there is no home folder for '{expanded.partition('/')[0]}'.")
+    return Path(expanded)
+
+
 def cache_folder() -> Path:
     """Folder for generated data: `$HARNESS_CACHE`, else the user's cache folder; it exists and can be written.
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import multiprocessing.util
+import os
 import signal
 import sys
+import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
@@ -123,9 +126,29 @@ REQUESTS = Requests()
 """The requests to this process."""
 
 
+_LONGEST_FOLDER = 60
+"""Characters of a folder for sockets, whose paths have at most 107 with their names."""
+
+
+def shorten_socket_paths() -> None:
+    """Keep `multiprocessing`'s sockets in a short folder if that for temporary files has too long a path."""
+    chosen = tempfile.gettempdir()
+    if len(os.fsencode(chosen)) <= _LONGEST_FOLDER:
+        return
+    for short in ("/tmp", "/var/tmp", "/dev/shm"):
+        if os.access(short, os.W_OK):
+            tempfile.tempdir = short
+            try:
+                multiprocessing.util.get_temp_dir()  # is made once, and removed at the end of the process
+            finally:
+                tempfile.tempdir = chosen
+            return
+
+
 def prepare_process() -> None:
     """Prepare a process for running cells: set memory allocation, and silence hints of libraries."""
     keep_freed_memory()
+    shorten_socket_paths()
     import logging
 
     if not sys.warnoptions:

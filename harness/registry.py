@@ -7,9 +7,10 @@ import importlib
 from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from traceback import extract_tb
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from harness.errors import UserError, did_you_mean
+from harness.errors import UserError, did_you_mean, one_line
 from harness.options import build_options, format_value, guess_value
 from harness.specs import Spec, canonical, combine, member_names, parse_specs
 
@@ -118,6 +119,11 @@ def names(kind: Kind) -> list[str]:
     """
     library = [*ADAPTERS_LIBRARY, *PEFT_LIBRARY] if kind == "methods" else []
     return [*BUILT_IN[kind], *library, *sorted(_third_parties(kind))]
+
+
+def third_party_names(kind: Kind) -> list[str]:
+    """The names of a kind that installed packages register."""
+    return sorted(_third_parties(kind))
 
 
 def built_in_names(kind: Kind) -> list[str]:
@@ -309,13 +315,23 @@ def _load(kind: Kind, name: str) -> Any:
         return _import(location)
     try:
         return entry.load()
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"{kind[:-1]} '{name}' of {_origin(entry)} cannot be loaded: {error}.") from error
+    except (Exception, SystemExit) as error:  # whatever somebody else's code does when it is imported
+        raise UserError(
+            f"{kind[:-1]} '{name}' of {_origin(entry)} cannot be loaded: {_place_of(error)}{one_line(error)}."
+        ) from error
 
 
 def _import(location: str) -> Any:
     module, _, attribute = location.partition(":")
     return getattr(importlib.import_module(module), attribute)
+
+
+def _place_of(error: BaseException) -> str:
+    """`file, line N: ` of a syntax error, else of the last line that an error passed."""
+    if isinstance(error, SyntaxError) and error.filename is not None:
+        return f"{error.filename}, line {error.lineno}: "
+    frames = [frame for frame in extract_tb(error.__traceback__) if not frame.filename.startswith("<frozen")]
+    return f"{frames[-1].filename}, line {frames[-1].lineno}: " if frames else ""
 
 
 def _subclass(found: Any, base: type[Any], kind: Kind, name: str) -> Any:

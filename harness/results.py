@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from harness.analysis.bootstrap import RESAMPLES
 from harness.analysis.significance import compare
 from harness.experiment.trackers import final_figures
-from harness.files import write_atomically
+from harness.files import home_expanded, write_atomically
 from harness.records.record import Failure, Record
 from harness.records.store import Store
 from harness.report.columns import Selection
@@ -44,8 +44,7 @@ class Figures(dict[str, Figure]):
 
     def save(self, folder: Path | str) -> list[Path]:
         """Write every figure as PNG and SVG; returns the paths."""
-        place = Path(folder).expanduser()
-        place.mkdir(parents=True, exist_ok=True)
+        place = home_expanded(folder)
         return [
             write_atomically(place / f"{name}.{form}", as_bytes(figure, form))
             for name, figure in self.items()

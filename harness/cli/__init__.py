@@ -77,4 +77,5 @@ def main() -> None:
     """Entry point of the console script: every error is one line, and the exit status is 2 (see `run_command`)."""
     if not os.environ.get("TRANSFORMERS_VERBOSITY"):
         os.environ["TRANSFORMERS_VERBOSITY"] = "error"  # its hints are about other programs than this
+    os.environ["MPLBACKEND"] = "agg"  # figures go to files; a notebook's backend cannot be loaded here
     raise SystemExit(run_command(app))

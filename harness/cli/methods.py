@@ -9,28 +9,52 @@ import typer
 
 def list_names() -> None:
     """List methods (with their options), tasks and backbones."""
+    from collections.abc import Callable
     from dataclasses import fields
 
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    from harness.errors import UserError
     from harness.options import format_value
-    from harness.registry import ADAPTERS_LIBRARY, PEFT_LIBRARY, names, resolve_method
+    from harness.registry import (
+        ADAPTERS_LIBRARY,
+        PEFT_LIBRARY,
+        Kind,
+        names,
+        resolve_backbone,
+        resolve_method,
+        resolve_task,
+        third_party_names,
+    )
 
     console = Console(highlight=False)
     grid = Table("method", "what it does", "options", box=None, pad_edge=False, header_style="dim")
     for name in names("methods"):
         if name in (*ADAPTERS_LIBRARY, *PEFT_LIBRARY):
             continue
-        method = resolve_method(name)
+        try:
+            method = resolve_method(name)
+        except UserError as error:
+            grid.add_row(name, Text(f"broken: {error}"), "")
+            continue
         options = ", ".join(f"{field.name}={format_value(field.default)}" for field in fields(method.Options))
         grid.add_row(name, Text(f"{method.summary} ({method.source})"), Text(options))
     console.print(grid)
     console.print(f"\nfrom the adapters library: {', '.join(ADAPTERS_LIBRARY)}", soft_wrap=True)
     console.print(f"from the peft library: {', '.join(PEFT_LIBRARY)}", soft_wrap=True)
-    console.print(f"tasks: {', '.join(names('tasks'))}", soft_wrap=True)
-    console.print(f"backbones: {', '.join(names('backbones'))}", soft_wrap=True)
+    resolve: tuple[tuple[Kind, Callable[[str], object]], ...] = (
+        ("tasks", resolve_task),
+        ("backbones", resolve_backbone),
+    )
+    for kind, load in resolve:
+        console.print(f"{kind}: {', '.join(names(kind))}", soft_wrap=True)
+        for name in third_party_names(kind):
+            try:
+                load(name)
+            except UserError as error:
+                console.print(f"  broken: {error}", markup=False, soft_wrap=True)
 
 
 def methods(

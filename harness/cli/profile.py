@@ -68,34 +68,38 @@ def profile(
                 setting, chosen, latency_on=device, batch_sizes=sizes, on_case=status.update
             )
         profiles.append(found)
-        print_profile(found, console)
-    for note in notes_of(profiles):
-        console.print(note, style="dim")
     command = command_line(sys.argv)
     for file in files:
         text = to_csv(profiles) if file.suffix == ".csv" else to_markdown(profiles, command)
-        file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, text.encode())
+    for found in profiles:
+        print_profile(found, console)
+    for note in notes_of(profiles):
+        console.print(note, style="dim")
 
 
 def _read_batch_sizes(text: str | None, on_gpu: bool) -> tuple[int, ...]:
+    import re
+
     from harness.errors import UserError
 
     if text is None:
         return (1, 16, 64) if on_gpu else (1, 16)
     sizes = text.split(",")
-    if not all(size.isdigit() and int(size) for size in sizes):
+    if not all(re.fullmatch("0*[1-9][0-9]{0,4}", size) for size in sizes):
         raise UserError(f"--batch-sizes must be numbers separated by commas, got '{text}'.")
     return tuple(map(int, sizes))
 
 
 def _read_size(text: str | None) -> tuple[int, int] | None:
+    import re
+
     from harness.errors import UserError
 
     if text is None:
         return None
     height, _, width = text.partition("x")
     sides = (height, width or height)
-    if not all(side.isdigit() and int(side) for side in sides):
+    if not all(re.fullmatch("0*[1-9][0-9]{0,3}", side) for side in sides):
         raise UserError(f"--image-size must be one side or HEIGHTxWIDTH in pixels, got '{text}'.")
     return int(sides[0]), int(sides[1])

@@ -33,6 +33,5 @@ def report(
     path = output or results / "report.html"
     with Console(stderr=True).status("reading the results") as status:
         page = build_report(Store(results), data_root, all_protocols, status.update)
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, page.encode())
     typer.echo(f"{path} ({len(page.encode()) / 1e6:.1f} MB)")

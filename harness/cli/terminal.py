@@ -14,7 +14,7 @@ from harness.api import Plan, carry_out, make_plan
 from harness.config import RunSettings
 from harness.experiment.estimate import duration
 from harness.experiment.progress import ProgressReporter, make_console, name_of
-from harness.files import disk_errors, write_atomically
+from harness.files import write_atomically
 from harness.process import REQUESTS, TERMINATED, Interrupts, StopRequestedError
 from harness.records.record import Record
 from harness.records.store import Store
@@ -93,12 +93,10 @@ def show_tables(records: Sequence[Record], store: Store, console: Console) -> No
     A task that was run with several sets of options has one table for each.
     """
     tables = [with_intervals(each, store) for each in build_tables(records, all_protocols=True)]
+    for form, suffix in FORMATS.items():  # first, as nothing that happens to the output may lose them
+        write_atomically(store.tables / f"latest.{suffix}", render_all(tables, form).encode())
     console.print()
     print_tables(tables, console)
-    with disk_errors(store.tables):
-        store.tables.mkdir(parents=True, exist_ok=True)
-    for form, suffix in FORMATS.items():
-        write_atomically(store.tables / f"latest.{suffix}", render_all(tables, form).encode())
     console.print(
         f"\nRecords in {store.cells}, this table in {store.tables}/latest.{{{','.join(FORMATS.values())}}}",
         style="dim",

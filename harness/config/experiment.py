@@ -13,13 +13,13 @@ have the key, the tables name what is run.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
 from harness.errors import UserError, did_you_mean
+from harness.files import read_toml
 from harness.options import format_value
 from harness.registry import Kind, read_specs
 from harness.specs import OPTION_NAME, Spec, canonical, with_defaults
@@ -38,12 +38,7 @@ def read_experiment(path: Path) -> dict[str, Any]:
         UserError: the file cannot be read, is not TOML (with the line), has an unknown table, or has options for
             a name that is not in `[run]`.
     """
-    try:
-        content = tomllib.loads(Path(expanduser(path)).read_text(encoding="utf-8"))  # noqa: PTH111 - fails on ~nobody
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}.") from error
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path}: not valid TOML: {error}.") from error
+    content = read_toml(Path(expanduser(path))).value  # noqa: PTH111 - pathlib's fails on ~nobody
     for key, value in content.items():
         if key != "run" and key not in _TABLES:
             raise UserError(f"{path}: unknown key '{key}'.{did_you_mean(key, ['run', *_TABLES])}")

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from lightning_fabric import Fabric
-from safetensors.torch import load_file
 
 from harness.config.sources import flag_of
 from harness.errors import UserError
-from harness.experiment.build import deployed_model, loader
-from harness.experiment.reload import cell_of
-from harness.records.store import WEIGHTS, Store
+from harness.experiment.build import loader
+from harness.experiment.reload import cell_of, deployed, tuned_weights
+from harness.records.store import Store
 from harness.training.encoder_cache import cached_encoding
 from harness.training.fabric import make_fabric
 from harness.training.loop import predict
@@ -41,16 +40,13 @@ def evaluate_cell(
     """
     store = Store(results)
     record = store.find(prefix)
-    if record.status != "finished":
-        raise UserError(f"cell {record.cell.id} has not finished: {record.error}")
+    tuned = tuned_weights(store, record)
     if split not in ("val", "test"):
         raise UserError(f"{where('split')}: must be val or test, not {split!r}.")
     cell = cell_of(record, data_root, weights, tokenizer, method=method, where=where)
     testbed = cell.testbed
     fabric: Fabric = make_fabric(testbed.settings)
-    decision = None if record.search is None else record.search.decision
-    tuned = load_file(store.folder(record.cell.id) / WEIGHTS)
-    model = fabric.setup_module(deployed_model(cell, tuned, decision))
+    model = fabric.setup_module(deployed(cell, store, record, tuned))
     trained = {name.removeprefix("backbone.") for name in tuned}
     with cached_encoding(model.backbone, testbed.encodings, evaluation=True, tuned=trained):
         predictions = predict(fabric, model, testbed.task, loader(testbed, split))

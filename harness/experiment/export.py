@@ -11,15 +11,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
 from harness.backbones.base import HuggingFaceForm
 from harness.errors import UserError
-from harness.experiment.reload import cell_of
-from harness.files import write_atomically
+from harness.experiment.reload import cell_of, deployed, tuned_weights
+from harness.files import make_folder, write_atomically
 from harness.records.record import Record
-from harness.records.store import WEIGHTS, Store
+from harness.records.store import Store
 from harness.registry import names, resolve_method
 
 Form = Literal["adapters", "peft"]
@@ -47,8 +47,7 @@ def export_cell(
         raise UserError(f"{output}: exists and is not empty; choose another folder.")
     store = Store(results)
     record = store.find(prefix)
-    if record.status != "finished":
-        raise UserError(f"cell {record.cell.id} has not finished: {record.error}")
+    tuned = tuned_weights(store, record)
     if form not in resolve_method(record.cell.method.name).exports:
         known = [name for name in names("methods") if form in resolve_method(name).exports]
         raise UserError(
@@ -62,8 +61,8 @@ def export_cell(
             f"cell {record.cell.id}: {record.cell.backbone.name} has no counterpart in Hugging Face's library."
         )
     model_class = type(target.model).__name__
-    tuned = load_file(store.folder(record.cell.id) / WEIGHTS)
-    output.mkdir(parents=True, exist_ok=True)
+    deployed(cell, store, record, tuned)  # raises if the weights do not fit
+    make_folder(output)
     blocks, common, head = _parts(tuned, target.layers)
     loading = cell.method().export(form, target, blocks, output)
     for file, tensors in ((COMMON, common), (HEAD, head)):

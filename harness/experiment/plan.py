@@ -18,7 +18,7 @@ from harness.config import BackboneSettings, ResolvedTraining, RunSettings
 from harness.digests import digest_json
 from harness.errors import UserError
 from harness.experiment.covered import code_of
-from harness.files import cache_folder
+from harness.files import cache_folder, disk_errors
 from harness.specs import Spec, canonical, options_label
 from harness.training.encoding_store import Budgets, EncodingStore
 from methods.base import Method, NoOptions
@@ -130,11 +130,31 @@ def label_of(spec: Spec, method: Method[Any]) -> str:
 
 
 def open_testbeds(settings: RunSettings) -> list[Testbed]:
-    """The backbone and the data of every task, loaded."""
+    """The backbone and the data of every task, loaded.
+
+    Raises:
+        UserError: the device is not available, or the backbone or data cannot be loaded.
+    """
+    check_device(settings)
     backbone = load_backbone(settings.backbone, settings.backbone_options)
     images = ImageCache(backbone.processor, settings.data.image_budget_mib, settings.data.image_cache)
     encodings = open_encodings(settings, backbone)
     return [build_testbed(settings, spec, backbone, images, encodings=encodings) for spec in settings.tasks]
+
+
+def check_device(settings: RunSettings) -> None:
+    """Raise `UserError` if this machine does not have the chosen accelerator, or cannot use the precision on it."""
+    accelerator, precision = settings.device.accelerator, settings.training.precision
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    there = {"cuda": cuda, "mps": mps, "gpu": cuda or mps}
+    if settings.slurm.launcher == "slurm":
+        return  # the cells run on other machines
+    if not there.get(accelerator, True):
+        raise UserError(
+            f"accelerator: there is no {accelerator} on this machine; leave it at auto or use cpu."
+        )
+    if precision == "16-mixed" and (accelerator == "cpu" or not (cuda or mps)):
+        raise UserError("precision: 16-mixed needs a GPU; on the CPU use bf16-mixed or 32-true.")
 
 
 def load_backbone(name: str, settings: BackboneSettings) -> Backbone:
@@ -165,7 +185,9 @@ def build_testbed(
     data_root = settings.data.data_root
     if data_root is None:
         on_stage(f"{task.name}: generated data")
-        root = task.embedded_data(cache_folder())
+        folder = cache_folder()
+        with disk_errors(folder):
+            root = task.embedded_data(folder)
     else:
         root = data_root
     if not root.is_dir():

@@ -8,14 +8,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from harness.backbones.checkpoints import read_tensors
 from harness.config import RunSettings
 from harness.config.sources import Source, build_settings, flag_of
-from harness.errors import UserError
+from harness.errors import UserError, one_line
+from harness.experiment.build import deployed_model
 from harness.experiment.plan import Cell, build_cell, build_testbed, load_backbone, open_encodings
 from harness.options import format_value
 from harness.records.record import MethodChoice, Record
+from harness.records.store import WEIGHTS, Store
 from harness.registry import build_method
 from harness.specs import Spec, combine, member_names, parse_specs
+from harness.training.model import TaskModel
 from tasks.data.image_cache import ImageCache
 
 
@@ -61,6 +67,36 @@ def cell_of(
             f"{testbed.data_root}: its answer classes are not those that cell {chosen.id} was trained on."
         )
     return replace(build_cell(testbed, settings.methods[0], chosen.seed), id=chosen.id)
+
+
+def tuned_weights(store: Store, record: Record) -> dict[str, Tensor]:
+    """A finished cell's tuned weights.
+
+    Raises:
+        UserError: the cell has not finished, or its weights are missing or damaged.
+    """
+    if record.status != "finished":
+        raise UserError(f"cell {record.cell.id} has not finished: {record.error}")
+    path = store.folder(record.cell.id) / WEIGHTS
+    if not path.exists():
+        raise UserError(f"{path}: no such file; results may be shared without weights. Run the cell again.")
+    return read_tensors(path)
+
+
+def deployed(cell: Cell, store: Store, record: Record, tuned: Mapping[str, Tensor]) -> TaskModel:
+    """The finalised model of a finished cell with its tuned weights.
+
+    Raises:
+        UserError: the weights or the search's decision do not fit the cell.
+    """
+    decision = None if record.search is None else record.search.decision
+    folder = store.folder(record.cell.id)
+    try:
+        return deployed_model(cell, tuned, decision)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{folder}: its weights or its decision do not fit the cell: {one_line(error)}."
+        ) from error
 
 
 def settings_of(

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
+from harness.backbones.checkpoints import read_tensors
 from harness.digests import digest_json
 from harness.errors import UserError
 from harness.experiment.plan import Cell
@@ -227,7 +227,7 @@ def _predictions(folder: Path, record: Record, again: Store) -> list[Figure]:
 def _weights(folder: Path, again: Path) -> list[Figure]:
     if not (folder / WEIGHTS).is_file():
         return []
-    recorded, found = load_file(folder / WEIGHTS), load_file(again / WEIGHTS)
+    recorded, found = read_tensors(folder / WEIGHTS), read_tensors(again / WEIGHTS)
     equal = sum(name in found and torch.equal(tensor, found[name]) for name, tensor in recorded.items())
     total = f"{len(recorded)} of {len(recorded)}"
     return [Figure("tuned tensors, identical", total, f"{equal} of {len(found)}")]

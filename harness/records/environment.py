@@ -89,8 +89,8 @@ def command_line(arguments: list[str]) -> str:
 
 
 def _without_user(argument: str) -> str:
-    home = str(Path.home())
-    if len(home) > 1:
+    home = os.path.expanduser("~")  # noqa: PTH111 - pathlib's fails where there is no home folder
+    if len(home) > 1 and home != "~":
         argument = re.sub(rf"{re.escape(home)}(?=/|$)", "~", argument)
     user = os.environ.get("USER") or os.environ.get("LOGNAME")
     return re.sub(rf"(?<=/){re.escape(user)}(?=/|$)", "USER", argument) if user else argument

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
-from harness.errors import UserError
-from harness.files import write_atomically
+from harness.errors import UserError, one_line
+from harness.files import read_json, write_atomically
 from harness.records.upgrade import upgrade
 
 SCHEMA_VERSION = 2
@@ -73,7 +73,10 @@ class BackboneChoice(Part):
 class CellChoice(Part):
     """What was run."""
 
-    id: str = Field(description="Content address: hash of configuration, code, weights and data.")
+    id: str = Field(
+        pattern="^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="Content address: hash of configuration, code, weights and data.",
+    )
     method: MethodChoice = Field(description="How the backbone was adapted.")
     task: TaskChoice = Field(description="What it was adapted to.")
     backbone: BackboneChoice = Field(description="What was adapted.")
@@ -376,14 +379,12 @@ def read_record(path: Path) -> Record:
     Raises:
         UserError: names the file and the invalid key.
     """
-    try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}.") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON: {error}.") from error
+    content = read_json(path).value
     if isinstance(content, dict):
-        content = upgrade(content)
+        try:
+            content = upgrade(content)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path}: not a record of schema 1: {one_line(error)}.") from error
     version = content.get("schema_version") if isinstance(content, dict) else None
     if isinstance(version, int) and version != SCHEMA_VERSION:
         age = "an older" if version < SCHEMA_VERSION else "a newer"

@@ -6,10 +6,10 @@ import gzip
 import json
 from pathlib import Path
 
-from pydantic import Field, JsonValue, ValidationError, model_validator
+from pydantic import Field, JsonValue, model_validator
 
 from harness.errors import UserError
-from harness.files import write_atomically
+from harness.files import read_json, write_atomically
 from harness.records.record import RECORD, Part
 from harness.records.upgrade import old_history
 
@@ -57,11 +57,14 @@ def read_history(folder: Path) -> SearchHistory | None:
         UserError: the file is not a search history.
     """
     path = folder / SEARCH
+    source = path if path.is_file() else folder / RECORD
+    if not source.is_file():
+        return None
+    content = read_json(source).value
     try:
-        if path.is_file():
-            return SearchHistory.model_validate_json(gzip.decompress(path.read_bytes()))
-        record = folder / RECORD
-        old = old_history(json.loads(record.read_text(encoding="utf-8"))) if record.is_file() else None
+        if source == path:
+            return SearchHistory.model_validate(content)
+        old = old_history(content) if isinstance(content, dict) else None
         return None if old is None else SearchHistory.model_validate(old)
-    except (OSError, EOFError, ValueError, ValidationError) as error:
-        raise UserError(f"{path}: cannot be read as a search's history; run the cell again.") from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{source}: cannot be read as a search's history; run the cell again.") from error

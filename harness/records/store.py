@@ -21,14 +21,14 @@ import re
 import shutil
 import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import Timeout, UnixFileLock
 
 from harness.errors import UserError, did_you_mean
-from harness.files import disk_errors, make_folder, write_atomically
+from harness.files import disk_errors, make_folder, read_json_lines, write_atomically
 from harness.records.record import RECORD, Record, read_record, write_record
 from harness.records.search_history import SEARCH, SearchHistory, read_history, write_history
 
@@ -89,7 +89,7 @@ class Store:
             UserError: its record cannot be read.
         """
         path = self.folder(cell_id) / RECORD
-        return path.is_file() and read_record(path).status == "finished"
+        return path.is_file() and self.record(cell_id).status == "finished"
 
     @contextmanager
     def begin(self, cell_id: str) -> Iterator[Path]:
@@ -113,7 +113,8 @@ class Store:
             yield folder
         finally:
             # Removed before it is released, or the next holder's file would be removed.
-            (folder / LOCK).unlink(missing_ok=True)
+            with suppress(OSError):  # the file system may have become read-only
+                (folder / LOCK).unlink(missing_ok=True)
             lock.release()
 
     def commit(
@@ -158,7 +159,11 @@ class Store:
         Raises:
             UserError: there is none, or it cannot be read.
         """
-        return read_record(self.folder(cell_id) / RECORD)
+        path = self.folder(cell_id) / RECORD
+        record = read_record(path)
+        if record.cell.id != cell_id:
+            raise UserError(f"{path}: cell.id is '{record.cell.id}', which is not the name of its folder.")
+        return record
 
     def records(self) -> list[Record]:
         """Records of all cells that have ended, including failed ones, by backbone, task, method and seed.
@@ -168,7 +173,7 @@ class Store:
         Raises:
             UserError: a record cannot be read.
         """
-        found = [read_record(folder / RECORD) for folder in self._folders() if (folder / RECORD).is_file()]
+        found = [self.record(folder.name) for folder in self._folders() if (folder / RECORD).is_file()]
         return sorted(found, key=_order)
 
     def unfinished(self) -> int:
@@ -194,15 +199,16 @@ class Store:
         """A cell's per-example predictions, in the order they were written.
 
         Raises:
-            UserError: there are none.
+            UserError: there are none, or the file is damaged.
         """
         plain = self.folder(cell_id) / PREDICTIONS
         packed = plain.with_name(f"{PREDICTIONS}.gz")
         if not plain.is_file() and not packed.is_file():
             raise UserError(f"{plain}: no such file; run the cell again.")
-        content = plain.read_bytes() if plain.is_file() else gzip.decompress(packed.read_bytes())
-        for line in content.splitlines():
-            yield json.loads(line)
+        for place, row in read_json_lines(plain if plain.is_file() else packed).value:
+            if not isinstance(row, dict) or "id" not in row:
+                raise UserError(f"{place}: not a prediction; run the cell again.")
+            yield row
 
     def search_history(self, cell_id: str) -> SearchHistory | None:
         """The history of a cell's search; None for a cell that did not search.

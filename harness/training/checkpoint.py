@@ -51,11 +51,16 @@ def load_tuned_state(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
     Raises:
         KeyError: names are missing or unknown.
+        ValueError: a shape or a type of number differs.
     """
     wanted = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if set(wanted) != set(tensors):
         different = sorted(set(wanted) ^ set(tensors))
         raise KeyError(f"{len(different)} names differ, first: {different[0]}")
+    for name, parameter in wanted.items():
+        if tensors[name].shape != parameter.shape or tensors[name].dtype != parameter.dtype:
+            found = f"{tensors[name].dtype} {tuple(tensors[name].shape)}"
+            raise ValueError(f"{name} is {found}, expected {parameter.dtype} {tuple(parameter.shape)}")
     with torch.no_grad():
         for name, parameter in wanted.items():
             parameter.copy_(tensors[name])

@@ -102,7 +102,9 @@ class CachedEncoder:
         """
         half = self.halves[name]
         modules = backbone.encoders()[name]
-        encoder = f"{half.encoder}-{_arithmetic(next(modules[0].parameters()).device)}"
+        arithmetic = _arithmetic(next(modules[0].parameters()).device)
+        # Encodings kept in half precision are not those of a run that keeps them in full.
+        encoder = f"{half.encoder}-{arithmetic}-{half.store.budgets.precision}"
         rows: dict[str, Tensor] = {}
         missing: dict[int, dict[str, int]] = {}
         for index, key in enumerate(keys):

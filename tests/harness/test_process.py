@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import io
+import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +17,7 @@ from rich.console import Console
 
 from harness.experiment.progress import ProgressReporter
 from harness.process import Interrupts
+from tests.support.paths import ROOT
 
 
 class Interrupted:
@@ -89,3 +94,24 @@ def test_handler_is_not_installed_outside_the_main_thread() -> None:
     thread.start()
     thread.join()
     assert seen == [signal.default_int_handler]
+
+
+def test_worker_processes_start_where_the_folder_for_temporary_files_has_a_long_path(tmp_path: Path) -> None:
+    long = tmp_path / ("x" * 120)
+    long.mkdir()
+    code = (
+        "from harness.process import prepare_process; prepare_process()\n"
+        "from multiprocessing.connection import Listener\n"
+        "import os, tempfile\n"
+        "with Listener(family='AF_UNIX') as listener: print(len(listener.address) < 108)\n"
+        "print(tempfile.gettempdir() == os.environ['TMPDIR'])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, "TMPDIR": str(long)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.split() == ["True", "True"], done.stderr

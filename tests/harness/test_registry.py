@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from harness import registry
+from harness.cli.methods import list_names
 from harness.errors import UserError
 from harness.specs import parse_spec
 from tests.support.paths import ROOT
@@ -220,3 +221,37 @@ def test_third_party_name_must_equal_its_entry_point(
     register(("harness.methods", "x", "third_party:X"))
     with pytest.raises(UserError, match="calls itself 'full'"):
         registry.resolve_method("x")
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("raise RuntimeError('no\\nlicence')", "broken_plugin.py, line 1: RuntimeError: no"),
+        ("import sys; sys.exit(3)", "broken_plugin.py, line 1: SystemExit: 3"),
+        ("x = (", "broken_plugin.py, line 1: SyntaxError: '(' was never closed"),
+        ("import no_such_module", "broken_plugin.py, line 1: ModuleNotFoundError: No module named"),
+        ("x = 1", "has no attribute 'Method'"),
+    ],
+)
+def test_a_plugin_that_cannot_be_imported_is_named_and_the_rest_is_listed(
+    register: Register,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    code: str,
+    message: str,
+) -> None:
+    (tmp_path / "broken_plugin.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "broken_plugin", raising=False)
+    register(
+        ("harness.methods", "brk", "broken_plugin:Method"), ("harness.tasks", "brkt", "broken_plugin:Method")
+    )
+    with pytest.raises(UserError, match="method 'brk' of 'broken_plugin:Method' cannot be loaded: ") as error:
+        registry.resolve_method("brk")
+    assert message in str(error.value)
+    list_names()
+    shown = capsys.readouterr().out
+    assert "lora" in shown
+    assert "broken: task 'brkt'" in shown
+    assert shown.count("broken: ") == 2

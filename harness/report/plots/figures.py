@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import isfinite
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from harness.errors import UserError
-from harness.files import write_atomically
+from harness.files import read_csv, write_atomically
 from harness.records.record import Record
 from harness.records.store import CURVE, Store
 from harness.report.intervals import with_intervals
@@ -117,7 +117,6 @@ def write_figures(
     if not records:
         raise UserError(f"{store.root}: no results in this folder; make some with `harness run`.")
     tables = [with_intervals(each, store) for each in build_tables(records, all_protocols)]
-    folder.mkdir(parents=True, exist_ok=True)
     written = []
     for named in make_figures(store, tables, costs):
         on_figure(named.name)
@@ -137,16 +136,18 @@ def read_curve(store: Store, record: Record) -> Curve | None:
         return None
     columns: dict[str, dict[int, float]] = {}
     epochs = []
-    with path.open(encoding="utf-8", newline="") as lines:
-        for number, row in enumerate(csv.DictReader(lines), start=2):
-            try:
-                epoch = int(row.pop("epoch"))
-                for column, value in row.items():
-                    if value:
-                        columns.setdefault(column, {})[epoch] = float(value)
-            except (KeyError, ValueError, TypeError) as error:
-                raise UserError(f"{path}:{number}: not a line of a learning curve.") from error
-            epochs.append(epoch)
+    header, *rows = read_csv(path).value or [("", [])]
+    for place, texts in rows:
+        try:
+            row = dict(zip(header[1], texts, strict=True))
+            epoch = int(row.pop("epoch"))
+            for column, text in row.items():
+                # A cell that diverged has no point where its loss is NaN or infinite.
+                if text and isfinite(value := float(text)):
+                    columns.setdefault(column, {})[epoch] = value
+        except (KeyError, ValueError) as error:
+            raise UserError(f"{place}: not a line of a learning curve.") from error
+        epochs.append(epoch)
     return Curve(tuple(epochs), columns)
 
 

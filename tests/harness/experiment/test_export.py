@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from harness.backbones.vilt.loading import MINI_FOLDER
 from harness.config.sources import make_settings
 from harness.errors import UserError
 from harness.experiment.build import deployed_model
+from harness.experiment.evaluate import evaluate_cell
 from harness.experiment.export import export_cell
 from harness.experiment.plan import build_cells, open_testbeds
 from harness.experiment.runner import run_cells
@@ -111,3 +113,37 @@ def test_methods_without_an_export_format_are_named(
     (tmp_path / "c" / "mine.txt").write_text("keep")
     with pytest.raises(UserError, match="not empty; choose another folder"):
         export_cell(output.id, found.root, tmp_path / "c", "peft", root, None, None)
+
+
+@pytest.mark.parametrize("act", ["export", "evaluate"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda name, tensor: {name: tensor[:1]}, "do not fit the cell"),
+        (lambda name, tensor: {}, "do not fit the cell: KeyError"),
+        (lambda name, tensor: {name: tensor, "more": tensor}, "do not fit the cell: KeyError"),
+        (lambda name, tensor: {name: tensor.double()}, "do not fit the cell"),
+        (lambda name, tensor: {name: tensor * torch.nan}, "contains NaN or infinity"),
+        (None, "no such file; results may be shared without weights"),
+    ],
+)
+def test_tuned_weights_that_are_missing_or_do_not_fit_are_refused(
+    store: tuple[Store, dict[str, Any], Path], tmp_path: Path, act: str, change: Any, message: str
+) -> None:
+    found, cells, root = store
+    cell_id = cells[LABELS[0]].id
+    shutil.copytree(found.folder(cell_id), tmp_path / "cells" / cell_id)
+    path = tmp_path / "cells" / cell_id / WEIGHTS
+    tensors = load_file(path)
+    path.unlink()
+    if change is not None:
+        name = min(tensors)
+        changed = change(name, tensors.pop(name))
+        save_file({**tensors, **changed}, path)
+    acts = {
+        "export": lambda: export_cell(cell_id, tmp_path, tmp_path / "out", "adapters", root, None, None),
+        "evaluate": lambda: evaluate_cell(cell_id, tmp_path, "test", root, None, None, None),
+    }
+    with pytest.raises(UserError, match=message):
+        acts[act]()
+    assert not (tmp_path / "out").exists()

@@ -24,7 +24,7 @@ def test_environment_fits_the_record_and_is_json() -> None:
 
 def test_neither_host_nor_user_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("USER", "hdoe")
-    monkeypatch.setattr(Path, "home", lambda: Path("/home/hdoe"))
+    monkeypatch.setenv("HOME", "/home/hdoe")
     monkeypatch.setattr(
         "sys.argv",
         [
@@ -44,7 +44,7 @@ def test_neither_host_nor_user_is_named(monkeypatch: pytest.MonkeyPatch) -> None
 def test_paths_that_only_share_a_prefix_with_home_are_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("USER", raising=False)
     monkeypatch.delenv("LOGNAME", raising=False)
-    monkeypatch.setattr(Path, "home", lambda: Path("/home/h"))
+    monkeypatch.setenv("HOME", "/home/h")
     assert environment.command_line(["x", "/home/hx/data", "/home/h"]) == "x /home/hx/data '~'"
     assert environment.command_line(["/x/harness/__main__.py", "run"]) == "python -m harness run"
 
@@ -86,3 +86,10 @@ def test_without_git_there_is_no_commit(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_missing_package_has_no_version() -> None:
     assert environment.package_version("no-such-package-at-all") is None
+
+
+def test_a_command_is_told_where_there_is_no_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(
+        "HOME", "~"
+    )  # what os.path.expanduser gives without HOME and without an entry in passwd
+    assert environment.command_line(["harness", "run", "/data/x"]) == "harness run /data/x"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -64,7 +66,7 @@ def test_a_search_history_is_the_same_bytes_each_time_and_stays_when_a_record_is
     assert (folder / SEARCH).read_bytes() == first
     assert store.search_history(record.cell.id) == history
     (folder / SEARCH).write_bytes(first[:20])
-    with pytest.raises(UserError, match=r"search\.json\.gz: cannot be read as a search's history"):
+    with pytest.raises(UserError, match=r"search\.json\.gz: cannot be decompressed"):
         store.search_history(record.cell.id)
 
 
@@ -263,3 +265,57 @@ def test_missing_predictions_are_an_error(store: Store) -> None:
     store.commit(make_record())
     with pytest.raises(UserError, match="run the cell again"):
         list(store.predictions(make_record().cell.id))
+
+
+@pytest.mark.parametrize("wrong", ["../../x", "a/b", "", ".x", "other\n", "x" * 5])
+def test_a_record_whose_id_is_not_its_folders_name_is_refused(store: Store, wrong: str) -> None:
+    path = store.commit(make_record()) / RECORD
+    content = json.loads(path.read_text())
+    content["cell"]["id"] = wrong
+    path.write_text(json.dumps(content))
+    for read in (store.records, lambda: store.find(""), lambda: store.finished(path.parent.name)):
+        with pytest.raises(UserError, match=rf"{path}: cell\.id"):
+            read()
+
+
+@pytest.mark.parametrize(
+    ("content", "place"),
+    [
+        (b'{"id": 1}\n{"id"', "line 2, column 6: not valid JSON"),
+        (b"[1]\n", "line 1: not a prediction"),
+        (b'{"score": 1}\n', "line 1: not a prediction"),
+        (b"\x00\x01", "byte 1: is a NUL byte"),
+        (b"\x1f\x8bxx", "cannot be decompressed"),
+    ],
+)
+def test_damaged_predictions_are_named(store: Store, content: bytes, place: str) -> None:
+    path = store.commit(make_record(), predictions=ROWS) / PREDICTIONS
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"^{path}: {place}"):
+        list(store.predictions(path.parent.name))
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff", b"[]", b'{"trace": 3}', b"[" * 100_000, b"\x1f\x8b"])
+def test_a_damaged_search_history_is_named(store: Store, content: bytes) -> None:
+    path = store.commit(make_record()) / SEARCH
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"^{path}: "):
+        store.search_history(path.parent.name)
+
+
+def test_a_folder_that_is_removed_or_becomes_read_only_meanwhile_does_not_hide_the_result(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = make_record()
+    with store.begin(record.cell.id):
+        shutil.rmtree(store.root)
+        store.commit(record)
+    assert store.finished(record.cell.id)
+
+    def read_only(path: Path, missing_ok: bool = False) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with monkeypatch.context() as patch, store.begin(record.cell.id):
+        patch.setattr(Path, "unlink", read_only)
+    with store.begin(record.cell.id):
+        pass

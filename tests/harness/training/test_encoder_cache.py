@@ -17,6 +17,7 @@ from harness.backbones.inputs import Inputs
 from harness.backbones.meter.model import MeterBackbone
 from harness.backbones.meter.processor import MeterProcessor
 from harness.config.sources import make_settings
+from harness.config.types import CachePrecision
 from harness.experiment.build import adapted_model, loader
 from harness.experiment.cell import Outcome, run_cell
 from harness.experiment.plan import Cell, build_cell, build_testbed, open_encodings
@@ -300,6 +301,21 @@ def test_half_precision_only_rounds_encodings(make_meter: Maker) -> None:
     assert torch.equal(first, again)
     plain = backbone(inputs)
     assert 0 < (first - plain).abs().max() < 1e-2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("order", [("half", "full"), ("full", "half")])
+def test_runs_of_other_cache_precision_share_a_folder_and_no_encodings(
+    make_meter: Maker, tmp_path: Path, order: tuple[CachePrecision, CachePrecision]
+) -> None:
+    backbone, inputs = frozen(make_meter), padded_inputs()
+    found = {}
+    for precision in order:
+        with cached_encoding(backbone, EncodingStore(Budgets(100, 1, tmp_path, precision))):
+            found[precision] = backbone(inputs)
+    with cached_encoding(backbone, EncodingStore(Budgets(100, 0, None, "full"))):
+        assert torch.equal(found["full"], backbone(inputs))
+    assert not torch.equal(found["half"], found["full"])
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from harness.cli.plot import plot as plot_command
 from harness.errors import UserError
 from harness.records.search_history import SearchHistory, SearchTrace
-from harness.records.store import Store
+from harness.records.store import CURVE, Store
 from harness.registry import BUILT_IN
 from harness.report.intervals import with_intervals
 from harness.report.plots.curves import Curve, curves_figure
@@ -165,7 +165,7 @@ def test_a_broken_curve_names_its_line(store: Store) -> None:
     record = store.records()[0]
     path = store.folder(record.cell.id) / "curve.csv"
     path.write_text("epoch,train_loss\n1,2.5\nx,3\n")
-    with pytest.raises(UserError, match=r"curve\.csv:3: not a line"):
+    with pytest.raises(UserError, match=r"curve\.csv: line 3: not a line"):
         read_curve(store, record)
     path.unlink()
     assert read_curve(store, record) is None
@@ -201,3 +201,28 @@ def test_the_command_writes_beside_the_results(store: Store, tmp_path: Path) -> 
     assert (store.root / "plots" / "tradeoff-vilt-mini-vqa.svg").is_file()
     error = CliRunner().invoke(app, [str(tmp_path / "none")]).exception
     assert isinstance(error, UserError)
+
+
+def test_a_diverged_cell_is_drawn_as_far_as_it_has_numbers(store: Store, tmp_path: Path) -> None:
+    record, other = [each for each in store.records() if each.cell.method.name == "lora"]
+    (store.folder(record.cell.id) / CURVE).write_text(
+        "epoch,train_loss,val_accuracy\n1,3.5,40\n2,nan,41\n3,inf,\n"
+    )
+    (store.folder(other.cell.id) / CURVE).write_text("epoch,train_loss,val_accuracy\n1,nan,nan\n")
+    assert read_curve(store, record) == Curve(
+        (1, 2, 3), {"train_loss": {1: 3.5}, "val_accuracy": {1: 40, 2: 41}}
+    )
+    assert write_figures(store, tmp_path / "plots")
+
+
+@pytest.mark.parametrize(
+    "content", ["", "epoch\n", "a,b\n1,2\n", "epoch,b\n1\n", "epoch,b\n1,x\n", "\x00", "epoch,b\n1,2,3"]
+)
+def test_a_damaged_curve_is_named_or_empty(store: Store, content: str) -> None:
+    record = store.records()[0]
+    path = store.folder(record.cell.id) / CURVE
+    path.write_text(content)
+    try:
+        assert read_curve(store, record) == Curve((), {})
+    except UserError as error:
+        assert str(error).startswith(f"{path}: ")  # noqa: PT017
