@@ -121,7 +121,7 @@ def test_methods_without_an_export_format_are_named(
     [
         (lambda name, tensor: {name: tensor[:1]}, "do not fit the cell"),
         (lambda name, tensor: {}, "do not fit the cell: KeyError"),
-        (lambda name, tensor: {name: tensor, "more": tensor}, "do not fit the cell: KeyError"),
+        (lambda name, tensor: {name: tensor, "more": tensor.clone()}, "do not fit the cell: KeyError"),
         (lambda name, tensor: {name: tensor.double()}, "do not fit the cell"),
         (lambda name, tensor: {name: tensor * torch.nan}, "contains NaN or infinity"),
         (None, "no such file; results may be shared without weights"),
