@@ -51,8 +51,10 @@ def _register() -> None:
     from harness.cli.settings_options import SettingsCommand
     from harness.cli.show import show
     from harness.cli.table import table
+    from harness.cli.tune import tune
 
     app.command(cls=SettingsCommand)(run)
+    app.command(cls=SettingsCommand)(tune)
     app.command()(table)
     app.command()(compare)
     app.command()(plot)

@@ -29,8 +29,10 @@ INTERRUPTED = 130
 FORMATS: dict[Format, str] = {"github": "md", "latex": "tex", "csv": "csv", "html": "html"}
 
 
-def run_and_show(settings: RunSettings, dry_run: bool) -> int:
+def run_and_show(settings: RunSettings, dry_run: bool, found: list[Record] | None = None) -> int:
     """Plan, run, measure and print the table.
+
+    found: is given the records of all finished cells.
 
     Returns the exit status: 0, 1 if a cell failed, 130 after Ctrl-C, or 143 after SIGTERM.
 
@@ -65,6 +67,8 @@ def run_and_show(settings: RunSettings, dry_run: bool) -> int:
         return 0
     store = plan.store
     records = [store.record(cell.id) for cell in plan.cells if store.finished(cell.id)]
+    if found is not None:
+        found += records
     if records:
         show_tables(records, store, console)
     if interrupted:

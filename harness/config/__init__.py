@@ -108,6 +108,8 @@ class TrainingSettings(Group):
         Positive | None, About(Decides.CELL, unset="the backbone's, times the method's scale")
     ] = None
     """Peak learning rate of all parameters except the head's."""
+    learning_rate_scale: Annotated[Positive, About(Decides.INDIRECT)] = 1.0
+    """Multiple of each method's default learning rate; `harness tune` chooses it on validation data."""
     block_learning_rate: Annotated[
         Positive | None, About(Decides.CELL, unset="the same as learning_rate")
     ] = None

@@ -261,6 +261,7 @@ def build_cell(testbed: Testbed, spec: Spec, seed: int) -> Cell:
     rate = testbed.training.learning_rate
     if rate is None:
         rate = testbed.backbone.base_learning_rate * method.learning_rate_scale
+        rate *= testbed.training.learning_rate_scale
     _check_budget(testbed, method)
     configuration = digest_json(
         {

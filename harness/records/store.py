@@ -7,6 +7,7 @@
                        search.json.gz       the history of the search
                        checkpoint/          only while the cell is unfinished
 <root>/tables/                              the latest tables
+<root>/tuning.json                          learning rates chosen on validation data, if `harness tune` chose them
 """
 
 from __future__ import annotations
@@ -41,6 +42,10 @@ PREDICTIONS, WEIGHTS, CURVE, CHECKPOINT, LOCK = (
 )
 
 
+TUNING = "tuning"
+"""Results folder of the tuning runs within that of the results, and name of the file with what they chose."""
+
+
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -67,6 +72,22 @@ class Store:
     def tables(self) -> Path:
         """Folder of the latest tables; need not exist."""
         return self.root / "tables"
+
+    def tuning(self) -> list[dict[str, Any]]:
+        """What `harness tune` has chosen, one entry per backbone, task and method; [] if it was not used.
+
+        Raises:
+            UserError: the file is not what was written.
+        """
+        path = self.root / f"{TUNING}.json"
+        if not path.is_file():
+            return []
+        try:
+            return list(json.loads(path.read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise UserError(
+                f"{path}: cannot be read ({error}); delete it and run `harness tune` again."
+            ) from None
 
     def folder(self, cell_id: str) -> Path:
         """A cell's folder; need not exist.

@@ -18,6 +18,7 @@ from harness.records.store import Store
 from harness.registry import REFERENCE_METHOD
 from harness.report.notes import Note
 from harness.report.tables import Table, TaskColumn
+from harness.report.tuning import tuning_sentence
 
 TABLE_RESAMPLES = 2_000
 """Fewer than in `harness compare`, as tables are made after every run."""
@@ -69,6 +70,8 @@ def with_intervals(table: Table, store: Store, resamples: int = TABLE_RESAMPLES)
         notes.insert(0, Note(_interval_note(rows, sizes, resamples), shown))
     if tested:
         notes.insert(1, Note(_star_note(rows, len(tested)), ("delta",)))
+    if sentence := tuning_sentence(table.records, store):
+        notes.append(Note(sentence))
     frame = pd.DataFrame(rows, dtype=object)
     frame = frame[_beside(list(frame.columns), table.tasks)]
     frame = frame.astype(object).where(frame.notna(), None)

@@ -48,6 +48,7 @@ CASES: dict[str, tuple[str, str, Any]] = {
     "batch_size": ("8", "8", 8),
     "micro_batch": ("auto", '"auto"', "auto"),
     "learning_rate": ("3e-3", "3e-3", 3e-3),
+    "learning_rate_scale": ("2.5", "2.5", 2.5),
     "block_learning_rate": ("2e-3", "2e-3", 2e-3),
     "head_learning_rate": ("0.5", "0.5", 0.5),
     "weight_decay": ("0.25", "0.25", 0.25),
