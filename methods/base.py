@@ -211,6 +211,9 @@ class Method(ABC, Generic[OptionsT]):
     members: Sequence[Method[Any]] = ()
     """The methods that this one combines (`methods.composed`)."""
 
+    rivals: ClassVar[tuple[str, ...]] = ()
+    """Specs of methods that make the same choice by simpler rules, with an option `skip`; `harness audit` compares."""
+
     searches: ClassVar[bool] = False
     """Whether `search` runs before training."""
     Decision: ClassVar[type[Any]]
@@ -245,6 +248,10 @@ class Method(ABC, Generic[OptionsT]):
         decision: an instance of `self.Decision`.
         """
         raise TypeError(f"{self.name} has no search")
+
+    def fixed(self, chosen: Sequence[str]) -> Mapping[str, str]:
+        """Options with which this method skips exactly `chosen`, without a search. Needed if it has `rivals`."""
+        raise TypeError(f"{self.name} cannot be told what to skip")
 
     def warm_start(self, backbone: Backbone, searched: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights that training starts with instead of new ones: all trained parameters by name, or {}.

@@ -8,7 +8,7 @@ and the remaining blocks get parallel adapters.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -73,6 +73,13 @@ class DAS(SkippingMethod[DASOptions]):
     family: ClassVar[str] = "block skipping"
     Options: ClassVar[type[Any]] = DASOptions
     Decision: ClassVar[type[Any]] = DASDecision
+    rivals: ClassVar[tuple[str, ...]] = (
+        "skip[choice=last]",
+        "skip[choice=alternate]",
+        "skip[choice=influence]",
+        "skip[choice=contiguous]",
+        "skip[choice=greedy]",
+    )
 
     @property
     def searches(self) -> bool:  # type: ignore[override]
@@ -97,6 +104,10 @@ class DAS(SkippingMethod[DASOptions]):
     def blocks_to_skip(self, backbone: Backbone) -> tuple[str, ...]:
         """The blocks that the search has chosen, or the option's."""
         return self.chosen or self.resolve_blocks(self.options.blocks, backbone)
+
+    def fixed(self, chosen: Sequence[str]) -> Mapping[str, str]:
+        """Skip these blocks."""
+        return {"blocks": "+".join(chosen)}
 
     def cost_cases(self, backbone: Backbone) -> Sequence[CostCase]:
         """Before a search: one case for each number of blocks skipped in each stream."""

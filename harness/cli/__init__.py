@@ -36,6 +36,7 @@ def _options(
 
 def _register() -> None:
     from harness.cli.adopt import adopt
+    from harness.cli.audit import audit
     from harness.cli.check import check
     from harness.cli.compare import compare
     from harness.cli.evaluate import evaluate
@@ -64,6 +65,7 @@ def _register() -> None:
     app.command()(evaluate)
     app.command()(reproduce)
     app.command()(adopt)
+    app.command(cls=SettingsCommand)(audit)
     app.command()(export)
     app.command()(profile)
     app.command()(score)
