@@ -18,6 +18,7 @@ from harness.config.types import (
     Betas,
     CachePrecision,
     Count,
+    DataRoots,
     Decides,
     Form,
     ImageSize,
@@ -34,6 +35,7 @@ from harness.config.types import (
     about,
     specs_of,
 )
+from harness.errors import UserError
 from harness.registry import DEFAULT_BACKBONE
 from harness.specs import Spec, canonical
 
@@ -57,9 +59,9 @@ class DataSettings(Group):
     title: ClassVar[str] = "Data"
 
     data_root: Annotated[
-        LocalPath | None, About(Decides.INDIRECT, local=True, unset="the embedded mini benchmark")
+        DataRoots | None, About(Decides.INDIRECT, local=True, unset="the embedded mini benchmark")
     ] = None
-    """Folder with the official files."""
+    """Folder with the official files, or one per task: vqa=/data/vqa2,nlvr2=/data/nlvr2."""
     skip_bad_images: Annotated[bool, About(Decides.CELL)] = False
     """Leave out and count examples whose image cannot be read, instead of stopping."""
     augment: Annotated[Literal["none", "randaugment"], About(Decides.PROTOCOL)] = "none"
@@ -70,6 +72,21 @@ class DataSettings(Group):
     """MiB of memory for decoded images, which are kept between epochs."""
     image_cache: Annotated[LocalPath | None, About(Decides.NOTHING, local=True, unset="none")] = None
     """Folder for resized images, shared by all runs on a machine; 3 bytes per pixel."""
+
+    def root_of(self, task: str) -> Path | None:
+        """Folder of a task's files; None for the embedded benchmark.
+
+        Raises:
+            UserError: there are folders for other tasks, but none for this one, or the folder does not exist.
+        """
+        root = self.data_root
+        if isinstance(root, tuple):
+            if task not in dict(root):
+                raise UserError(f"data_root: names no folder for {task}; add {task}=FOLDER.")
+            root = dict(root)[task]
+        if root is not None and not root.is_dir():
+            raise UserError(f"data_root: {root}: no such folder.")
+        return root
 
 
 class BackboneSettings(Group):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -106,6 +107,18 @@ def _at_home(value: str | Path) -> str:
     return text
 
 
+def _roots(value: object) -> object:
+    """A path, or `((task, path), …)` from a table or from `vqa=/a,nlvr2=/b`."""
+    if isinstance(value, str) and all(re.match(r"\w+=.", part) for part in value.split(",")):
+        pairs = [part.split("=", 1) for part in value.split(",")]
+        if len({task for task, _ in pairs}) < len(pairs):
+            raise ValueError("names a task twice.")
+        value = dict(pairs)
+    if isinstance(value, Mapping):
+        return tuple((str(task), _path(path)) for task, path in value.items())
+    return _path(value)
+
+
 def _place(value: object) -> object:
     """Weights stay text, as they may also be a hub id or `random`."""
     return _at_home(value) if isinstance(value, str | Path) else value
@@ -128,6 +141,11 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 LocalPath = Annotated[Path, BeforeValidator(_path), Form("PATH", "a path")]
+DataRoots = Annotated[
+    Path | tuple[tuple[str, Path], ...],
+    BeforeValidator(_roots),
+    Form("PATH|TASK=PATH,…", "a path, or a path for each task, such as vqa=/a,nlvr2=/b"),
+]
 Place = Annotated[str, Field(min_length=1), BeforeValidator(_place), Form("PATH|NAME", "a path or a name")]
 ImageSize = Annotated[
     tuple[Side, Side],

@@ -136,6 +136,8 @@ def open_testbeds(settings: RunSettings) -> list[Testbed]:
         UserError: the device is not available, or the backbone or data cannot be loaded.
     """
     check_device(settings)
+    for spec in settings.tasks:
+        settings.data.root_of(spec.name)  # all are checked before the first is read
     backbone = load_backbone(settings.backbone, settings.backbone_options)
     images = ImageCache(backbone.processor, settings.data.image_budget_mib, settings.data.image_cache)
     encodings = open_encodings(settings, backbone)
@@ -182,7 +184,7 @@ def build_testbed(
     """Read a task's data for `backbone`."""
     task = registry.build_task(task_spec)
     _check_measured_size(settings, backbone)
-    data_root = settings.data.data_root
+    data_root = settings.data.root_of(task.name)
     if data_root is None:
         on_stage(f"{task.name}: generated data")
         folder = cache_folder()
@@ -190,8 +192,6 @@ def build_testbed(
             root = task.embedded_data(folder)
     else:
         root = data_root
-    if not root.is_dir():
-        raise UserError(f"data_root: {root}: no such folder.")
     on_stage(f"{task.name}: reading {root.name}")
     data = task.load(root)
     for split in ("train", "val", "test"):

@@ -123,6 +123,9 @@ class CachedEncoder:
                 for (key, _), row in zip(part, encoded, strict=True):
                     rows[key] = half.store.put(encoder, key, row)
         found = [rows[key] for key in keys]
+        if len({row.device for row in found}) > 1:  # there was no room for some, which stayed on the GPU
+            device = next(modules[0].parameters()).device
+            found = [row.to(device, non_blocking=True) for row in found]
         # Stored in half precision, except those that exceed its range.
         return found if len({row.dtype for row in found}) == 1 else [row.float() for row in found]
 
@@ -229,7 +232,9 @@ def _arithmetic(device: torch.device) -> str:
 
 def _ready(kept: Tensor, device: torch.device) -> Tensor:
     """Encodings as the blocks read them: on `device`, and in float32 if they were stored in float16."""
-    moved = kept.to(device)
+    if device.type == "cuda" and kept.device.type == "cpu":
+        kept = kept.pin_memory()  # the CPU does not wait for the copy
+    moved = kept.to(device, non_blocking=True)
     return moved.float() if moved.dtype == torch.float16 else moved
 
 

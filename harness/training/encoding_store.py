@@ -94,15 +94,25 @@ class EncodingStore:
         return found
 
     def put(self, encoder: str, key: str, encoding: Tensor) -> Tensor:
-        """Store a copy of an encoding as far as the budgets allow; returns it as `get` would."""
-        row = _rounded(encoding.detach(), self.budgets.precision).to("cpu", copy=True).contiguous()
+        """Store a copy of an encoding as far as the budgets allow; returns it as `get` would.
+
+        If there is no room for it, nothing is copied and the encoding stays on its device.
+        """
+        row = _rounded(encoding.detach(), self.budgets.precision)
+        to_disk = self._disk is not None and self._writable
+        if not to_disk and not self._fits(row):
+            return row
+        row = row.to("cpu", copy=True).contiguous()
         self._remember(encoder, key, row)
-        if self._disk is not None and self._writable:
+        if self._disk is not None and to_disk:
             self._write(self._disk, encoder, key, row)
         return row
 
+    def _fits(self, row: Tensor) -> bool:
+        return self.memory_bytes + row.nbytes <= self.budgets.memory_mib * MIB
+
     def _remember(self, encoder: str, key: str, row: Tensor) -> None:
-        if (encoder, key) in self._rows or self.memory_bytes + row.nbytes > self.budgets.memory_mib * MIB:
+        if (encoder, key) in self._rows or not self._fits(row):
             return
         self._rows[encoder, key] = row
         self.memory_bytes += row.nbytes

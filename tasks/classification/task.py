@@ -16,6 +16,7 @@ from torch.nn import functional
 from harness.backbones.base import Backbone
 from harness.errors import UserError
 from tasks.base import Batch, Data, Example, Prediction, SplitName, Task
+from tasks.data.columns import image_paths
 from tasks.data.files import describe_images
 from tasks.data.subsets import Limits, blanked, limited
 from tasks.heads import build_classifier
@@ -65,7 +66,7 @@ class Classification(Task[OptionsT]):
         Raises `UserError` naming the file and place at fault.
         """
         files: dict[str, str] = {}
-        splits: dict[str, list[Example]] = {}
+        splits: dict[str, Sequence[Example]] = {}
         origins: dict[str, dict[str, Any]] = {}
         for name, part in self.read_parts(root).items():
             options = self.options
@@ -81,7 +82,7 @@ class Classification(Task[OptionsT]):
                 "part": part.part,
                 **part.notes,
                 "examples": len(examples),
-                **describe_images(path for example in examples for path in example.images),
+                **describe_images(image_paths(examples)),
             }
         return Data(splits, {"splits": origins, "files": files, "answers": {"classes": list(self.classes)}})
 

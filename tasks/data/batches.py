@@ -49,7 +49,7 @@ def plan_batches(
     return [step[rank::world_size].tolist() for step in steps]
 
 
-def pad_text(tokens: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor | None]:
+def pad_text(tokens: Sequence[Sequence[int] | np.ndarray], pad_id: int) -> tuple[Tensor, Tensor | None]:
     """`(B, L)` int64 ids padded to the longest text, and the `(B, L)` bool mask or None if nothing is padded."""
     lengths = [len(row) for row in tokens]
     longest = max(lengths)

@@ -9,13 +9,15 @@ from __future__ import annotations
 import hashlib
 import os
 import sqlite3
+import stat
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 from harness.files import cache_folder
 
@@ -44,8 +46,10 @@ _TABLE = """CREATE TABLE IF NOT EXISTS files (
     PRIMARY KEY (folder, name)) WITHOUT ROWID"""
 
 
-@dataclass(frozen=True)
-class _Entry:
+File = TypeVar("File", str, Path)
+
+
+class _Entry(NamedTuple):
     """A file when it was read: size in bytes, modification time (ns), inode, time of reading (ns), SHA-256."""
 
     size: int
@@ -59,42 +63,43 @@ class _Entry:
         return same and self.modified + RACY_NS <= self.read
 
 
-def digest_files(paths: Iterable[Path]) -> dict[Path, str | None]:
-    """SHA-256 (hex) of each file's bytes; None if it is missing or cannot be read."""
-    by_folder: dict[Path, list[Path]] = defaultdict(list)
-    for path in dict.fromkeys(paths):
-        by_folder[path.parent].append(path)
-    found: dict[Path, str | None] = {}
-    with _memory() as memory, ThreadPoolExecutor() as pool:
+def digest_files(paths: Iterable[File]) -> dict[File, str | None]:
+    """SHA-256 (hex) of each file's bytes; None if it is missing, no regular file, or cannot be read."""
+    by_folder: dict[str, dict[str, File]] = defaultdict(dict)
+    found: dict[File, str | None] = {}
+    for path in paths:
+        folder, name = os.path.split(path)
+        by_folder[folder][name] = path
+        found[path] = None
+    with open_memory() as memory, ThreadPoolExecutor() as pool:
         for folder, members in by_folder.items():
-            place = str(folder.absolute())
-            known, statuses = _recall(memory, place), _statuses(folder, {path.name for path in members})
-            changed: list[Path] = []
-            for path in members:
-                status, entry = statuses.get(path.name), known.get(path.name)
-                found[path] = None
+            place = os.path.abspath(folder)  # noqa: PTH100 - paths are texts here: there may be 200,000
+            known, statuses = _recall(memory, place), _statuses(place, members)
+            changed: list[str] = []
+            for name, path in members.items():
+                status, entry = statuses.get(name), known.get(name)
                 if status is not None and entry is not None and entry.holds_for(status):
                     found[path] = entry.digest.hex()
                 elif status is not None:
-                    changed.append(path)
+                    changed.append(name)
             for start in range(0, len(changed), AT_ONCE):
                 some = changed[start : start + AT_ONCE]
                 shares = [some[first : first + SHARE] for first in range(0, len(some), SHARE)]
-                read = [entry for entries in pool.map(_read_all, shares) for entry in entries]
-                entries = {path: entry for path, entry in zip(some, read, strict=True) if entry is not None}
-                found |= {path: entry.digest.hex() for path, entry in entries.items()}
-                _remember(memory, place, {path.name: entry for path, entry in entries.items()})
+                read = [entry for entries in pool.map(partial(_read_all, place), shares) for entry in entries]
+                entries = {name: entry for name, entry in zip(some, read, strict=True) if entry is not None}
+                found |= {members[name]: entry.digest.hex() for name, entry in entries.items()}
+                _remember(memory, place, entries)
     return found
 
 
-def _read_all(paths: list[Path]) -> list[_Entry | None]:
-    return [_read(path) for path in paths]
+def _read_all(folder: str, names: list[str]) -> list[_Entry | None]:
+    return [_read(os.path.join(folder, name)) for name in names]  # noqa: PTH118 - as above
 
 
-def _read(path: Path) -> _Entry | None:
+def _read(path: str) -> _Entry | None:
     now = time.time_ns()
     try:
-        with path.open("rb", buffering=0) as file:
+        with Path(path).open("rb", buffering=0) as file:
             # Taken before reading: a file that changes meanwhile has a later modification time and is read again.
             status = os.fstat(file.fileno())
             hasher = hashlib.sha256()
@@ -105,7 +110,7 @@ def _read(path: Path) -> _Entry | None:
     return _Entry(status.st_size, status.st_mtime_ns, status.st_ino, now, hasher.digest())
 
 
-def _statuses(folder: Path, names: set[str]) -> dict[str, os.stat_result]:
+def _statuses(folder: str, names: Container[str]) -> dict[str, os.stat_result]:
     """Status of each existing file, by one scan of the folder: single look-ups are slow on network file systems."""
     try:
         with os.scandir(folder) as entries:
@@ -115,14 +120,17 @@ def _statuses(folder: Path, names: set[str]) -> dict[str, os.stat_result]:
     found = {}
     for entry in there:
         try:
-            found[entry.name] = entry.stat()
+            status = entry.stat()
         except OSError:  # a dangling link, or deleted meanwhile
             continue
+        if stat.S_ISREG(status.st_mode):  # reading a pipe or a device might never end
+            found[entry.name] = status
     return found
 
 
 @contextmanager
-def _memory() -> Iterator[sqlite3.Connection | None]:
+def open_memory() -> Iterator[sqlite3.Connection | None]:
+    """The database while the block lasts; None if it cannot be read or written."""
     connection = _connect(cache_folder() / MEMORY)
     if connection is None:
         yield None
@@ -174,7 +182,7 @@ def _recall(memory: sqlite3.Connection | None, folder: str) -> dict[str, _Entry]
 def _remember(memory: sqlite3.Connection | None, folder: str, entries: Mapping[str, _Entry]) -> None:
     if memory is None:
         return
-    rows = [(folder, name, *vars(entry).values()) for name, entry in entries.items()]
+    rows = [(folder, name, *entry) for name, entry in entries.items()]
     try:
         with memory:
             memory.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?)", rows)

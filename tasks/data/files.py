@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import os
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -123,11 +124,12 @@ def follow_link(folder: Path) -> Path:
     return folder
 
 
-def describe_images(paths: Iterable[Path]) -> dict[str, Any]:
+def describe_images(paths: Iterable[str]) -> dict[str, Any]:
     """Number of images, how many are missing or unreadable, and SHA-256 (hex) of all names and bytes."""
     digests = digest_files(paths)
     listing = sorted(
-        ((path.name, digest) for path, digest in digests.items()), key=lambda e: (e[0], e[1] or "")
+        ((os.path.basename(path), digest) for path, digest in digests.items()),  # noqa: PTH119 - fast
+        key=lambda e: (e[0], e[1] or ""),
     )
     return {
         "images": len(listing),

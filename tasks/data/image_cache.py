@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -17,7 +17,11 @@ from harness.errors import UserError
 from tasks.data.decoding import Decoder, ImageRequest
 from tasks.data.file_digests import digest_files
 from tasks.data.image_folder import ImageFolder
-from tasks.data.images import BLANK_IMAGE, Decoded, upright_size
+from tasks.data.image_sizes import image_sizes, read_size
+from tasks.data.images import Decoded
+
+FEW = 256
+"""Images whose headers are read directly; the sizes of more are kept in the cache folder."""
 
 
 class ImageCache:
@@ -80,9 +84,7 @@ class ImageCache:
         """Digest the image files, by which they are found on disk; does nothing without a folder."""
         if self.decoder.folder is None:
             return
-        unknown = {Path(path): path for path in paths if path not in self._digests}
-        unknown.pop(BLANK_IMAGE, None)
-        self._digests |= {unknown[path]: digest for path, digest in digest_files(unknown).items()}
+        self._digests |= digest_files(path for path in paths if path not in self._digests)
 
     def key(self, path: str, image: Tensor) -> bytes:
         """SHA-256 of `image` (the decoded `path`) and of the processor's settings; computed once per path."""
@@ -94,11 +96,22 @@ class ImageCache:
 
     def shape(self, path: str) -> tuple[int, int]:
         """Height and width in pixels of the processed image, from its header only."""
+        (shape,) = self.shapes([path])
+        if isinstance(shape, UserError):
+            raise shape
+        return shape
+
+    def shapes(self, paths: Sequence[str]) -> list[tuple[int, int] | UserError]:
+        """As `shape`, for many images, or why they cannot be read. Headers are read several at a time."""
         if self._fixed_shape is not None:
-            return self._fixed_shape
-        if path not in self._shapes:
-            self._shapes[path] = self._shape_of(upright_size(path))
-        return self._shapes[path]
+            return [self._fixed_shape] * len(paths)
+        unknown = [path for path in dict.fromkeys(paths) if path not in self._shapes]
+        sizes = image_sizes(unknown) if len(unknown) > FEW else {path: read_size(path) for path in unknown}
+        errors = {path: size for path, size in sizes.items() if isinstance(size, UserError)}
+        self._shapes |= {
+            path: self._shape_of(size) for path, size in sizes.items() if not isinstance(size, UserError)
+        }
+        return [errors[path] if path in errors else self._shapes[path] for path in paths]
 
     @cached_property
     def _settings(self) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -23,10 +22,12 @@ from harness.errors import UserError
 from tasks.base import Batch, Example, Task
 from tasks.data.augment import Augment, draw_seed
 from tasks.data.batches import pad_images, pad_text, plan_batches
+from tasks.data.columns import image_table, texts_of
 from tasks.data.decoding import ImageRequest, Pending, load, usable_cores
 from tasks.data.delivery import Delivery, ahead
 from tasks.data.image_cache import ImageCache
 from tasks.data.images import Decoded
+from tasks.data.tokens import tokenize
 
 BATCHES_AHEAD = 2
 """Batches that are ready before they are used. As many more are being decoded, or enough for all threads."""
@@ -106,9 +107,9 @@ class Loader:
         self._epoch = 0
         self._start = 0
         self.cache = ImageCache(processor) if cache is None else cache
-        self._paths = [tuple(os.fspath(path) for path in example.images) for example in examples]
-        self._tokens = _tokenize(processor, [example.text for example in examples])
-        self.cache.find_on_disk(path for paths in self._paths for path in paths)
+        self._paths, self._images = image_table(examples)
+        self.tokens = tokenize(processor, texts_of(examples))
+        self.cache.find_on_disk(self._paths)
 
     def with_texts(self, more_texts: MoreTexts) -> Loader:
         """The same loader with more texts for each example."""
@@ -167,30 +168,30 @@ class Loader:
     @cached_property
     def _sort_keys(self) -> np.ndarray:
         """`(N,)` int64: position of each example's shapes in sorted order, by image shapes, then text length."""
-        keys = [
-            (*(self._shape(path) for path in paths), len(tokens))
-            for paths, tokens in zip(self._paths, self._tokens, strict=True)
-        ]
-        positions = {key: place for place, key in enumerate(sorted(set(keys)))}
-        return np.array([positions[key] for key in keys], dtype=np.int64)
+        shapes = np.zeros((len(self._paths), 2), dtype=np.int64)
+        for place, shape in enumerate(self.cache.shapes(self._paths)):
+            if not isinstance(shape, UserError):
+                shapes[place] = shape
+            elif self._skip_bad_images:
+                self.cache.add(self._paths[place], shape)
+            else:
+                raise shape
+        of_examples = shapes[self._images].reshape(len(self.examples), 2 * self._images.shape[1])
+        keys = np.column_stack([of_examples, self.tokens.lengths])
+        positions: np.ndarray = np.unique(keys, axis=0, return_inverse=True)[1]
+        return positions.reshape(-1)
 
-    def _shape(self, path: str) -> tuple[int, int]:
-        try:
-            return self.cache.shape(path)
-        except UserError as error:
-            if not self._skip_bad_images:
-                raise
-            self.cache.add(path, error)
-            return (0, 0)
+    def _paths_of(self, index: int) -> list[str]:
+        return [self._paths[place] for place in self._images[index].tolist()]
 
     def _requests(self, index: int, epoch: int) -> list[ImageRequest]:
         """The images that an example needs in an epoch."""
         if self._augment is None:
-            return [self.cache.request(path) for path in self._paths[index]]
+            return [self.cache.request(path) for path in self._paths_of(index)]
         identifier = self.examples[index].id
         return [
             ImageRequest(path, draw_seed(self._seed, epoch, identifier, position))
-            for position, path in enumerate(self._paths[index])
+            for position, path in enumerate(self._paths_of(index))
         ]
 
     def _cached(self, request: ImageRequest) -> Decoded | None:
@@ -267,13 +268,13 @@ class Loader:
                 for index, example in zip(kept, examples, strict=True)
                 for row in (index, *self._more_texts(example, epoch))
             ]
-        input_ids, text_mask = pad_text([self._tokens[index] for index in texts], self._processor.pad_id)
+        input_ids, text_mask = pad_text([self.tokens[index] for index in texts], self._processor.pad_id)
         inputs = []
         for place, images in enumerate(zip(*rows, strict=True)):
             pixels, image_sizes = pad_images(images, pinned)
             keys = None
             if self._key_images:
-                paths = [self._paths[index][place] for index in kept]
+                paths = [self._paths_of(index)[place] for index in kept]
                 keys = tuple(self.cache.key(path, image) for path, image in zip(paths, images, strict=True))
             inputs.append(Inputs(input_ids, text_mask, pixels, image_sizes, image_keys=keys))
         return Batch(
@@ -281,10 +282,3 @@ class Loader:
             self._task.collate_targets(examples),
             tuple(example.id for example in examples),
         )
-
-
-def _tokenize(processor: Processor, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each text; repeated texts are tokenised once and share one list."""
-    distinct = list(dict.fromkeys(texts))
-    ids = dict(zip(distinct, processor.tokenize(distinct), strict=True))
-    return [ids[text] for text in texts]

@@ -48,21 +48,23 @@ class Limits:
         return limit
 
 
-def limited(items: Sequence[Item], limit: int | None, seed: int, key: Callable[[Item], str]) -> list[Item]:
+def limited(
+    items: Sequence[Item], limit: int | None, seed: int, key: Callable[[Item], str]
+) -> Sequence[Item]:
     """At most `limit` items in order, chosen by a hash of their key; a smaller limit gives a subset of a larger one."""
     if limit is None or limit >= len(items):
-        return list(items)
+        return items
     salt = f"limit {seed}"
     keys = sorted((key(item) for item in items), key=lambda name: (uniform_hash(salt, name), name))
     chosen = set(keys[:limit])
     return [item for item in items if key(item) in chosen]
 
 
-def blanked(examples: Sequence[Example], blank: Blank) -> list[Example]:
+def blanked(examples: Sequence[Example], blank: Blank) -> Sequence[Example]:
     """The examples with their images, or their texts, blanked."""
     if blank == "image":
         return [replace(example, images=(BLANK_IMAGE,) * len(example.images)) for example in examples]
-    return [replace(example, text="") for example in examples] if blank == "text" else list(examples)
+    return [replace(example, text="") for example in examples] if blank == "text" else examples
 
 
 def cut_off(groups: Iterable[Item], fraction: float) -> frozenset[Item]:

@@ -14,6 +14,7 @@ from tasks.base import Batch, Example, Share
 from tasks.data.batches import pad_text, stack_images
 from tasks.data.image_cache import ImageCache
 from tasks.data.images import decode
+from tasks.data.tokens import Tokens
 from tasks.resumable_scores import PartialScores
 
 CAPTIONS_AT_ONCE = 64
@@ -61,6 +62,7 @@ class NegativeSampler:
 def score_matrix(
     score: Callable[[Batch], Tensor],
     examples: Sequence[Example],
+    tokens: Tokens,
     images: ImageCache,
     pairs_per_batch: int,
     on_pairs: Callable[[int], None] = lambda count: None,
@@ -69,6 +71,7 @@ def score_matrix(
 ) -> tuple[np.ndarray, np.ndarray, list[Example]] | None:
     """Scores of every image of `examples` with every caption.
 
+    tokens: of the examples' texts.
     score: a batch of B images and B · T texts → `(B, T)` float32 on the CPU.
     on_pairs: called with the number of pairs scored since the last call.
     partial: finished rows of an interrupted evaluation; new ones are saved there.
@@ -81,8 +84,7 @@ def score_matrix(
     firsts = list({example.group: example for example in reversed(examples)}.values())[::-1]
     rows = {example.group: row for row, example in enumerate(firsts)}
     image_of = np.array([rows[example.group] for example in examples])
-    tokens = images.processor.tokenize([example.text for example in examples])
-    by_length = sorted(range(len(examples)), key=lambda index: len(tokens[index]))
+    by_length = np.argsort(tokens.lengths, kind="stable").tolist()
     paths = [str(example.images[0]) for example in firsts]
     by_shape = sorted(range(len(firsts)), key=lambda row: images.shape(paths[row]))
     together = min(len(firsts), max(1, pairs_per_batch // CAPTIONS_AT_ONCE))

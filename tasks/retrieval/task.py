@@ -84,7 +84,7 @@ class Retrieval(Task[RetrievalOptions]):
         train = ("train", "restval") if captions.dataset == "coco" else ("train",)
         official: dict[SplitName, tuple[str, ...]] = {"train": train, "val": ("val",), "test": ("test",)}
         paths = image_paths(root, captions)
-        splits: dict[str, list[Example]] = {}
+        splits: dict[str, Sequence[Example]] = {}
         origins: dict[str, dict[str, Any]] = {}
         for split, names in official.items():
             chosen = self._chosen(captions, split, names)
@@ -93,7 +93,7 @@ class Retrieval(Task[RetrievalOptions]):
                 "official split": "+".join(names),
                 "part": "all" if self.options.limit_of(split) is None else "some of the images, by hash",
                 "captions": len(splits[split]),
-                **describe_images(paths[photograph.id] for photograph in chosen),
+                **describe_images(str(paths[photograph.id]) for photograph in chosen),
             }
         files = {captions.path.name: captions.digest}
         return Data(splits, {"dataset": captions.dataset, "splits": origins, "files": files})
@@ -186,7 +186,9 @@ class Retrieval(Task[RetrievalOptions]):
             before, done = done, done + pairs
             on_batch(done // images - before // images)
 
-        scored = score_matrix(scores_of, examples, loader.cache, self.options.pairs, advance, partial, share)
+        scored = score_matrix(
+            scores_of, examples, loader.tokens, loader.cache, self.options.pairs, advance, partial, share
+        )
         if scored is None:
             return []
         matrix, image_of, firsts = scored
@@ -216,7 +218,7 @@ class Retrieval(Task[RetrievalOptions]):
         lines = [json.dumps({key: each[key] for key in kept}) for each in predictions]
         path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
-    def _chosen(self, captions: Captions, split: SplitName, names: tuple[str, ...]) -> list[Photograph]:
+    def _chosen(self, captions: Captions, split: SplitName, names: tuple[str, ...]) -> Sequence[Photograph]:
         found = captions.of(*names)
         if not found:
             raise UserError(f"{captions.path}: no image of split {' or '.join(names)}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ MIN_OCCURRENCES = 9
 ANSWER_FILES = ("trainval_label2ans.json", "trainval_ans2label.json")
 
 
-_TARGET_SCORES = (0.0, 0.3, 0.6, 0.9)
+TARGET_SCORES = (0.0, 0.3, 0.6, 0.9, 1.0)
+"""Soft target of an answer that 0, 1, 2, 3, or more annotators gave."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +69,10 @@ def read_annotations(path: Path) -> dict[int, Annotation]:
     return _parse_annotations(path, entries)[0]
 
 
-def image_path(root: Path, split: str, image_id: int) -> Path:
-    """`{root}/val2014/COCO_val2014_000000000042.jpg`; test-dev2015's images are among test2015's."""
+def image_name(split: str, image_id: int) -> str:
+    """`val2014/COCO_val2014_000000000042.jpg`; test-dev2015's images are among test2015's."""
     folder = "test2015" if split == "test-dev2015" else split
-    return root / folder / f"COCO_{folder}_{image_id:012d}.jpg"
+    return f"{folder}/COCO_{folder}_{image_id:012d}.jpg"
 
 
 def has_annotated_split(root: Path, split: str) -> bool:
@@ -79,6 +80,12 @@ def has_annotated_split(root: Path, split: str) -> bool:
     return find_file(root, _questions_name(split)) is not None and (
         find_file(root, _annotations_name(split)) is not None
     )
+
+
+def split_files(root: Path, split: str, annotated: bool = True) -> list[Path]:
+    """The split's questions, and its annotations if `annotated`. Raises `UserError` if one is missing."""
+    names = [_questions_name(split), *([_annotations_name(split)] if annotated else [])]
+    return [require_file(root, name) for name in names]
 
 
 def read_split(root: Path, split: str, annotated: bool = True) -> OfficialSplit:
@@ -117,18 +124,20 @@ def read_split(root: Path, split: str, annotated: bool = True) -> OfficialSplit:
     return OfficialSplit(split, tuple(questions.values()), digest)
 
 
-def count_vocabulary(splits: Sequence[OfficialSplit]) -> Vocabulary:
-    """By the official rule: normalised majority answers that occur at least nine times in `splits`."""
+def count_vocabulary(splits: Mapping[str, Mapping[str, int]]) -> Vocabulary:
+    """By the official rule: normalised majority answers that occur at least nine times in `splits`.
+
+    splits: by a split's name, how often each answer is the majority answer of a question.
+    """
     counts: Counter[str] = Counter()
-    for split in splits:
-        for question in split.questions:
-            if question.annotation is not None:
-                counts[normalize_answer(question.annotation.majority_answer)] += 1
+    for majority in splits.values():
+        for answer, count in majority.items():
+            counts[normalize_answer(answer)] += count
     kept = sorted(
         (answer for answer, count in counts.items() if count >= MIN_OCCURRENCES),
         key=lambda answer: (-counts[answer], answer),
     )
-    names = ", ".join(split.name for split in splits)
+    names = ", ".join(splits)
     if not kept:
         raise UserError(
             f"no answer occurs {MIN_OCCURRENCES} times in {names}, so the answer vocabulary is empty; "
@@ -163,19 +172,6 @@ def read_vocabulary(path: Path) -> Vocabulary:
             raise UserError(f"{path}: entries {seen[answer]} and {index} are the same answer, '{answer}'")
         seen[answer] = index
     return Vocabulary(tuple(content), {"source": path.name, "sha256": digest, "count": len(content)})
-
-
-def target_scores(answers: Iterable[AnnotatorAnswer], answer_index: Mapping[str, int]) -> dict[int, float]:
-    """Soft targets by class index: 0/.3/.6/.9/1 for 0/1/2/3/4 or more annotators.
-
-    Answers are counted in normalised form, as in the vocabulary; answers outside it are left out.
-    """
-    counts = Counter(normalize_answer(text) for _, text in answers)
-    return {
-        answer_index[answer]: _TARGET_SCORES[count] if count < len(_TARGET_SCORES) else 1.0
-        for answer, count in counts.items()
-        if answer in answer_index
-    }
 
 
 def _questions_name(split: str) -> str:

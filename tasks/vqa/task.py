@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -16,22 +17,20 @@ from torch.nn import functional
 from harness.backbones.base import Backbone
 from harness.errors import UserError
 from tasks.base import Batch, Data, Example, Prediction, Recipe, SplitName, Task
+from tasks.data.columns import Columns, Numbers, image_paths
 from tasks.data.files import describe_images
 from tasks.data.subsets import Limits, blanked, cut_off, limited
 from tasks.heads import build_classifier
 from tasks.mini.vqa import ensure_vqa
 from tasks.scorer import Scorer
+from tasks.vqa.columns import SplitColumns, load_split, soft_scores
 from tasks.vqa.files import (
-    OfficialSplit,
-    Question,
     Vocabulary,
     count_vocabulary,
     find_answer_file,
     has_annotated_split,
-    image_path,
-    read_split,
+    image_name,
     read_vocabulary,
-    target_scores,
 )
 from tasks.vqa.scorer import SCORER
 from tasks.vqa.scoring import AnnotatorAnswer, normalize_answer, soft_accuracy
@@ -76,8 +75,8 @@ class VQAOptions(Limits):
             raise ValueError(f"test must be auto, val2014, test2015 or test-dev2015, not '{self.test}'")
 
 
-Part = tuple[OfficialSplit, str, Sequence[Question]]
-"""An official split, which part of it is used (in words), and the questions of that part."""
+Part = tuple[SplitColumns, str, np.ndarray | None]
+"""An official split, which part of it is used (in words), and that part's questions: True, by question; None: all."""
 
 
 class VQA(Task[VQAOptions]):
@@ -100,33 +99,37 @@ class VQA(Task[VQAOptions]):
 
         Raises `UserError` naming the file and place at fault.
         """
-        train, other = read_split(root, "train2014"), read_split(root, "val2014")
+        train, other = load_split(root, "train2014"), load_split(root, "val2014")
         parts = self._parts(root, train, other)
         # train2014 and val2014 also where val2014 is what is tested on: that is the published 3,129.
         vocabulary = self._vocabulary(root, (train, other))
         self.answers = vocabulary.answers
         answer_index = {answer: index for index, answer in enumerate(vocabulary.answers)}
         files: dict[str, str] = {}
-        splits: dict[str, list[Example]] = {}
+        splits: dict[str, Sequence[Example]] = {}
         origins: dict[str, dict[str, Any]] = {}
-        for name, (official, part, questions) in parts.items():
+        for name, (official, part, taken) in parts.items():
             files |= official.files
-            examples = _examples(root, official.name, questions, answer_index)
+            classes = official.classes(answer_index) if official.annotated else None
+            columns = _columns(root, official, classes)
+            if taken is not None:
+                columns = columns.take(np.flatnonzero(taken))
             origins[name] = {"official split": official.name, "part": part}
             if name == "train":
+                assert classes is not None
                 # As in ViLT and METER: an answer outside the vocabulary cannot be learnt.
-                answerable = [example for example in examples if example.target.scores]
-                origins[name]["left out, no answer in the vocabulary"] = len(examples) - len(answerable)
-                examples = answerable
+                answerable = (classes[columns.rows] >= 0).any(axis=1)
+                origins[name]["left out, no answer in the vocabulary"] = int((~answerable).sum())
+                columns = columns.take(np.flatnonzero(answerable))
             examples = limited(
-                examples, self.options.limit_of(name), self.options.limit_seed, lambda example: example.id
+                columns, self.options.limit_of(name), self.options.limit_seed, lambda example: example.id
             )
             if not examples:
                 raise UserError(f"{root}: {official.name} ({part}) has no questions for the {name} split")
             splits[name] = blanked(examples, self.options.blank)
             origins[name] |= {
                 "questions": len(examples),
-                **describe_images(example.images[0] for example in examples),
+                **describe_images(image_paths(examples)),
             }
         return Data(splits, {"splits": origins, "files": files, "answers": vocabulary.provenance})
 
@@ -196,37 +199,37 @@ class VQA(Task[VQAOptions]):
         results.sort(key=lambda result: result["question_id"])
         path.write_text(json.dumps(results), encoding="utf-8")
 
-    def _parts(self, root: Path, train: OfficialSplit, other: OfficialSplit) -> dict[SplitName, Part]:
+    def _parts(self, root: Path, train: SplitColumns, other: SplitColumns) -> dict[SplitName, Part]:
         """Which official questions become train, val and test."""
         test_name = self.options.test
         if test_name == "auto":
             test_name = "test2015" if has_annotated_split(root, "test2015") else "val2014"
         if test_name != "val2014":
             annotated = has_annotated_split(root, test_name)
-            test = read_split(root, test_name, annotated)
+            test = load_split(root, test_name, annotated)
             part = "all" if annotated else "all, without annotations"
             return {
-                "train": (train, "all", train.questions),
-                "val": (other, "all", other.questions),
-                "test": (test, part, test.questions),
+                "train": (train, "all", None),
+                "val": (other, "all", None),
+                "test": (test, part, None),
             }
-        validation = cut_off({q.image_id for q in train.questions}, self.options.val_fraction)
+        images, image = np.unique(train.arrays["image_id"], return_inverse=True)
+        held = cut_off(images.tolist(), self.options.val_fraction)
+        validation = np.array([each in held for each in images.tolist()], dtype=bool)[image]
         share = f"of the images by hash, val_fraction={self.options.val_fraction}"
         return {
-            "train": (
-                train,
-                f"the rest {share}",
-                [q for q in train.questions if q.image_id not in validation],
-            ),
-            "val": (train, f"a part {share}", [q for q in train.questions if q.image_id in validation]),
-            "test": (other, "all", other.questions),
+            "train": (train, f"the rest {share}", ~validation),
+            "val": (train, f"a part {share}", validation),
+            "test": (other, "all", None),
         }
 
-    def _vocabulary(self, root: Path, counted: Sequence[OfficialSplit]) -> Vocabulary:
+    def _vocabulary(self, root: Path, counted: Sequence[SplitColumns]) -> Vocabulary:
         if self.options.answers != "auto":
             return read_vocabulary(Path(self.options.answers))
         published = find_answer_file(root)
-        return count_vocabulary(counted) if published is None else read_vocabulary(published)
+        if published is not None:
+            return read_vocabulary(published)
+        return count_vocabulary({split.name: split.majority_counts() for split in counted})
 
 
 def majority_answer_accuracy(data: Data) -> float:
@@ -239,18 +242,16 @@ def majority_answer_accuracy(data: Data) -> float:
     return 100 * sum(scores) / len(scores)
 
 
-def _examples(
-    root: Path, split: str, questions: Iterable[Question], answer_index: Mapping[str, int]
-) -> list[Example]:
-    paths: dict[int, Path] = {}
-    examples = []
-    for question in questions:
-        image_id, annotation = question.image_id, question.annotation
-        if image_id not in paths:
-            paths[image_id] = image_path(root, split, image_id)
-        target = None
-        if annotation is not None:
-            scores = target_scores(annotation.answers, answer_index)
-            target = VQATarget(scores, annotation.answers, annotation.answer_type)
-        examples.append(Example(str(question.id), question.text, (paths[image_id],), target, str(image_id)))
-    return examples
+def _columns(root: Path, split: SplitColumns, classes: np.ndarray | None) -> Columns:
+    """The questions of a split as examples. classes: `(N, 10)` of the annotators' answers; None if unknown."""
+    images, image = np.unique(split.arrays["image_id"], return_inverse=True)
+    identifiers, groups = split.arrays["question_id"], split.arrays["image_id"]
+
+    def target(row: int) -> VQATarget | None:
+        if classes is None:
+            return None
+        answer_type = split.answer_types[int(split.arrays["answer_type"][row])]
+        return VQATarget(soft_scores(classes[row]), split.given(row), answer_type)
+
+    paths = [image_name(split.name, number) for number in images.tolist()]
+    return Columns(Numbers(identifiers), split.texts, Numbers(groups), paths, image[:, None], root, target)

@@ -42,6 +42,7 @@ from methods.adapter import SequentialAdapter
 from methods.das import DAS, DASOptions
 from tasks.base import Batch, Example
 from tasks.data.image_cache import ImageCache
+from tasks.data.tokens import tokenize
 from tasks.retrieval.batches import score_matrix
 from tests.support.gemm import gemm_cycle, transformer_shapes
 
@@ -285,7 +286,8 @@ def test_ranking_captions(images: int, captions: int, capsys: pytest.CaptureFixt
             each_pair_anew_of(batch)
             return scores.view(len(batch), -1)
 
-        matrix, _, _ = score_matrix(evaluated, examples, pictures, pairs_per_batch=captions)
+        tokens = tokenize(pictures.processor, [example.text for example in examples])
+        matrix, _, _ = score_matrix(evaluated, examples, tokens, pictures, pairs_per_batch=captions)
         seconds["evaluation"] = CLOCK() - started - seconds["each pair anew"]
     rates = {
         "evaluation": matrix.size / seconds["evaluation"],

@@ -81,7 +81,9 @@ def test_ranking_the_embedded_pictures(
 
     model.eval()
     started = time.perf_counter()
-    matrix, _, firsts = score_matrix(evaluated, batches.examples, images, cell.testbed.task.options.pairs)
+    matrix, _, firsts = score_matrix(
+        evaluated, batches.examples, batches.tokens, images, cell.testbed.task.options.pairs
+    )
     evaluation = time.perf_counter() - started - seconds
     assert matrix.shape == (IMAGES, 5 * IMAGES)
     row_of = {example.group: row for row, example in enumerate(firsts)}

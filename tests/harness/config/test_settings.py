@@ -17,7 +17,13 @@ from harness.config import RunSettings
 from harness.config.declared import SETTINGS
 from harness.config.sources import Source, from_keywords, make_settings
 from harness.config.types import Decides
-from harness.experiment.plan import Cell, build_cell, build_testbed, load_backbone, open_encodings
+from harness.experiment.plan import (
+    Cell,
+    build_cell,
+    build_testbed,
+    load_backbone,
+    open_encodings,
+)
 from harness.experiment.reload import settings_of
 from harness.experiment.to_record import failed_record
 from harness.records.record import Record, read_record, write_record

@@ -117,7 +117,10 @@ def test_betas_must_be_two_rates(value: Any) -> None:
             {"logger": "csv,wandbb"},
             "logger: must be names among csv, tensorboard, mlflow, wandb, not 'csv,wandbb'.",
         ),
-        ({"data_root": ""}, "data_root: must be a path, not ''."),
+        (
+            {"data_root": ""},
+            "data_root: must be a path, or a path for each task, such as vqa=/a,nlvr2=/b, not ''.",
+        ),
         ({"weights": 3}, "weights: must be a path or a name, not 3."),
         ({"in_process": True, "jobs": 2}, "in_process: in one process cells cannot run at the same time"),
         ({"in_process": True, "timeout": 5}, "in_process: in one process cells cannot run at the same time"),

@@ -178,3 +178,12 @@ def test_without_a_disk_budget_no_folder_is_made(tmp_path: Path) -> None:
     store = EncodingStore(Budgets(1, 0, tmp_path / "encodings"))
     store.put("e", "aa", ROW)
     assert not (tmp_path / "encodings").exists()
+
+
+def test_an_encoding_without_room_is_not_copied() -> None:
+    store = EncodingStore(Budgets(memory_mib=100 / 2**20))
+    first, second = torch.ones(20), torch.ones(20)
+    assert store.put("encoder", "first", first).data_ptr() != first.data_ptr()
+    assert store.put("encoder", "second", second).data_ptr() == second.data_ptr()
+    assert store.get("encoder", "second") is None
+    assert len(store) == 1

@@ -32,8 +32,8 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     read = file_digests._read
 
-    def counted(path: Path) -> object:
-        names.append(path.name)
+    def counted(path: str) -> object:
+        names.append(Path(path).name)
         return read(path)
 
     monkeypatch.setattr(file_digests, "_read", counted)

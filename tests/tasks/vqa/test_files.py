@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 
 from harness.errors import UserError
+from tasks.vqa.columns import load_split
 from tasks.vqa.files import (
     count_vocabulary,
     find_answer_file,
     has_annotated_split,
-    image_path,
+    image_name,
     read_split,
     read_vocabulary,
-    target_scores,
 )
 from tasks.vqa.scoring import normalize_answer
 from tests.support.paths import SHARED, needs_shared_data
@@ -189,9 +189,8 @@ def test_missing_folder_is_named(tmp_path: Path) -> None:
 
 
 def test_image_names_are_the_official_ones() -> None:
-    root = Path("/data")
-    assert image_path(root, "val2014", 42) == root / "val2014" / "COCO_val2014_000000000042.jpg"
-    assert image_path(root, "test-dev2015", 1) == root / "test2015" / "COCO_test2015_000000000001.jpg"
+    assert image_name("val2014", 42) == "val2014/COCO_val2014_000000000042.jpg"
+    assert image_name("test-dev2015", 1) == "test2015/COCO_test2015_000000000001.jpg"
 
 
 def test_vocabulary_holds_normalised_majority_answers_with_nine_occurrences(tmp_path: Path) -> None:
@@ -201,7 +200,7 @@ def test_vocabulary_holds_normalised_majority_answers_with_nine_occurrences(tmp_
         [question(k) for k in range(len(answers))],
         [annotation(k, a) for k, a in enumerate(answers)],
     )
-    vocabulary = count_vocabulary([read_split(tmp_path, "train2014")])
+    vocabulary = count_vocabulary({"train2014": load_split(tmp_path, "train2014").majority_counts()})
     assert vocabulary.answers == ("2", "ant", "cat")
     assert vocabulary.provenance["count"] == 3
 
@@ -209,7 +208,7 @@ def test_vocabulary_holds_normalised_majority_answers_with_nine_occurrences(tmp_
 def test_vocabulary_without_answers_is_an_error(tmp_path: Path) -> None:
     write(tmp_path, [question(1)], [annotation(1)])
     with pytest.raises(UserError, match="no answer occurs 9 times in train2014"):
-        count_vocabulary([read_split(tmp_path, "train2014")])
+        count_vocabulary({"train2014": load_split(tmp_path, "train2014").majority_counts()})
 
 
 def test_answer_lists_in_both_forms_give_the_same_vocabulary(tmp_path: Path) -> None:
@@ -239,19 +238,11 @@ def test_bad_answer_lists_are_named(tmp_path: Path, content: str, message: str) 
         read_vocabulary(path)
 
 
-def test_target_scores_count_normalised_answers_inside_the_vocabulary() -> None:
-    given = ["cat", "the cat", "Cat", "a cat", "two", "2", "dog", "ant", "ant", "ant"]
-    answers = list(enumerate(given, start=1))
-    index = {"cat": 0, "2": 1, "dog": 2, "ant": 3, "cow": 4}
-    assert target_scores(answers, index) == {0: 1.0, 1: 0.6, 2: 0.3, 3: 0.9}
-    assert target_scores(answers, {"cow": 0}) == {}
-
-
 @needs_shared_data
 def test_real_vqa2_files_parse_completely() -> None:
     root = SHARED / "annotations_only" / "vqa2"
-    splits = [read_split(root, name) for name in ("train2014", "val2014")]
-    assert [len(split.questions) for split in splits] == [12_000, 8_977]
+    splits = {name: load_split(root, name).majority_counts() for name in ("train2014", "val2014")}
+    assert [len(load_split(root, name).texts) for name in splits] == [12_000, 8_977]
     assert count_vocabulary(splits).answers[:2] == ("yes", "no")
     published = find_answer_file(root)
     assert published is not None
