@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import io
 import json
 import os
 import zipfile
@@ -15,7 +16,7 @@ from typing import Any, overload
 import numpy as np
 
 from harness.errors import UserError
-from harness.files import cache_folder, replacing
+from harness.files import cache_folder, write_atomically
 from tasks.base import Example
 
 Arrays = Mapping[str, np.ndarray]
@@ -175,15 +176,18 @@ def kept_arrays(key: Sequence[Any], make: Callable[[], Arrays]) -> Arrays:
     key: JSON values that decide the arrays, such as digests of files and versions of code.
     """
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
-    path = cache_folder() / "parsed" / f"{name}.npz"
+    try:
+        path = cache_folder() / "parsed" / f"{name}.npz"
+    except UserError:  # no cache folder: it costs time only
+        return make()
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
             return {column: saved[column] for column in saved.files}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # missing or damaged
         pass
     arrays = make()
-    with suppress(OSError, UserError):  # a full or read-only cache costs time only
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as partial, partial.open("wb") as output:
-            np.savez(output, allow_pickle=False, **arrays)
+    content = io.BytesIO()
+    np.savez(content, allow_pickle=False, **arrays)
+    with suppress(UserError):  # a full or read-only cache
+        write_atomically(path, content.getvalue())
     return arrays

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from harness.errors import UserError
 from harness.files import cache_folder
 
 MEMORY = "file-digests-1.sqlite"
@@ -131,7 +132,10 @@ def _statuses(folder: str, names: Container[str]) -> dict[str, os.stat_result]:
 @contextmanager
 def open_memory() -> Iterator[sqlite3.Connection | None]:
     """The database while the block lasts; None if it cannot be read or written."""
-    connection = _connect(cache_folder() / MEMORY)
+    try:
+        connection = _connect(cache_folder() / MEMORY)
+    except UserError:  # there is no cache folder
+        connection = None
     if connection is None:
         yield None
         return
