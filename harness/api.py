@@ -90,7 +90,7 @@ def run(experiment: str | Path | None = None, *, progress: bool = True, **settin
             reporter.note(plan.summary)
             try:
                 with REQUESTS.listening():
-                    records = carry_out(plan, reporter)
+                    records = carry_out(plan, reporter, reporter.latency)
             except StopRequestedError:
                 raise SystemExit(TERMINATED) from None
             interrupts.check()

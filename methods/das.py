@@ -34,7 +34,8 @@ class DASOptions:
         new adapters and a new head.
     reward: `standardized` (mean 0 and deviation 1 within the sampled sets) or `exponential` (exp(−loss)); by
         default what the variant uses.
-    search_epochs: epochs of the search; gates stay at 0 in the first `warmup_epochs` of them.
+    search_epochs: epochs of the search.
+    warmup_epochs: first epochs of the search, in which the gates stay at 0.
     period: training steps between two updates of the gates; by default 10. With `sound`, small training sets get at
         least 60 updates per epoch, or one per step: with 20, the gates depend on which sets were sampled.
     sets: number of different sets of skipped blocks that an update compares.

@@ -66,9 +66,8 @@ def compare(
             compare, or unusable predictions (see `scores.read_scores`).
     """
     records = [r for r in (store.records() if records is None else records) if r.primary is not None]
-    _check_names("method", [label for pair in pairs for label in pair], records)
-    _check_names("task", tasks, records)
-    _check_names("backbone", backbones, records)
+    pairs = [(first, second) for first, second in (_find_names("method", pair, records) for pair in pairs)]
+    tasks, backbones = _find_names("task", tasks, records), _find_names("backbone", backbones, records)
     for first, second in pairs:
         if first == second:
             raise UserError(f"{first} and {second}: a method cannot be compared with itself.")
@@ -132,13 +131,19 @@ def _common_seeds(first: MethodScores, second: MethodScores) -> tuple[int, ...]:
     return common
 
 
-def _check_names(kind: str, asked: Sequence[str], records: Sequence[Record]) -> None:
+def _find_names(kind: str, asked: Sequence[str], records: Sequence[Record]) -> list[str]:
+    """The names as the records spell them; capitals make no difference.
+
+    Raises:
+        UserError: no finished cell has such a name.
+    """
     get = {
         "method": lambda record: record.cell.method.label,
         "task": lambda record: record.cell.task.name,
         "backbone": lambda record: record.cell.backbone.name,
     }[kind]
-    known = sorted({get(record) for record in records})
+    known = {get(record).lower(): get(record) for record in records}
     for name in asked:
-        if name not in known:
-            raise UserError(f"no finished cell of {kind} '{name}'.{did_you_mean(name, known)}")
+        if name.lower() not in known:
+            raise UserError(f"no finished cell of {kind} '{name}'.{did_you_mean(name, known.values())}")
+    return [known[name.lower()] for name in asked]

@@ -13,7 +13,7 @@ from harness.cli.boundary import run_command
 app = typer.Typer(
     help="Benchmark parameter- and computation-efficient transfer learning of vision-language models.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )

@@ -1,27 +1,31 @@
-"""`harness list`: the names of methods, tasks and backbones; `harness methods`: what each method changes and costs."""
+"""`harness list`: names and options of methods, tasks and backbones; `harness methods`: what each method costs."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-
-def list_names() -> None:
-    """List methods (with their options), tasks and backbones."""
-    from collections.abc import Callable
-    from dataclasses import fields
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
 
     from rich.console import Console
-    from rich.table import Table
+
+    from harness.cli.described import Option
+
+
+def list_names(
+    name: Annotated[
+        str | None, typer.Argument(help="A method or task, such as das or vqa: show its options.")
+    ] = None,
+) -> None:
+    """List methods, tasks and backbones; with a NAME, all options of that method or task."""
+    from rich.console import Console
     from rich.text import Text
 
-    from harness.errors import UserError
-    from harness.options import format_value
     from harness.registry import (
         ADAPTERS_LIBRARY,
         PEFT_LIBRARY,
-        Kind,
         names,
         resolve_backbone,
         resolve_method,
@@ -30,31 +34,113 @@ def list_names() -> None:
     )
 
     console = Console(highlight=False)
-    grid = Table("method", "what it does", "options", box=None, pad_edge=False, header_style="dim")
-    for name in names("methods"):
-        if name in (*ADAPTERS_LIBRARY, *PEFT_LIBRARY):
-            continue
-        try:
-            method = resolve_method(name)
-        except UserError as error:
-            grid.add_row(name, Text(f"broken: {error}"), "")
-            continue
-        options = ", ".join(f"{field.name}={format_value(field.default)}" for field in fields(method.Options))
-        grid.add_row(name, Text(f"{method.summary} ({method.source})"), Text(options))
-    console.print(grid)
-    console.print(f"\nfrom the adapters library: {', '.join(ADAPTERS_LIBRARY)}", soft_wrap=True)
+    if name is not None:
+        _show(name, console)
+        return
+    library = {*ADAPTERS_LIBRARY, *PEFT_LIBRARY}
+    own = third_party_names("backbones")
+    rows = {
+        "methods": [
+            (each, _about(resolve_method, each, "summary"))
+            for each in names("methods")
+            if each not in library
+        ],
+        "tasks": [(each, _about(resolve_task, each, "title")) for each in names("tasks")],
+        "backbones": [
+            (each, _about(resolve_backbone, each, "") if each in own else "") for each in names("backbones")
+        ],
+    }
+    for kind, listed in rows.items():
+        console.print(Text(kind, "bold"))
+        width = max(len(each) for each, _ in listed)
+        for each, text in listed:
+            console.print(Text(f"  {each:<{width}}  {text}".rstrip()), soft_wrap=True)
+    console.print(f"from the adapters library: {', '.join(ADAPTERS_LIBRARY)}", soft_wrap=True)
     console.print(f"from the peft library: {', '.join(PEFT_LIBRARY)}", soft_wrap=True)
-    resolve: tuple[tuple[Kind, Callable[[str], object]], ...] = (
-        ("tasks", resolve_task),
-        ("backbones", resolve_backbone),
+    console.print("\nharness list NAME shows the options of a method or task.")
+
+
+def _about(resolve: Callable[[str], object], name: str, attribute: str) -> str:
+    """What a method or task says of itself, or why it cannot be loaded."""
+    from harness.errors import UserError
+
+    try:
+        return str(getattr(resolve(name), attribute, ""))
+    except UserError as error:
+        return f"broken: {error}"
+
+
+def _show(asked: str, console: Console) -> None:
+    """A method's or task's summary and options.
+
+    Raises:
+        UserError: no method or task has this name.
+    """
+    from rich.text import Text
+
+    from harness.cli.described import Option, options_of
+    from harness.errors import UserError, did_you_mean
+    from harness.options import format_value
+    from harness.registry import (
+        ADAPTERS_LIBRARY,
+        PEFT_LIBRARY,
+        build_method,
+        names,
+        resolve_method,
+        resolve_task,
     )
-    for kind, load in resolve:
-        console.print(f"{kind}: {', '.join(names(kind))}", soft_wrap=True)
-        for name in third_party_names(kind):
-            try:
-                load(name)
-            except UserError as error:
-                console.print(f"  broken: {error}", markup=False, soft_wrap=True)
+    from harness.specs import Spec
+
+    known = {each.lower(): each for kind in ("tasks", "methods") for each in names(kind)}  # type: ignore[arg-type]
+    name = known.get(asked.lower())
+    if name is None:
+        raise UserError(f"no method or task is called '{asked}'.{did_you_mean(asked.lower(), known)}")
+    if name in (*ADAPTERS_LIBRARY, *PEFT_LIBRARY):
+        built = build_method(Spec(name))
+        title, about = f"{name}: {built.summary}", built.source
+        settings = built.config().items()
+        options = [Option(key, format_value(value), "", "") for key, value in settings]
+        about += ". Options are the settings of the library, with its defaults."
+    elif name in names("methods"):
+        method = resolve_method(name)
+        title, about = f"{name}: {method.summary}", method.source
+        options = list(options_of(method.Options))
+    else:
+        task = resolve_task(name)
+        title = f"{name}: {task.title}"
+        recipes = [
+            f"{recipe.epochs} epochs of batches of {recipe.batch_size} {where}"
+            for recipe, where in ((task.recipe, "on official data"), (task.embedded_recipe, "on mini"))
+        ]
+        about = f"Scored by {task.primary_metric}. By default {', '.join(recipes)}."
+        options = list(options_of(task.Options))
+    console.print(Text(title, "bold"), soft_wrap=True)
+    console.print(Text(about), soft_wrap=True)
+    if not options:
+        console.print("It has no options.")
+        return
+    _print_options(options, console)
+    first = next((each for each in options if each.default not in ("none", "")), options[0])
+    example = f"{name}[{first.name}={first.default}]"
+    flag = "tasks" if name in names("tasks") else "methods"
+    console.print(f"\nGiven as: harness run --{flag} '{example}'", markup=False, soft_wrap=True)
+
+
+def _print_options(options: Iterable[Option], console: Console) -> None:
+    import textwrap
+
+    from rich.text import Text
+
+    for each in options:
+        if each.meaning:
+            console.print()
+        line = Text(f"  {each.name}", "bold")
+        line.append(
+            f" = {each.default or '(empty)'}" + (f"   ({each.allowed})" if each.allowed else ""), "not bold"
+        )
+        console.print(line, soft_wrap=True)
+        for part in textwrap.wrap(each.meaning, max(40, min(console.width, 110) - 6)):
+            console.print(Text(f"      {part}"), soft_wrap=True)
 
 
 def methods(

@@ -16,6 +16,20 @@ from harness.errors import UserError, did_you_mean
 CommandT = TypeVar("CommandT", bound=Callable[..., None])
 
 
+EXAMPLES = (
+    (
+        "harness run --methods full,lora,das --tasks vqa --seeds 0,1,2",
+        "three methods on the embedded benchmark",
+    ),
+    (
+        "harness run --methods full,lora --tasks vqa --backbone vilt --weights vilt_200k_mlm_itm.ckpt --data-root vqa2",
+        "published weights and data",
+    ),
+    ("harness run experiment.toml --results results/mine --dry-run", "what an experiment file would run"),
+)
+"""Whole commands and what they do."""
+
+
 class SettingsCommand(TyperCommand):
     """A command whose help groups the options, and that reports unknown options as a `UserError`."""
 
@@ -32,6 +46,11 @@ class SettingsCommand(TyperCommand):
             if records:
                 with formatter.section(title):
                     formatter.write_dl(records)
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """Whole example commands."""
+        with formatter.section("Examples"):
+            formatter.write_dl([(command, f"\n{purpose}") for command, purpose in EXAMPLES])
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Raises `UserError` for an unknown option."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -12,6 +13,7 @@ from rich.text import Text
 
 from harness.api import Plan, carry_out, make_plan
 from harness.config import RunSettings
+from harness.errors import counted
 from harness.experiment.estimate import duration
 from harness.experiment.progress import ProgressReporter, make_console, name_of
 from harness.files import write_atomically
@@ -56,7 +58,7 @@ def run_and_show(settings: RunSettings, dry_run: bool, found: list[Record] | Non
             interrupts,
             ProgressReporter(console, plan.cells, interrupts, remaining=plan.remaining()) as reporter,
         ):
-            carry_out(plan, reporter)
+            carry_out(plan, reporter, reporter.latency)
             interrupts.check()
     except KeyboardInterrupt:
         interrupted = True
@@ -88,7 +90,26 @@ def run_and_show(settings: RunSettings, dry_run: bool, found: list[Record] | Non
         return 0
     for cell in failed:
         console.print(f"[not finished] {name_of(cell)}: see {store.folder(cell.id)}", markup=False)
+    if records:
+        _print_next(console, records, store)
     return 1 if failed else 0
+
+
+def _print_next(console: Console, records: Sequence[Record], store: Store) -> None:
+    """Commands that continue from the results."""
+    folder = shlex.quote(str(store.root))
+    labels = list(dict.fromkeys(record.cell.method.label for record in records if record.primary is not None))
+    commands = [
+        (f"harness table {folder} --intervals", "this table again; --help has columns and formats"),
+        (f"harness report {folder}", "tables, figures and predictions on one HTML page"),
+    ]
+    if len(labels) > 1:
+        pair = " ".join(map(shlex.quote, (labels[-1], labels[0])))
+        commands.append((f"harness compare {pair} -r {folder}", "is their difference significant?"))
+    width = max(len(command) for command, _ in commands)
+    console.print("\nNext:")
+    for command, purpose in commands:
+        console.print(f"  {command:<{width}}  {purpose}", markup=False, soft_wrap=True)
 
 
 def show_tables(records: Sequence[Record], store: Store, console: Console) -> None:
@@ -114,7 +135,7 @@ def _print_plan(console: Console, plan: Plan) -> None:
         what = "the embedded mini benchmark" if testbed.embedded else str(testbed.data_root)
         counts = ", ".join(f"{len(splits[split])} {split}" for split in ("train", "val", "test"))
         console.print(
-            f"{testbed.task.name} on {what}: {counts}; {testbed.training.epochs} epochs of batches of "
+            f"{testbed.task.name} on {what}: {counts}; {counted(testbed.training.epochs, 'epoch')} of batches of "
             f"{testbed.training.batch_size}, backbone {testbed.backbone_name}, {testbed.training.precision}",
             soft_wrap=True,
             markup=False,

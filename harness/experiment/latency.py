@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from harness.backbones.folding import fold
 from harness.digests import digest_json
-from harness.errors import UserError, one_line
+from harness.errors import UserError, counted, one_line
 from harness.experiment.build import deployed_model, loader
 from harness.experiment.plan import Cell, Testbed
 from harness.measure.latency import LatencySample, executions, measure_latency, weights_type
@@ -38,10 +38,12 @@ def measure_side_by_side(
     store: Store,
     on_stage: Callable[[str], None] = lambda text: None,
     again: bool = False,
+    on_step: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Record]:
     """Measure one finished cell per method and the untouched backbone, interleaved, for each testbed.
 
     again: also measure cells that have already been measured together.
+    on_step: called with the number of measurements that are done and their total, before and after each.
     Returns the changed records. A measurement that crashes is stored in them as a `Failure`.
 
     Raises:
@@ -51,14 +53,24 @@ def measure_side_by_side(
     for cell in cells:
         if store.finished(cell.id):
             by_testbed.setdefault(id(cell.testbed), []).append(cell)
+    rivals = [
+        list({cell.label: cell for cell in reversed(found)}.values())[::-1] for found in by_testbed.values()
+    ]
+    to_measure = [found for found in rivals if again or not _measured_together(found, store)]
+    total, done = sum(len(_efforts(found[0].testbed)) for found in to_measure), 0
+
+    def step() -> None:
+        nonlocal done
+        done += 1
+        on_step(done, total)
+
     changed: list[Record] = []
-    for found in by_testbed.values():
-        contestants = list({cell.label: cell for cell in reversed(found)}.values())[::-1]
-        if not contestants or (not again and _measured_together(contestants, store)):
-            continue
-        on_stage(f"latency of {len(contestants)} methods, interleaved")
+    for contestants in to_measure:
+        where = f"{contestants[0].testbed.task.name} on {contestants[0].testbed.backbone_name}"
+        on_stage(f"latency of {counted(len(contestants), 'method')}, interleaved: {where}")
+        on_step(done, total)
         try:
-            changed += _measure(contestants, store, on_stage)
+            changed += _measure(contestants, store, on_stage, step)
         except UserError:
             raise
         except Exception as error:
@@ -70,6 +82,12 @@ def measure_side_by_side(
     return changed
 
 
+def _efforts(testbed: Testbed) -> tuple[tuple[int, int, float], ...]:
+    """Batch size, minimum number of iterations and minimum seconds of each measurement."""
+    on_gpu = make_fabric(testbed.settings).device.type == "cuda"
+    return (SINGLE, SMALL_BATCH, LARGE_BATCH) if on_gpu else (SINGLE, SMALL_BATCH)
+
+
 def _measured_together(cells: Sequence[Cell], store: Store) -> bool:
     groups = []
     for cell in cells:
@@ -78,7 +96,9 @@ def _measured_together(cells: Sequence[Cell], store: Store) -> bool:
     return bool(set.intersection(*groups)) if groups else False
 
 
-def _measure(cells: Sequence[Cell], store: Store, on_stage: Callable[[str], None]) -> list[Record]:
+def _measure(
+    cells: Sequence[Cell], store: Store, on_stage: Callable[[str], None], on_step: Callable[[], None]
+) -> list[Record]:
     testbed = cells[0].testbed
     fabric = make_fabric(testbed.settings)
     dtype = weights_type(testbed.settings.training.precision)
@@ -94,8 +114,7 @@ def _measure(cells: Sequence[Cell], store: Store, on_stage: Callable[[str], None
     # If any method's cost depends on the input, all methods are timed on the same real examples.
     dynamic = any(cell.method().dynamic for cell in cells)
     examples = chosen_examples(testbed.data.splits["test"]) if dynamic else None
-    efforts = (SINGLE, SMALL_BATCH, LARGE_BATCH) if fabric.device.type == "cuda" else (SINGLE, SMALL_BATCH)
-    for batch_size, least, seconds in efforts:
+    for batch_size, least, seconds in _efforts(testbed):
         batches = [_in_type(batch, dtype) for batch in _batches(testbed, batch_size, examples, fabric.device)]
         eager = {name: _runner(model, batches) for name, model in models.items()}
         for execution, runs in executions(eager, fabric.device, on_stage, graphs=not dynamic).items():
@@ -105,6 +124,7 @@ def _measure(cells: Sequence[Cell], store: Store, on_stage: Callable[[str], None
                 measured[name].append(
                     found.model_copy(update={"execution": execution, "precision": _name(dtype)})
                 )
+        on_step()
     changed = []
     for cell in cells:
         record = store.record(cell.id).model_copy(

@@ -6,16 +6,21 @@ import time
 from collections.abc import Mapping, Sequence
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, Task, TaskID, TextColumn
 
+from harness.errors import counted
 from harness.experiment.estimate import duration
 from harness.experiment.plan import Cell
 from harness.experiment.remaining import Remaining
 from harness.process import Interrupts
 from harness.records.record import Record
 
+UPDATE_EVERY = 1.0
+"""Seconds between two updates of the bar of the whole run."""
+
+
 SHOW_EVERY = 60.0
-"""Seconds between two lines that say how long the run still takes."""
+"""Seconds between two lines that say how long the run still takes, where there are no bars."""
 
 
 WIDTH_ELSEWHERE = 110
@@ -52,21 +57,22 @@ class ProgressReporter:
         self.bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=30),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[state]}"),
             console=console,
             transient=True,
             disable=not console.is_terminal,
         )
         self.overall: TaskID | None = None
         self.current: dict[str, TaskID] = {}
+        self.measuring: TaskID | None = None
         self.done = 0
         self.remaining = Remaining({}, 1) if remaining is None else remaining
         self.shown = time.monotonic()
 
     def __enter__(self) -> ProgressReporter:
         self.bars.start()
-        self.overall = self.bars.add_task("all cells", total=len(self.cells))
+        self.overall = self.bars.add_task(counted(len(self.cells), "cell"), total=1.0, state="")
+        self._show_overall()
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -80,10 +86,9 @@ class ProgressReporter:
     def end(self, cell: Cell, record: Record | None, note: str) -> None:
         """A cell has ended."""
         self.done += 1
-        if self.overall is not None:
-            self.bars.update(self.overall, completed=self.done)
         self._drop_stage(cell)
         self.remaining.end(cell.id)
+        self._show_overall()
         if note == "kept":
             return
         score = ""
@@ -100,19 +105,24 @@ class ProgressReporter:
         self.interrupts.check()
         self._drop_stage(cell)
         self.remaining.stage(cell.id, name, total)
-        self.current[cell.id] = self.bars.add_task(f"{name_of(cell)}: {name}", total=total)
+        self.current[cell.id] = self.bars.add_task(f"{name_of(cell)}: {name}", total=total, state="")
         if self.stages and not self.console.is_terminal:
             self.console.print(f"{self._clock()} {name_of(cell)}: {name}", markup=False, soft_wrap=True)
 
     def advance(self, cell: Cell, count: int) -> None:
-        """Examples are done; about once a minute the time that is left is shown."""
+        """Examples are done. Without bars, the time left is printed about once a minute."""
         self.interrupts.check()
         self.remaining.advance(cell.id, count)
-        if time.monotonic() - self.shown >= SHOW_EVERY and (left := self.remaining.seconds()) > 0:
-            self.shown = time.monotonic()
+        now = time.monotonic()
+        if self.console.is_terminal:
+            if now - self.shown >= UPDATE_EVERY:
+                self.shown = now
+                self._show_overall()
+        elif now - self.shown >= SHOW_EVERY and (left := self.remaining.seconds()) > 0:
+            self.shown = now
             self.note(f"about {duration(left)} left")
         if cell.id in self.current:
-            self.bars.advance(self.current[cell.id], count)
+            self._move(self.current[cell.id], count)
 
     def epoch(self, cell: Cell, figures: Mapping[str, float]) -> None:
         """An epoch is over; nothing is shown, its figures are in the learning curve."""
@@ -122,6 +132,34 @@ class ProgressReporter:
         """Show one line that belongs to no cell."""
         self.interrupts.check()
         self.console.print(f"{self._clock()} {text}", markup=False, soft_wrap=True)
+
+    def latency(self, done: int, total: int) -> None:
+        """`done` of `total` latency measurements are done."""
+        self.interrupts.check()
+        if self.measuring is None:
+            self.measuring = self.bars.add_task("latency", total=total, state="")
+        self._move(self.measuring, done - self._task(self.measuring).completed)
+
+    def _show_overall(self) -> None:
+        """Show the share of the run's time that has passed, and how long it still takes."""
+        if self.overall is None:
+            return
+        passed, left = time.monotonic() - self.started, self.remaining.seconds()
+        ended = self.done == len(self.cells)
+        share = 1.0 if ended or passed + left <= 0 else passed / (passed + left)
+        state = f"{self.done} of {len(self.cells)} done" + (
+            f", about {duration(left)} left" if left > 0 else ""
+        )
+        self.bars.update(self.overall, completed=share, state=state)
+
+    def _move(self, bar: TaskID, count: float) -> None:
+        """Advance a bar and the numbers beside it."""
+        task = self._task(bar)
+        done = task.completed + count
+        self.bars.update(bar, completed=done, state=f"{done:,.0f}/{task.total or 0:,.0f}")
+
+    def _task(self, bar: TaskID) -> Task:
+        return next(task for task in self.bars.tasks if task.id == bar)
 
     def _drop_stage(self, cell: Cell) -> None:
         if cell.id in self.current:

@@ -87,7 +87,7 @@ class Remaining:
 
     def _done(self, cell_id: str, running: _Running) -> float:
         """Estimated seconds of what is done of a cell."""
-        estimate = self._estimates[cell_id]
+        estimate = self._estimates.get(cell_id, Estimate())
         before = {
             "search": 0.0,
             "train": estimate.search,
@@ -98,7 +98,7 @@ class Remaining:
 
     def _length(self, cell_id: str, stage: str) -> float:
         """Estimated seconds of a stage."""
-        estimate = self._estimates[cell_id]
+        estimate = self._estimates.get(cell_id, Estimate())
         half = estimate.evaluation / 2
         lengths = {
             "search": estimate.search,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from harness.config import RunSettings
-from harness.errors import UserError
+from harness.errors import UserError, counted
 from harness.experiment.adopt import stale_among
 from harness.experiment.estimate import Estimate, Estimator, duration
 from harness.experiment.latency import measure_side_by_side
@@ -62,11 +62,12 @@ class Plan:
     def summary(self) -> str:
         """One line: number of cells to run, and about how long they take."""
         if self.settings.slurm.launcher == "slurm":
-            return f"{len(self.to_run)} of {len(self.cells)} cells to run as Slurm jobs"
+            return f"{len(self.to_run)} of {counted(len(self.cells), 'cell')} to run as Slurm jobs"
         at_once = f", {self.jobs} at a time" if self.jobs > 1 else ""
         seconds = [estimate.total for estimate in self.estimates.values()]
         remaining = max(sum(seconds) / self.jobs, max(seconds))
-        return f"{len(self.to_run)} of {len(self.cells)} cells to run{at_once}, about {duration(remaining)}"
+        to_run = f"{len(self.to_run)} of {counted(len(self.cells), 'cell')} to run{at_once}"
+        return f"{to_run}, about {duration(remaining)}" if self.to_run else to_run
 
 
 def make_plan(settings: RunSettings) -> Plan:
@@ -108,9 +109,15 @@ def make_plan(settings: RunSettings) -> Plan:
     return Plan(settings, store, testbeds, cells, kept, stale, estimates, jobs, in_process, ranks)
 
 
-def carry_out(plan: Plan, watcher: Reporter, latencies: bool = True) -> list[Record]:
+def carry_out(
+    plan: Plan,
+    watcher: Reporter,
+    on_latency: Callable[[int, int], None] = lambda done, total: None,
+    latencies: bool = True,
+) -> list[Record]:
     """Run unfinished cells and measure latencies; returns the records of all cells that have one.
 
+    on_latency: called with the number of latency measurements that are done, and their total.
     latencies: False leaves out the measurement of latencies.
 
     Raises:
@@ -135,10 +142,14 @@ def carry_out(plan: Plan, watcher: Reporter, latencies: bool = True) -> list[Rec
         records = run_cells(plan.cells, plan.store, reporter)
     else:
         timeout = settings.device.timeout or math.inf
+        if workers := min(plan.jobs, len(plan.to_run)):
+            watcher.note(f"starting {counted(workers, 'worker')}")
         records = run_side_by_side(settings, plan.cells, plan.store, reporter, plan.jobs, timeout)
     REQUESTS.check()
     if not latencies:
         return records
-    measured = measure_side_by_side(plan.cells, plan.store, watcher.note, settings.measure.measure_again)
+    measured = measure_side_by_side(
+        plan.cells, plan.store, watcher.note, settings.measure.measure_again, on_latency
+    )
     newest = {record.cell.id: record for record in [*records, *measured]}
     return [newest[cell.id] for cell in plan.cells if cell.id in newest]

@@ -293,9 +293,9 @@ def test_changed_helper_module_of_a_third_party_gives_another_cell(tmp_path: Pat
     (record,) = Store(results).records()
     assert record.status == "finished"
     (package / "offsets.py").write_text(HELPER.replace("class Shift", '"""Offsets."""\n\nclass Shift'))
-    assert "0 of 1 cells to run" in run("--dry-run")
+    assert "0 of 1 cell to run" in run("--dry-run")
     (package / "offsets.py").write_text(HELPER.replace("torch.zeros", "torch.ones"))
     plan = run("--dry-run")
-    assert "1 of 1 cells to run" in plan
+    assert "1 of 1 cell to run" in plan
     assert " stale " in plan
     assert f"harness adopt {results}" in plan
