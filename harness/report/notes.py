@@ -47,7 +47,7 @@ def notes_of(
         *_dynamic(records),
     ]
     if any(row["latency_busy"] for row in rows):
-        text = "‡ the p90 is far above the median: the machine was busy; --measure-again measures anew."
+        text = "‡ other programs used the machine during this measurement; --measure-again repeats it."
         notes.append(Note(text, ("latency",)))
     if mixed:
         text = "Latencies come from several measurements; only those of the same one can be compared."
