@@ -37,14 +37,10 @@ def list_names(
     if name is not None:
         _show(name, console)
         return
-    library = {*ADAPTERS_LIBRARY, *PEFT_LIBRARY}
+    shown = [each for each in names("methods") if each not in (*ADAPTERS_LIBRARY, *PEFT_LIBRARY)]
     own = third_party_names("backbones")
     rows = {
-        "methods": [
-            (each, _about(resolve_method, each, "summary"))
-            for each in names("methods")
-            if each not in library
-        ],
+        "methods": [(each, _about(resolve_method, each, "summary")) for each in shown],
         "tasks": [(each, _about(resolve_task, each, "title")) for each in names("tasks")],
         "backbones": [
             (each, _about(resolve_backbone, each, "") if each in own else "") for each in names("backbones")
