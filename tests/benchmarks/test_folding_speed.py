@@ -1,10 +1,10 @@
 """Time saved by folding: deployed forms against the trained ones and against the folded untouched backbone.
 
-    pytest -o addopts= tests/benchmarks/test_folding_speed.py -s        (-k mini for the small backbones only)
+    pytest -o addopts= tests/benchmarks/test_folding_speed.py        (-m quick for the small backbones, one thread)
 
-Everything of a table is measured in one interleaved run at batch 1. With OMP_NUM_THREADS=1 times are CPU times,
-which other programs on the machine disturb less than the wall clock. The bars are stated beside what was measured;
-nothing fails over a time.
+Everything of a group is measured in one interleaved run at batch 1. With one thread times are CPU times, which other
+programs on the machine disturb less than the wall clock. Bars are kept beside the times; no test fails because of a
+time.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor, nn
 
 from harness.backbones.base import Backbone, BackboneOptions
 from harness.measure.flops import count_macs
-from harness.measure.latency import Clock, LatencySample, latency_ratio, measure_latency
+from harness.measure.latency import Clock, measure_latency
 from harness.process import prepare_process
 from harness.registry import resolve_backbone
 from methods.adapter import SequentialAdapter
@@ -29,6 +29,10 @@ from methods.base import Method
 from methods.das import DAS, DASOptions
 from methods.full import Full
 from methods.parallel import ParallelAdapter
+from tests.benchmarks.groups import Group, in_groups
+
+Measured = dict[str, tuple[list[float], dict[str, Any]]]
+"""Times in seconds by contestant, and what is kept beside them."""
 
 CPU = torch.device("cpu")
 TEXT = 40
@@ -129,85 +133,76 @@ def forward(backbone: Backbone, inputs: Any) -> Callable[[], Tensor]:
     return run
 
 
-def compare(
-    title: str,
+def measure(
     cases: dict[str, Case],
-    runs: dict[str, Callable[[], object]],
     backbones: dict[str, Backbone],
-    clock: Clock,
+    runs: dict[str, Callable[[], object]],
+    count: int,
     iterations: int,
-) -> None:
+) -> Measured:
+    """All of a group, interleaved. With one thread, times are CPU times."""
     macs = {
         name: count_macs(
             backbone, nn.Identity(), runs[name], (), text_length=TEXT, image_size=(1, 1)
         ).macs_total
         for name, backbone in backbones.items()
     }
-    samples = measure_latency(
-        runs, CPU, min_iterations=iterations, min_seconds=0, warmup=min(10, iterations), clock=clock
-    )
-    first = samples[REFERENCE]
-    print(f"\n{title}, batch 1, text {TEXT}, {first.threads} thread(s), n = {first.n}, {clock.__name__}")
-    print(f"{'':32}{'p50 ms':>9}{'p90 ms':>9}{'GMACs':>9}{'share':>7}  time / {REFERENCE} [95 %]")
-    for name, sample in samples.items():
-        print(line(name, cases[name], sample, first, macs))
+    with threads(count) as clock:
+        samples = measure_latency(
+            runs, CPU, min_iterations=iterations, min_seconds=0, warmup=min(10, iterations), clock=clock
+        )
+    found = {}
+    for name, case in cases.items():
+        share = macs[name] / macs[REFERENCE]
+        bar = case.bar if case.margin is None else share + case.margin
+        kept = {
+            "macs": macs[name],
+            "share_of_macs": share,
+            "bar": bar,
+            "threads": count,
+            "clock": clock.__name__,
+        }
+        found[name] = ([each / 1000 for each in samples[name].samples_ms], kept)
+    return found
 
 
-def line(name: str, case: Case, sample: LatencySample, first: LatencySample, macs: dict[str, int]) -> str:
-    ratio = latency_ratio(sample, first)
-    share = macs[name] / macs[REFERENCE]
-    text = (
-        f"{name:32}{sample.p50:9.3f}{sample.p90:9.3f}{macs[name] / 1e9:9.3f}{share:7.3f}"
-        f"  {ratio.ratio:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]"
-    )
-    bar = case.bar if case.margin is None else share + case.margin
-    return text if bar is None else f"{text}  bar {bar:.3f}: {'kept' if ratio.ratio <= bar else 'missed'}"
-
-
-@pytest.mark.timeout(1800)
-@pytest.mark.parametrize("count", [1, 2], ids=lambda count: f"{count}-threads")
-def test_vilt_mini(count: int, capsys: pytest.CaptureFixture[str]) -> None:
+def measure_forward(
+    name: str, cases: dict[str, Case], size: tuple[int, int], weights: str | None, count: int, iterations: int
+) -> Measured:
     prepare_process()  # as every run does
-    backbones = {name: build("vilt-mini", case, None) for name, case in VILT_MINI.items()}
-    inputs = backbones[REFERENCE].example_inputs(1, TEXT, (64, 64), torch.Generator().manual_seed(0))
-    runs = {name: forward(backbone, inputs) for name, backbone in backbones.items()}
-    with capsys.disabled(), threads(count) as clock:
-        compare("vilt-mini, forward", VILT_MINI, runs, backbones, clock, 400)
+    backbones = {label: build(name, case, weights) for label, case in cases.items()}
+    inputs = backbones[REFERENCE].example_inputs(1, TEXT, size, torch.Generator().manual_seed(0))
+    runs = {label: forward(backbone, inputs) for label, backbone in backbones.items()}
+    return measure(cases, backbones, runs, count, iterations)
 
 
-@pytest.mark.timeout(1800)
-@pytest.mark.parametrize("count", [1, 2], ids=lambda count: f"{count}-threads")
-def test_meter_mini(count: int, capsys: pytest.CaptureFixture[str]) -> None:
+def measure_fusion(
+    name: str, cases: dict[str, Case], size: tuple[int, int], weights: str | None, count: int, iterations: int
+) -> Measured:
     prepare_process()
-    backbones = {name: build("meter-mini", case, None) for name, case in METER_MINI.items()}
-    inputs = backbones[REFERENCE].example_inputs(1, TEXT, (64, 64), torch.Generator().manual_seed(0))
+    backbones = {label: build(name, case, weights) for label, case in cases.items()}
+    inputs = backbones[REFERENCE].example_inputs(1, TEXT, size, torch.Generator().manual_seed(0))
     with torch.inference_mode():
         streams = backbones[REFERENCE].encode(inputs)
-    runs = {name: fusion(backbone, streams) for name, backbone in backbones.items()}
-    with capsys.disabled(), threads(count) as clock:
-        compare("meter-mini, fusion stage", METER_MINI, runs, backbones, clock, 400)
+    runs = {label: fusion(backbone, streams) for label, backbone in backbones.items()}
+    return measure(cases, backbones, runs, count, iterations)
 
 
-@pytest.mark.timeout(3600)
-@pytest.mark.parametrize("count", [1, 2], ids=lambda count: f"{count}-threads")
-def test_full_size_vilt(count: int, capsys: pytest.CaptureFixture[str]) -> None:
-    prepare_process()
-    backbones = {name: build("vilt", case, "random") for name, case in VILT.items()}
-    inputs = backbones[REFERENCE].example_inputs(1, TEXT, (384, 576), torch.Generator().manual_seed(0))
-    runs = {name: forward(backbone, inputs) for name, backbone in backbones.items()}
-    with capsys.disabled(), threads(count) as clock:
-        compare("ViLT-B/32, 384x576, forward", VILT, runs, backbones, clock, 15)
+def groups() -> list[Group]:
+    found = []
+    for title, how, name, cases, size, weights, iterations in (
+        ("vilt-mini, forward", measure_forward, "vilt-mini", VILT_MINI, (64, 64), None, 400),
+        ("meter-mini, fusion stage", measure_fusion, "meter-mini", METER_MINI, (64, 64), None, 400),
+        ("ViLT-B/32, 384x576, forward", measure_forward, "vilt", VILT, (384, 576), "random", 15),
+        ("METER, 384x384, fusion stage", measure_fusion, "meter", METER, (384, 384), "random", 15),
+    ):
+        for count in (1, 2):
+            run = partial(how, name, cases, size, weights, count, iterations)
+            quick = weights is None and count == 1
+            found.append(Group(f"{title}, {count} thread(s)", tuple(cases), REFERENCE, run, quick))
+    return found
 
 
-@pytest.mark.timeout(3600)
-@pytest.mark.parametrize("count", [1, 2], ids=lambda count: f"{count}-threads")
-def test_full_size_meter(count: int, capsys: pytest.CaptureFixture[str]) -> None:
-    prepare_process()
-    backbones = {name: build("meter", case, "random") for name, case in METER.items()}
-    generator = torch.Generator().manual_seed(0)
-    inputs = backbones[REFERENCE].example_inputs(1, TEXT, (384, 384), generator)
-    with torch.inference_mode():
-        streams = backbones[REFERENCE].encode(inputs)
-    runs = {name: fusion(backbone, streams) for name, backbone in backbones.items()}
-    with capsys.disabled(), threads(count) as clock:
-        compare("METER, 384x384, fusion stage", METER, runs, backbones, clock, 15)
+@in_groups(groups())
+def test_folding(group: Group, contestant: str, benchmark: Any) -> None:
+    group.hand_over(contestant, benchmark)
