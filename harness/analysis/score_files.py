@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import UserError
+from harness.files import read_json_lines, read_text
 from harness.registry import resolve_scorer
-from tasks.data.files import field, parse_json_lines, read_text
+from tasks.data.files import field
 from tasks.scorer import Answers, OfficialFiles, Scorer
 
 
@@ -68,14 +69,14 @@ def read_answers(files: OfficialFiles, path: Path) -> Answers:
     Raises:
         UserError: the file is malformed; the message names file and line.
     """
-    text, _ = read_text(path)
+    text = read_text(path).value
     if not text.strip():
         raise UserError(f"{path}: the file is empty")
     first = text.lstrip().partition("\n")[0]
     if not first.startswith("{") or '"id"' not in first:
         return files.read_submission(path)
     answers: Answers = {}
-    for place, line in parse_json_lines(text, path):
+    for place, line in read_json_lines(path).value:
         identifier = field(line, "id", str, place)
         if identifier in answers:
             raise UserError(f"{place}: id '{identifier}' appears twice")

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import os
-import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from harness import files
 from harness.errors import UserError
+from harness.files import Line
 from tasks.data.file_digests import digest_files
 
 _KINDS: Mapping[type, str] = {int: "an integer", str: "a string", list: "a list"}
@@ -22,10 +22,6 @@ _LONGEST_LINK = 4096
 
 
 Value = TypeVar("Value", int, str, list[Any])
-
-
-Line = tuple[str, Any]
-"""Position of a JSON line as messages name it (`dev.json: line 3`), and its value."""
 
 
 def find_file(root: Path, *names: str) -> Path | None:
@@ -44,29 +40,10 @@ def require_file(root: Path, *names: str) -> Path:
     return path
 
 
-def read_text(path: Path) -> tuple[str, str]:
-    """The file's text, and the SHA-256 (hex) of its bytes on disk. `*.gz` is decompressed."""
-    try:
-        raw = path.read_bytes()
-        digest = hashlib.sha256(raw).hexdigest()
-        if path.suffix == ".gz":
-            raw = gzip.decompress(raw)
-        return raw.decode("utf-8"), digest
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: byte {error.start}: not valid {error.encoding}") from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-
-
 def read_json(path: Path) -> tuple[Any, str]:
-    """Content of a JSON file, and the file's digest."""
-    text, digest = read_text(path)
-    try:
-        return json.loads(text), digest
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path}: line {error.lineno}, column {error.colno}: not valid JSON: {error.msg}"
-        ) from None
+    """Content of a JSON file, and the SHA-256 (hex) of its bytes on disk. See `harness.files.read_json`."""
+    content = files.read_json(path)
+    return content.value, content.digest
 
 
 def read_json_lines(path: Path) -> tuple[list[Line], str]:
@@ -74,27 +51,10 @@ def read_json_lines(path: Path) -> tuple[list[Line], str]:
 
     Raises `UserError` naming file and line, also if the file has no values.
     """
-    text, digest = read_text(path)
-    lines = parse_json_lines(text, path)
-    if not lines:
+    content = files.read_json_lines(path)
+    if not content.value:
         raise UserError(f"{path}: is empty")
-    return lines, digest
-
-
-def parse_json_lines(text: str, path: Path) -> list[Line]:
-    """The lines of a JSON-lines text that was read from `path`."""
-    lines: list[Line] = []
-    # Not splitlines(): it also splits at U+2028 and similar characters, which JSON strings may contain.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            lines.append((f"{path}: line {number}", json.loads(line)))
-        except json.JSONDecodeError as error:
-            raise UserError(
-                f"{path}: line {number}, column {error.colno}: not valid JSON: {error.msg}"
-            ) from None
-    return lines
+    return content.value, content.digest
 
 
 def field(entry: Any, key: str, kind: type[Value], place: str) -> Value:
@@ -118,7 +78,7 @@ def shortened(value: Any) -> str:
 def follow_link(folder: Path) -> Path:
     """`folder`, or its target if it is a symbolic link that git checked out as a text file."""
     if folder.is_file() and folder.stat().st_size < _LONGEST_LINK:
-        target = folder.parent / read_text(folder)[0].strip()
+        target = folder.parent / files.read_text(folder).value.strip()
         if target.is_dir():
             return target
     return folder

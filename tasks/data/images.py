@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import struct
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from harness.backbones.base import Processor
@@ -16,6 +18,18 @@ from harness.errors import UserError
 
 # Everything that Pillow raises on broken files; its PNG reader even raises SyntaxError.
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns an image upright, by its EXIF orientation."""
 
 
 _ROTATED = frozenset({5, 6, 7, 8})
@@ -43,10 +57,11 @@ def load_rgb(path: Path | str) -> Image.Image:
     if Path(path) == BLANK_IMAGE:
         return Image.new("RGB", _BLANK_SIZE, _MID_GREY)
     try:
+        _require_file(path)
         with Image.open(path) as image:
             image.load()
-            upright = ImageOps.exif_transpose(image)
-            return _to_rgb(upright)
+            turn = _TURNS.get(_orientation(image))
+            return _to_rgb(image if turn is None else image.transpose(turn))
     except FileNotFoundError:
         raise UserError(f"{path}: no such image") from None
     except _BROKEN as error:
@@ -58,11 +73,12 @@ def upright_size(path: Path | str) -> tuple[int, int]:
     if Path(path) == BLANK_IMAGE:
         return _BLANK_SIZE
     try:
+        _require_file(path)
         with Image.open(path) as image:
             width, height = image.size
             # Pillow decodes a whole PNG to look for EXIF data after the pixels.
             look = image.format != "PNG" or "exif" in image.info
-            rotated = look and image.getexif().get(0x0112) in _ROTATED
+            rotated = look and _orientation(image) in _ROTATED
             return (height, width) if rotated else (width, height)
     except FileNotFoundError:
         raise UserError(f"{path}: no such image") from None
@@ -84,6 +100,21 @@ def decode(
 def to_pixels(image: Image.Image, processor: Processor) -> Tensor:
     """`(3, H, W)` uint8 of an RGB image at the processor's input size."""
     return torch.from_numpy(np.array(processor.resize(image).transpose(2, 0, 1), order="C"))
+
+
+def _require_file(path: Path | str) -> None:
+    """Opening a pipe or a device could wait for ever."""
+    if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 - paths are texts here
+        raise OSError("not a regular file")
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation; 1, upright, if there is none or the EXIF data cannot be read."""
+    try:
+        orientation = image.getexif().get(0x0112)
+    except Exception:  # Pillow raises anything on odd EXIF data, and the pixels are sound
+        return 1
+    return orientation if isinstance(orientation, int) else 1
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

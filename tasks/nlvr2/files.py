@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import UserError
-from tasks.data.files import field, find_file, read_json_lines, read_text, require_file
+from harness.files import read_csv
+from tasks.data.files import field, find_file, read_json_lines, require_file
 
 FOLDERS = ("", "nlvr2/data/", "data/")
 """Where under the data folder the JSON files may be: beside the images, or in a clone of the repository."""
@@ -134,10 +135,7 @@ def write_predictions(answers: Iterable[tuple[str, str]], path: Path) -> None:
 def read_predictions(path: Path) -> dict[str, str]:
     """Labels by identifier from such a CSV. Raises `UserError` naming the line at fault."""
     answers: dict[str, str] = {}
-    for number, row in enumerate(csv.reader(io.StringIO(read_text(path)[0])), start=1):
-        if not row:
-            continue
-        place = f"{path}: line {number}"
+    for place, row in read_csv(path).value:
         if len(row) != 2:
             raise UserError(f"{place}: expected identifier,prediction, not {len(row)} columns")
         identifier = row[0].strip()

@@ -149,7 +149,7 @@ def count_vocabulary(splits: Mapping[str, Mapping[str, int]]) -> Vocabulary:
 
 def find_answer_file(root: Path) -> Path | None:
     """The published answer list under `root`, if there is one."""
-    return next((root / name for name in ANSWER_FILES if (root / name).is_file()), None)
+    return find_file(root, *ANSWER_FILES)
 
 
 def read_vocabulary(path: Path) -> Vocabulary:

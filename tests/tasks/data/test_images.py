@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -128,3 +129,24 @@ def test_real_photographs_load() -> None:
     paths = sorted((SHARED / "vqa2-daquar" / "val2014").glob("*.jpg"))[:3]
     assert [min(load_rgb(path).size) for path in paths] == [224, 224, 224]
     assert [load_rgb(path).size for path in paths] == [upright_size(path) for path in paths]
+
+
+def test_a_pipe_or_a_folder_is_no_image(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "folder.jpg").mkdir()
+    (tmp_path / "loop.jpg").symlink_to(tmp_path / "loop.jpg")
+    for name in ("pipe.jpg", "folder.jpg", "loop.jpg", "x" * 300):
+        for read in (load_rgb, upright_size):
+            with pytest.raises(UserError, match="not a readable image"):
+                read(tmp_path / name)
+
+
+def test_exif_data_that_cannot_be_read_count_as_upright(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(image: Image.Image) -> None:
+        raise SyntaxError("not a TIFF file")
+
+    Image.new("RGB", (6, 4)).save(tmp_path / "odd.jpg")
+    monkeypatch.setattr(Image.Image, "getexif", fail)
+    assert load_rgb(tmp_path / "odd.jpg").size == upright_size(tmp_path / "odd.jpg") == (6, 4)

@@ -302,7 +302,7 @@ def removed(path: Path) -> None:
     [
         (cut_short, r"dev\.json: line 4, column \d+: not valid JSON"),
         (emptied, r"dev\.json: is empty"),
-        (not_utf8, r"dev\.json: byte 0: not valid utf-8"),
+        (not_utf8, r"dev\.json: byte 1: is not valid UTF-8"),
         (removed, r"looked for dev\.json, dev\.json\.gz and .*, found none of them"),
     ],
 )
@@ -338,3 +338,9 @@ def test_real_files_parse_completely(name: str, examples: int, groups: int) -> N
     assert all(len(sentences) == 1 for sentences in by_group.values())
     left, right = image_paths(Path("dev"), split.statements[0])
     assert (left.name, right.name) == (left.name.replace("img1", "img0"), left.name.replace("img0", "img1"))
+
+
+def test_prediction_files_may_have_any_line_ends_and_blanks(tmp_path: Path) -> None:
+    path = tmp_path / "predictions.csv"
+    path.write_bytes(b"\xef\xbb\xbfdev-1-0-0,True\r\rdev-1-0-1, false \r\n\n")
+    assert read_predictions(path) == {"dev-1-0-0": "True", "dev-1-0-1": "False"}

@@ -138,7 +138,7 @@ def test_answer_list_can_be_named(root: Path) -> None:
     task = VQA(VQAOptions(answers=str(path)))
     task.load(root)
     assert task.answers == ("yes", "no")
-    with pytest.raises(UserError, match=r"gone\.json: cannot be read"):
+    with pytest.raises(UserError, match=r"gone\.json: no such file"):
         VQA(VQAOptions(answers=str(root / "gone.json"))).load(root)
 
 
