@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import pytest
@@ -10,6 +11,11 @@ from harness.backbones.checkpoints import Checkpoint, fixed_generator
 from harness.backbones.meter.config import MeterConfig
 from harness.backbones.meter.loading import build_meter, load_meter
 from harness.backbones.meter.model import MeterBackbone
+
+# Tests run side by side, each on one core, and so do the processes they start.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
 
 
 def small_meter_config(**changes: int) -> MeterConfig:
