@@ -47,11 +47,7 @@ Line = tuple[str, Any]
 
 
 _GZIP = b"\x1f\x8b"
-
-
 _SURROGATE = re.compile("[\ud800-\udfff]")
-
-
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 

@@ -28,7 +28,8 @@ from harness.experiment.runner import Reporter
 from harness.experiment.to_record import planned_parts
 from harness.files import disk_errors
 from harness.records.environment import describe_environment
-from harness.records.record import RECORD, Adoption, CellChoice, DataProvenance, Record, write_record
+from harness.records.record import Adoption, CellChoice, DataProvenance, Record
+from harness.records.record_file import RECORD, write_record
 from harness.records.search_history import write_history
 from harness.records.store import CHECKPOINT, LOCK, CellBusyError, Store
 from tasks.base import Data

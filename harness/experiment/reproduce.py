@@ -18,7 +18,8 @@ from harness.experiment.reload import cell_of
 from harness.experiment.runner import Reporter, run_cells
 from harness.records.environment import describe_environment
 from harness.records.protocol import stated_protocol
-from harness.records.record import RECORD, Compute, Failure, Parameters, Record, read_record
+from harness.records.record import Compute, Failure, Parameters, Record
+from harness.records.record_file import RECORD, read_record
 from harness.records.store import WEIGHTS, Store
 
 NOT_THERE = "–"

@@ -10,7 +10,8 @@ from pydantic import Field, JsonValue, model_validator
 
 from harness.errors import UserError
 from harness.files import read_json, write_atomically
-from harness.records.record import RECORD, Part
+from harness.records.record import Part
+from harness.records.record_file import RECORD
 from harness.records.upgrade import old_history
 
 SEARCH = "search.json.gz"

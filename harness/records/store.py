@@ -30,7 +30,8 @@ from filelock import Timeout, UnixFileLock
 
 from harness.errors import UserError, did_you_mean
 from harness.files import disk_errors, make_folder, read_json_lines, write_atomically
-from harness.records.record import RECORD, Record, read_record, write_record
+from harness.records.record import Record
+from harness.records.record_file import RECORD, read_record, write_record
 from harness.records.search_history import SEARCH, SearchHistory, read_history, write_history
 
 PREDICTIONS, WEIGHTS, CURVE, CHECKPOINT, LOCK = (

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from harness.records.record import RECORD, read_record
+from harness.records.record_file import RECORD, read_record
 from harness.records.search_history import SEARCH
 from harness.records.store import CURVE, PREDICTIONS, Store
 from harness.report.describe import describe

@@ -18,7 +18,8 @@ from harness.errors import UserError
 from harness.experiment.plan import Cell, build_cells, open_testbeds
 from harness.experiment.reproduce import figures_of
 from harness.experiment.runner import run_cells
-from harness.records.record import RECORD, Record
+from harness.records.record import Record
+from harness.records.record_file import RECORD
 from harness.records.store import Store
 from tests.support.killing import make_data
 from tests.support.reporters import Notes

@@ -26,7 +26,8 @@ from harness.experiment.plan import (
 )
 from harness.experiment.reload import settings_of
 from harness.experiment.to_record import failed_record
-from harness.records.record import Record, read_record, write_record
+from harness.records.record import Record
+from harness.records.record_file import read_record, write_record
 from harness.records.store import Store
 from harness.specs import Spec, parse_specs
 from tasks.data.augment import AUGMENTATIONS

@@ -24,7 +24,8 @@ from harness.experiment import plan
 from harness.experiment.adopt import Stale, adopt, clear_leftovers, draw, find_stale, stale_among
 from harness.experiment.plan import Cell, build_cells, open_testbeds
 from harness.experiment.runner import run_cells
-from harness.records.record import RECORD, Record, read_record, write_record
+from harness.records.record import Record
+from harness.records.record_file import RECORD, read_record, write_record
 from harness.records.store import CHECKPOINT, CURVE, PREDICTIONS, WEIGHTS, Store
 from tasks.mini.vqa import Sizes, ensure_vqa
 from tests.support.reporters import Notes

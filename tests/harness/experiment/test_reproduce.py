@@ -14,7 +14,8 @@ from harness.errors import UserError
 from harness.experiment.plan import Cell, build_cells, open_testbeds
 from harness.experiment.reproduce import compare, differences, figures_of, find_record, open_cell, run_again
 from harness.experiment.runner import run_cells
-from harness.records.record import RECORD, Record, write_record
+from harness.records.record import Record
+from harness.records.record_file import RECORD, write_record
 from harness.records.store import Store
 from tasks.mini.vqa import Sizes, ensure_vqa
 from tests.support.reporters import Notes

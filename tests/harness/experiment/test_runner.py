@@ -18,7 +18,7 @@ from harness.experiment.build import adapted_model
 from harness.experiment.latency import SMALL_BATCH, measure_side_by_side
 from harness.experiment.plan import Cell, build_cells, open_testbeds
 from harness.experiment.runner import TRACEBACK, run_cells
-from harness.records.record import RECORD
+from harness.records.record_file import RECORD
 from harness.records.store import WEIGHTS, Store
 from harness.training.fabric import make_fabric
 from methods.classifier import Classifier

@@ -11,7 +11,8 @@ import pytest
 from pydantic import ValidationError
 
 from harness.errors import UserError
-from harness.records.record import RECORD, Failure, Part, Record, read_record, write_record
+from harness.records.record import Failure, Part, Record
+from harness.records.record_file import RECORD, read_record, write_record
 from tests.support.stored_results import as_json, as_search, make_record
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import UserError
-from harness.records.record import RECORD
+from harness.records.record_file import RECORD
 from harness.records.search_history import SEARCH, SearchHistory
 from harness.records.store import CHECKPOINT, CURVE, LOCK, PREDICTIONS, WEIGHTS, CellBusyError, Store
 from tests.support.paths import ROOT

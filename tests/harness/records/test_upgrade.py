@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from harness.digests import digest_json
-from harness.records.record import RECORD, read_record
+from harness.records.record_file import RECORD, read_record
 from harness.records.search_history import SEARCH
 from harness.records.store import Store
 from harness.records.upgrade import old_history, upgrade
