@@ -62,7 +62,6 @@ class Trainer:
         (load_meter_mini, SkipOptions("last"), ("text.4", "text.5", "image.4", "image.5")),
         (load_meter_mini, SkipOptions("alternate", skip=2), ("text.3", "image.3")),
     ],
-    ids=str,
 )
 def test_rules_by_position_look_at_no_data(
     load: Any, options: SkipOptions, expected: tuple[str, ...]
