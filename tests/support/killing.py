@@ -54,7 +54,7 @@ def command(data: Path, results: Path, seeds: int, epochs: int) -> list[str]:
     """The command that is killed and issued again."""
     chosen = ["--methods", METHODS, "--tasks", "vqa", "--seeds", ",".join(map(str, range(seeds)))]
     sizes = ["--epochs", str(epochs), "--batch-size", "16", "--jobs", "2", "--accelerator", "cpu"]
-    sizes += ["--checkpoint-minutes", "0.001"]
+    sizes += ["--checkpoint-minutes", "0.03"]  # every 2 seconds
     return [
         *(sys.executable, "-m", "harness", "run", *chosen, *sizes),
         *("--data-root", str(data), "--results", str(results)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ def as_json(
     content: dict[str, Any] = {
         "schema_version": 2,
         "cell": {
-            "id": f"{method.translate(str.maketrans('[=]', '---'))}.{seed}.0a1b2c",
+            "id": f"{re.sub('[^A-Za-z0-9_-]', '-', method)}.{seed}.0a1b2c",
             "method": {"name": method.split("[")[0], "options": {}, "label": method},
             "task": {
                 "name": "vqa",

@@ -25,6 +25,7 @@ from harness.training.checkpoint import load_tuned_state, tuned_state
 from harness.training.model import TaskModel
 from harness.training.optim import build_optimizer
 from methods.base import Method
+from methods.skip_decision import SkipDecision
 from tasks.base import Batch
 from tests.support.meter_checkpoints import original_shapes, random_original, save_lightning
 from tests.support.paths import SHARED
@@ -47,6 +48,7 @@ OPTIONS = {
     "shallow_prompt": "shallow_prompt[tokens=3]",
     "deep_prompt": "deep_prompt[tokens=3]",
     "das": "das[blocks=text.1+image.0]",
+    "eas": "eas[modules=text-self.0+image-cross.1]",
     "compacter": "compacter[reduction_factor=8]",
     "compacter++": "compacter++[reduction_factor=8]",
 }
@@ -56,7 +58,10 @@ METHODS = [OPTIONS.get(name, name) for name in (*BUILT_IN["methods"], *ADAPTERS_
 
 def of_method(text: str) -> Method[Any]:
     (spec,) = parse_specs(text)
-    return build_method(spec)
+    method = build_method(spec)
+    if method.searches:  # a rule of block skipping
+        method.decide(SkipDecision(("text.1", "image.0"), (), "random"))
+    return method
 
 
 class Answers:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from harness import files
 from harness.config import RunSettings
 from harness.config.sources import make_settings
 from harness.errors import UserError
@@ -104,16 +105,16 @@ def test_a_record_of_an_older_schema_is_named_with_its_folder(cell: Cell, tmp_pa
 def test_full_disk_at_a_checkpoint_does_not_fail_the_cell(
     cell: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = Path.write_bytes
+    write = files._write
 
-    def full(path: Path, content: Any) -> int:
+    def full(path: Path, content: bytes, flags: int) -> None:
         if path.name.startswith(".state.pt"):
             raise OSError(errno.ENOSPC, "No space left on device")
-        return write(path, content)
+        write(path, content, flags)
 
     store = Store(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", full)
+        patch.setattr(files, "_write", full)
         with pytest.raises(UserError, match=r"state\.pt: no space left on the disk"):
             run_cells([cell], store, Notes())
     assert store.records() == []

@@ -22,6 +22,7 @@ from harness.training.fabric import make_fabric
 from harness.training.loop import State, predict, train_epoch
 from harness.training.microbatch import MicroBatches
 from harness.training.optim import build_optimizer, build_schedule
+from harness.training.ranks import Ranks
 from tasks.base import Batch
 from tests.support.tiny_tasks import SPECS, TINY, make_tiny
 
@@ -115,7 +116,7 @@ def test_a_search_finds_the_same_with_micro_batches(root: Path, tmp_path: Path) 
         scratch = tmp_path / str(size)
         scratch.mkdir()
         fabric, micro = make_fabric(cell.settings), MicroBatches(size)
-        found.append(search(cell, cell.method(), fabric, scratch, Silent(), micro))
+        found.append(search(cell, cell.method(), fabric, Ranks(), scratch, Silent(), micro))
     assert found[0].summary == found[1].summary
     whole, split = (each.history for each in found)
     assert len(whole) > 1
