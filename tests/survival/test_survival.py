@@ -28,10 +28,10 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.timeout(1800)
-def test_a_run_that_is_killed_three_times_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
-    found = survive(tmp_path, kills=3, seed=1, seeds=1, epochs=2)
-    assert found.kills == 3
-    assert found.runs > 3
+def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+    found = survive(tmp_path, kills=1, seed=1, seeds=1, epochs=1)
+    assert found.kills == 1
+    assert found.runs > 1
 
 
 @pytest.mark.long
