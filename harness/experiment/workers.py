@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -241,6 +242,7 @@ def _without_interrupts() -> Iterator[None]:
 
     It receives SIGUSR1 once it has a handler for it (`_work`); before, the signal would end it.
     """
+    resource_tracker.ensure_running()  # when it is first started, it lets SIGINT through again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGUSR1})
     try:
         yield

@@ -46,11 +46,18 @@ def test_ctrl_c_prints_the_table_and_the_same_command_resumes(tmp_path: Path) ->
     arguments = command(make_data(tmp_path / "data"), results, seeds=1, epochs=2)
     # Where the tests run in the background, Ctrl-C is ignored, and a process started here would ignore it too.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        arguments,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     signal.signal(signal.SIGINT, before)
     while process.poll() is None and not list(results.glob("cells/*/record.json")):
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to every process of the run
     output, errors = process.communicate(timeout=600)
     assert process.returncode == 130, output + errors
     assert "the same command resumes where this one stopped" in errors
