@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
+from transformers.modeling_utils import PreTrainedModel
 
+from harness.digests import digest_state
 from harness.errors import UserError, one_line
 from harness.files import not_the_file, read_json, require_regular
 
@@ -41,6 +43,42 @@ def fixed_generator() -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield
+
+
+def renamed(name: str, patterns: Sequence[tuple[str, str]]) -> str:
+    """A tensor's name by the first pattern that it matches (regular expression, replacement); else as it is."""
+    for pattern, replacement in patterns:
+        changed, count = re.subn(pattern, replacement, name)
+        if count:
+            return changed
+    return name
+
+
+def converted(
+    config: Any,
+    tensors: Mapping[str, Tensor],
+    convert: Callable[[str, Tensor], Mapping[str, Tensor]],
+    heads: Collection[str],
+    unused: Mapping[str, str],
+) -> Checkpoint:
+    """A checkpoint from another package's tensors, without a vocabulary.
+
+    convert: a name and its tensor → one or more of ours. A name that it does not know stays, and `load_strictly`
+        refuses it.
+    heads: first parts of the names that belong to heads. unused: why a name that matches a pattern is left out.
+    """
+    state: dict[str, Tensor] = {}
+    kept: dict[str, Tensor] = {}
+    left_out: dict[str, str] = {}
+    for key, tensor in tensors.items():
+        reason = next((reason for pattern, reason in unused.items() if re.match(pattern, key)), None)
+        if reason is not None:
+            left_out[key] = reason
+        elif key.split(".")[0] in heads:
+            kept[key] = tensor
+        else:
+            state |= convert(key, tensor)
+    return Checkpoint(config, state, kept, None, left_out)
 
 
 def find_checkpoint(source: str, patterns: Sequence[str]) -> Path:
@@ -210,6 +248,13 @@ def _why_unreadable(error: Exception) -> str:
         )
     reason = "not torch's format" if "weights_only" in str(error) else one_line(error)
     return f"cannot be read as a checkpoint ({reason}). If its download or copy was incomplete, repeat it."
+
+
+def digest_model(model: PreTrainedModel) -> str:
+    """SHA-256 of a model's weights and configuration."""
+    settings = model.config.to_diff_dict()
+    settings.pop("transformers_version", None)  # says who wrote it, not what it computes
+    return digest_state(model.state_dict(), settings)
 
 
 def load_strictly(model: nn.Module, state: Mapping[str, Tensor], name: str, architecture: str) -> None:

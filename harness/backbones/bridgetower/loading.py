@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
 from torch import Tensor
 
@@ -14,18 +13,22 @@ from harness.backbones.bridgetower.config import BridgeTowerSizes, sizes_of
 from harness.backbones.bridgetower.model import BridgeTowerBackbone
 from harness.backbones.checkpoints import (
     Checkpoint,
-    check_amount,
     check_sizes,
-    check_vocabulary,
+    converted,
     describing,
     find_checkpoint,
     fixed_generator,
-    load_strictly,
     read_settings,
     read_tensors,
+    renamed,
 )
-from harness.backbones.meter.loading import resize_positions
-from harness.backbones.meter.processor import MeterProcessor, vocabulary_files
+from harness.backbones.meter.loading import (
+    POSITIONS,
+    assemble,
+    clip_names,
+    fusion_layer_name,
+    split_in_proj,
+)
 from harness.errors import UserError
 
 IMAGE_SIZE = 384
@@ -43,13 +46,10 @@ HEADS = ("mlm_score", "itm_score", "itc_text_head", "itc_image_head", "itc_cross
 
 UNUSED = {
     r"^text_model\.pooler\.": "RoBERTa's pooler: BridgeTower pools after the fusion layers",
-    r"\.position_ids$": "a buffer of 0, 1, 2, …",
+    r".*\.position_ids$": "a buffer of 0, 1, 2, …",
     r"^text_model\.embeddings\.token_type_ids$": "a buffer of zeros",
 }
 """Keys that the forward pass never reads, with the reason."""
-
-
-_POSITIONS = "image_encoder.embeddings.position_embedding.weight"
 
 
 _FILES = ("model.safetensors", "pytorch_model.bin")
@@ -86,30 +86,9 @@ def build_bridgetower(checkpoint: Checkpoint, options: BackboneOptions) -> Bridg
         config.image_size = options.image_size
     elif IMAGE_SIZE % config.patch_size == 0:
         config.image_size = IMAGE_SIZE
-    length = options.text_length or min(TEXT_LENGTH, config.text_positions)
-    if length > config.text_positions:
-        raise UserError(
-            f"bridgetower: text length {length} exceeds its {config.text_positions} text positions."
-        )
-    vocabulary = Path(options.tokenizer).expanduser() if options.tokenizer else checkpoint.vocabulary
-    if vocabulary is not None:
-        vocabulary_files(vocabulary)
-    processor = MeterProcessor(vocabulary, config.image_size, config.patch_size, length)
-    # The rates of fine-tuning on VQA: 1e-5, fusion ×5, head ×50.
-    if vocabulary is not None:
-        check_vocabulary(processor.tokenizer.get_vocab_size(), config.vocab_size, vocabulary)
-    if checkpoint.state:
-        check_amount(config, checkpoint.state, "bridgetower")
-    with describing("bridgetower", "BridgeTower"):
-        backbone = BridgeTowerBackbone(config, processor, "bridgetower", base_learning_rate=5e-5)
-    if checkpoint.state:
-        with describing(f"bridgetower: {_POSITIONS}", "BridgeTower"):
-            positions = resize_positions(checkpoint.state[_POSITIONS], config.image_size // config.patch_size)
-        state = {**checkpoint.state, _POSITIONS: positions}
-        load_strictly(backbone.model, state, "bridgetower", "BridgeTower")
-    backbone.pretrained_heads = checkpoint.heads
-    backbone.requires_grad_(True)
-    return backbone.eval()
+    backbone = assemble(BridgeTowerBackbone, checkpoint, options, "bridgetower", "BridgeTower")
+    backbone.base_learning_rate = 5e-5  # of fine-tuning on VQA: 1e-5, fusion ×5, head ×50
+    return backbone
 
 
 def read_checkpoint(source: str) -> Checkpoint:
@@ -131,27 +110,19 @@ def read_checkpoint(source: str) -> Checkpoint:
     if weights is None:
         raise UserError(f"{folder}: no {' or '.join(_FILES)} in this folder.")
     with describing(str(weights), "BridgeTower"):
-        converted = convert(read_tensors(weights), config)
-    if _POSITIONS not in converted.state:
+        checkpoint = convert(read_tensors(weights), config)
+    if POSITIONS not in checkpoint.state:
         raise UserError(
             f"{weights}: not BridgeTower's weights: its image encoder has no position embeddings."
         )
     has_vocabulary = any((folder / name).is_file() for name in ("tokenizer.json", "merges.txt"))
-    return replace(converted, vocabulary=folder if has_vocabulary else None)
-
-
-_BLOCK = r"^vision_model\.visual\.transformer\.resblocks\.(\d+)\."
+    return replace(checkpoint, vocabulary=folder if has_vocabulary else None)
 
 
 _TO_OURS = (
     (r"^text_model\.", "text_encoder."),
     (r"^vision_model\.visual\.embeddings\.", "image_encoder.embeddings."),
-    (r"^vision_model\.visual\.ln_pre\.", "image_encoder.pre_layrnorm."),
-    (r"^vision_model\.visual\.ln_post\.", "image_encoder.post_layernorm."),
-    (rf"{_BLOCK}ln_(\d)\.", r"image_encoder.encoder.layers.\1.layer_norm\2."),
-    (rf"{_BLOCK}attn\.", r"image_encoder.encoder.layers.\1.self_attn."),
-    (rf"{_BLOCK}mlp\.c_fc\.", r"image_encoder.encoder.layers.\1.mlp.fc1."),
-    (rf"{_BLOCK}mlp\.c_proj\.", r"image_encoder.encoder.layers.\1.mlp.fc2."),
+    *clip_names(r"vision_model\.visual"),
     (r"^cross_modal_(text|image)_transform\.", r"\1_projection."),
     (r"^cross_modal_(text|image)_pooler\.", r"\1_pooler."),
     (r"^cross_modal_(text|image)_layernorm\.", r"\1_norm."),
@@ -163,35 +134,15 @@ def convert(tensors: Mapping[str, Tensor], config: BridgeTowerSizes) -> Checkpoi
 
     Heads and unused keys are returned separately. An unknown key keeps its name, and `load_strictly` refuses it.
     """
-    state: dict[str, Tensor] = {}
-    heads: dict[str, Tensor] = {}
-    unused: dict[str, str] = {}
-    for full, tensor in tensors.items():
-        key = full.removeprefix("bridgetower.")
-        reason = next((reason for pattern, reason in UNUSED.items() if re.search(pattern, key)), None)
-        if reason is not None:
-            unused[full] = reason
-        elif key.split(".")[0] in HEADS:
-            heads[key] = tensor
-        else:
-            state |= _convert(key, tensor, config.num_hidden_layers)
-    return Checkpoint(config, state, heads, None, unused)
+    depths = config.num_hidden_layers
 
+    def convert_one(key: str, tensor: Tensor) -> dict[str, Tensor]:
+        if layer := fusion_layer_name(key, depths):
+            return {layer: tensor}
+        if link := re.match(r"^cross_modal_(text|image)_link_tower\.(\d+)\.LayerNorm\.", key):
+            place = int(link[2]) + (depths - 1 if link[1] == "image" else 0)
+            return {f"links.{place}.{key[link.end() :]}": tensor}
+        return split_in_proj(renamed(key, _TO_OURS), tensor)
 
-def _convert(key: str, tensor: Tensor, depths: int) -> dict[str, Tensor]:
-    """One tensor under our name, or three if query, key and value are fused in it."""
-    if layer := re.match(r"^cross_modal_(text|image)_layers\.(\d+)\.", key):
-        place = int(layer[2]) + (depths if layer[1] == "image" else 0)
-        return {f"layers.{place}.{key[layer.end() :]}": tensor}
-    if link := re.match(r"^cross_modal_(text|image)_link_tower\.(\d+)\.LayerNorm\.", key):
-        place = int(link[2]) + (depths - 1 if link[1] == "image" else 0)
-        return {f"links.{place}.{key[link.end() :]}": tensor}
-    renamed = key
-    for pattern, replacement in _TO_OURS:
-        renamed, count = re.subn(pattern, replacement, key)
-        if count:
-            break
-    if fused := re.match(r"^(.*)\.in_proj_(weight|bias)$", renamed):
-        parts = zip("qkv", tensor.chunk(3), strict=True)
-        return {f"{fused[1]}.{role}_proj.{fused[2]}": part for role, part in parts}
-    return {renamed: tensor}
+    encoder = {key.removeprefix("bridgetower."): tensor for key, tensor in tensors.items()}
+    return converted(config, encoder, convert_one, HEADS, UNUSED)

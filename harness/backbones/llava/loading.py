@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from harness.backbones.checkpoints import (
     load_strictly,
     read_settings,
     read_tensors,
+    renamed,
 )
 from harness.backbones.llava.model import LlavaBackbone
 from harness.backbones.llava.processor import LlavaProcessor
@@ -107,15 +107,7 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
         if not (folder / name).is_file():
             raise UserError(f"{folder}: no {name} in this folder.")
         tensors |= read_tensors(folder / name)
-    return {_renamed(name): tensor for name, tensor in tensors.items()}
-
-
-def _renamed(name: str) -> str:
-    for pattern, replacement in _TO_OURS:
-        renamed, count = re.subn(pattern, replacement, name)
-        if count:
-            return renamed
-    return name
+    return {renamed(name, _TO_OURS): tensor for name, tensor in tensors.items()}
 
 
 def _unread(name: str) -> bool:

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
+from harness.backbones.checkpoints import digest_model
 from harness.backbones.generative import GenerativeBackbone
 from harness.backbones.inputs import Inputs, Stream, Streams
 from harness.backbones.llava.block import LlavaBlock
 from harness.backbones.llava.processor import LlavaProcessor
-from harness.digests import digest_state
 from harness.errors import UserError
 
 
@@ -168,9 +168,7 @@ class LlavaBackbone(GenerativeBackbone):
     def digest(self) -> str:
         """SHA-256 of weights and configuration as loaded; computed at the first call."""
         if self._digest is None:
-            settings = self.config.to_diff_dict()
-            settings.pop("transformers_version", None)
-            self._digest = digest_state(self.model.state_dict(), settings)
+            self._digest = digest_model(self.model)
         return self._digest
 
 

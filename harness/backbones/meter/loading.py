@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -17,12 +18,14 @@ from harness.backbones.checkpoints import (
     check_amount,
     check_sizes,
     check_vocabulary,
+    converted,
     describing,
     find_checkpoint,
     fixed_generator,
     load_strictly,
     read_settings,
     read_tensors,
+    renamed,
 )
 from harness.backbones.meter.config import MeterConfig
 from harness.backbones.meter.model import MeterBackbone
@@ -53,7 +56,7 @@ UNUSED = {
 """Keys of original checkpoints that the forward pass never reads, with the reason."""
 
 
-_POSITIONS = "image_encoder.embeddings.position_embedding.weight"
+POSITIONS = "image_encoder.embeddings.position_embedding.weight"
 
 
 _HUB_FILES = ("*.json", "*.txt", "*.safetensors", "pytorch_model.bin", "*.ckpt")
@@ -110,8 +113,24 @@ def build_meter(checkpoint: Checkpoint, options: BackboneOptions, name: str) -> 
     Raises:
         UserError: the options or the weights do not fit.
     """
+    checkpoint.config.image_size = options.image_size or IMAGE_SIZE
+    return assemble(MeterBackbone, checkpoint, options, name, "METER")
+
+
+BackboneT = TypeVar("BackboneT", bound=MeterBackbone)
+
+
+def assemble(
+    kind: type[BackboneT], checkpoint: Checkpoint, options: BackboneOptions, name: str, architecture: str
+) -> BackboneT:
+    """A backbone of two streams from a checkpoint whose configuration has the image size that is wanted.
+
+    architecture: for messages.
+
+    Raises:
+        UserError: the options or the weights do not fit.
+    """
     config: MeterConfig = checkpoint.config
-    config.image_size = options.image_size or IMAGE_SIZE
     length = options.text_length or min(TEXT_LENGTH, config.text_positions)
     if length > config.text_positions:
         raise UserError(f"{name}: text length {length} exceeds its {config.text_positions} text positions.")
@@ -123,13 +142,13 @@ def build_meter(checkpoint: Checkpoint, options: BackboneOptions, name: str) -> 
         check_vocabulary(processor.tokenizer.get_vocab_size(), config.vocab_size, vocabulary)
     if checkpoint.state:
         check_amount(config, checkpoint.state, name)
-    with describing(name, "METER"):
-        backbone = MeterBackbone(config, processor, name=name)
+    with describing(name, architecture):
+        backbone = kind(config, processor, name=name)
     if checkpoint.state:
         grid = config.image_size // config.patch_size
-        with describing(f"{name}: {_POSITIONS}", "METER"):
-            positions = resize_positions(checkpoint.state[_POSITIONS], grid)
-        load_strictly(backbone.model, {**checkpoint.state, _POSITIONS: positions}, name, "METER")
+        with describing(f"{name}: {POSITIONS}", architecture):
+            positions = resize_positions(checkpoint.state[POSITIONS], grid)
+        load_strictly(backbone.model, {**checkpoint.state, POSITIONS: positions}, name, architecture)
     backbone.pretrained_heads = checkpoint.heads
     backbone.requires_grad_(True)
     return backbone.eval()
@@ -174,8 +193,8 @@ def _read_folder(folder: Path) -> Checkpoint:
     if weights.suffix == ".ckpt" or any(key.startswith("cross_modal_") for key in tensors):
         return _read_original(weights, tensors, vocabulary)
     config = _read_config(folder)
-    if _POSITIONS not in tensors:
-        raise UserError(f"{weights}: not METER's weights: key {_POSITIONS} is missing.")
+    if POSITIONS not in tensors:
+        raise UserError(f"{weights}: not METER's weights: key {POSITIONS} is missing.")
     heads = {key: tensor for key, tensor in tensors.items() if key.split(".")[0] in HEADS}
     return Checkpoint(config, {k: v for k, v in tensors.items() if k not in heads}, heads, vocabulary)
 
@@ -202,32 +221,28 @@ def _read_original(path: Path, tensors: dict[str, Tensor], vocabulary: Path | No
         return replace(convert_original(tensors, config), vocabulary=vocabulary)
 
 
+def clip_names(visual: str) -> tuple[tuple[str, str], ...]:
+    """Patterns that rename the layers and norms of OpenAI's CLIP. visual: pattern of its image encoder's name."""
+    block = rf"^{visual}\.transformer\.resblocks\.(\d+)\."
+    layer = r"image_encoder.encoder.layers.\1."
+    return (
+        (rf"^{visual}\.ln_pre\.", "image_encoder.pre_layrnorm."),
+        (rf"^{visual}\.ln_post\.", "image_encoder.post_layernorm."),
+        (rf"{block}ln_(\d)\.", rf"{layer}layer_norm\2."),
+        (rf"{block}attn\.", rf"{layer}self_attn."),
+        (rf"{block}mlp\.c_fc\.", rf"{layer}mlp.fc1."),
+        (rf"{block}mlp\.c_proj\.", rf"{layer}mlp.fc2."),
+    )
+
+
 _TO_OURS = (
     (r"^text_transformer\.", "text_encoder."),
     (r"^vit_model\.visual\.class_embedding$", "image_encoder.embeddings.class_embedding"),
-    (r"^vit_model\.visual\.positional_embedding$", _POSITIONS),
+    (r"^vit_model\.visual\.positional_embedding$", POSITIONS),
     (r"^vit_model\.visual\.conv1\.", "image_encoder.embeddings.patch_embedding."),
-    (r"^vit_model\.visual\.ln_pre\.", "image_encoder.pre_layrnorm."),
-    (r"^vit_model\.visual\.ln_post\.", "image_encoder.post_layernorm."),
-    (
-        r"^vit_model\.visual\.transformer\.resblocks\.(\d+)\.ln_(\d)\.",
-        r"image_encoder.encoder.layers.\1.layer_norm\2.",
-    ),
-    (
-        r"^vit_model\.visual\.transformer\.resblocks\.(\d+)\.attn\.",
-        r"image_encoder.encoder.layers.\1.self_attn.",
-    ),
-    (
-        r"^vit_model\.visual\.transformer\.resblocks\.(\d+)\.mlp\.c_fc\.",
-        r"image_encoder.encoder.layers.\1.mlp.fc1.",
-    ),
-    (
-        r"^vit_model\.visual\.transformer\.resblocks\.(\d+)\.mlp\.c_proj\.",
-        r"image_encoder.encoder.layers.\1.mlp.fc2.",
-    ),
+    *clip_names(r"vit_model\.visual"),
     (r"^cross_modal_(text|image)_transform\.", r"\1_projection."),
     (r"^cross_modal_(text|image)_pooler\.", r"\1_pooler."),
-    (r"^cross_modal_text_layers\.", "layers."),
 )
 
 
@@ -236,33 +251,27 @@ def convert_original(tensors: Mapping[str, Tensor], config: MeterConfig) -> Chec
 
     Heads and unused keys are returned separately. An unknown key keeps its name, and `load_strictly` refuses it.
     """
-    state: dict[str, Tensor] = {}
-    heads: dict[str, Tensor] = {}
-    unused: dict[str, str] = {}
-    for key, tensor in tensors.items():
-        reason = next((reason for pattern, reason in UNUSED.items() if re.match(pattern, key)), None)
-        if reason is not None:
-            unused[key] = reason
-        elif key.split(".")[0] in HEADS:
-            heads[key] = tensor
-        else:
-            state |= _convert(key, tensor, config.num_hidden_layers)
-    return Checkpoint(config, state, heads, None, unused)
+
+    def convert(key: str, tensor: Tensor) -> dict[str, Tensor]:
+        layer = fusion_layer_name(key, config.num_hidden_layers)
+        return {layer: tensor} if layer else split_in_proj(renamed(key, _TO_OURS), tensor)
+
+    return converted(config, tensors, convert, HEADS, UNUSED)
 
 
-def _convert(key: str, tensor: Tensor, depths: int) -> dict[str, Tensor]:
-    """One tensor under our name, or three if query, key and value are fused in it."""
-    image_layer = re.match(r"^cross_modal_image_layers\.(\d+)\.", key)
-    if image_layer:
-        return {f"layers.{depths + int(image_layer[1])}.{key[image_layer.end() :]}": tensor}
-    renamed = key
-    for pattern, replacement in _TO_OURS:
-        renamed, count = re.subn(pattern, replacement, key)
-        if count:
-            break
-    fused = re.match(r"^(.*)\.in_proj_(weight|bias)$", renamed)
+def fusion_layer_name(key: str, depths: int) -> str | None:
+    """Our name of a tensor in a fusion layer, text layers first; None if it is in none."""
+    layer = re.match(r"^cross_modal_(text|image)_layers\.(\d+)\.", key)
+    if layer is None:
+        return None
+    return f"layers.{int(layer[2]) + (depths if layer[1] == 'image' else 0)}.{key[layer.end() :]}"
+
+
+def split_in_proj(name: str, tensor: Tensor) -> dict[str, Tensor]:
+    """A tensor under its name; three if it is query, key and value of CLIP's attention in one."""
+    fused = re.match(r"^(.*)\.in_proj_(weight|bias)$", name)
     if not fused:
-        return {renamed: tensor}
+        return {name: tensor}
     parts = zip("qkv", tensor.chunk(3), strict=True)
     return {f"{fused[1]}.{role}_proj.{fused[2]}": part for role, part in parts}
 

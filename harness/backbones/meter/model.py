@@ -19,13 +19,13 @@ from transformers.models.bridgetower.modeling_bridgetower import BridgeTowerPool
 
 from harness.backbones.base import Backbone, Processor
 from harness.backbones.block import BlockInput, Tokens, run_block
+from harness.backbones.checkpoints import digest_model
 from harness.backbones.inputs import Inputs, Stream, Streams
 from harness.backbones.masks import additive_mask
 from harness.backbones.meter.block import MeterBlock
 from harness.backbones.meter.config import MeterConfig
 from harness.backbones.meter.pairs import first_depth
 from harness.backbones.pairs import distinct_rows
-from harness.digests import digest_state
 from harness.errors import UserError
 
 STREAMS = ("text", "image")
@@ -297,7 +297,5 @@ class MeterBackbone(Backbone):
     def digest(self) -> str:
         """SHA-256 of weights and configuration as loaded; computed at the first call."""
         if self._digest is None:
-            settings = self.config.to_diff_dict()
-            settings.pop("transformers_version", None)  # says who wrote it, not what it computes
-            self._digest = digest_state(self.model.state_dict(), settings)
+            self._digest = digest_model(self.model)
         return self._digest

@@ -20,6 +20,7 @@ from harness.backbones.checkpoints import (
     load_strictly,
     read_settings,
     read_tensors,
+    renamed,
 )
 from harness.backbones.vilt.model import ViltBackbone
 from harness.backbones.vilt.processor import ViltProcessor
@@ -165,12 +166,7 @@ def convert_original(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dic
             for role, part in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
                 state[f"encoder.layer.{fused[1]}.attention.attention.{role}.{fused[2]}"] = part
             continue
-        renamed = key
-        for pattern, replacement in _ORIGINAL_TO_HUGGING_FACE:
-            renamed, count = re.subn(pattern, replacement, key)
-            if count:
-                break
-        state[renamed] = tensor
+        state[renamed(key, _ORIGINAL_TO_HUGGING_FACE)] = tensor
     return state, heads
 
 

@@ -17,11 +17,11 @@ from transformers import ViltConfig, ViltModel
 
 from harness.backbones.base import Backbone, HuggingFaceForm, Processor
 from harness.backbones.block import BlockInput, Tokens, run_block
+from harness.backbones.checkpoints import digest_model
 from harness.backbones.inputs import Inputs, Stream, Streams
 from harness.backbones.masks import additive_mask
 from harness.backbones.pairs import distinct_rows
 from harness.backbones.vilt.block import BLOCK_LAYER_NORM_EPS, ViltBlock
-from harness.digests import digest_state
 from harness.errors import UserError
 
 TEXT_LAYER_NORM_EPS = 1e-12
@@ -244,9 +244,7 @@ class ViltBackbone(Backbone):
     def digest(self) -> str:
         """SHA-256 of weights and configuration as loaded; computed at the first call."""
         if self._digest is None:
-            settings = self.config.to_diff_dict()
-            settings.pop("transformers_version", None)  # says who wrote it, not what it computes
-            self._digest = digest_state(self.model.state_dict(), settings)
+            self._digest = digest_model(self.model)
         return self._digest
 
 
