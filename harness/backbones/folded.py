@@ -149,8 +149,8 @@ class Closing(FoldedPart):
 
     main: the sublayer's last map, `(D, M)`.
     parallel: the parallel branch, whose hidden state is given. joined: the hidden state is the first columns of the
-        input, and the branch's up-projection the first columns of the product. (Attention's result would have to be
-        copied for this, which takes as long as a separate product that adds to the result in place.)
+        input, and the branch's up-projection the first columns of the product. (Not used for attention:
+        its result would first be copied, which takes as long as a separate product that adds in place.)
     sequential: the branch on the sublayer's output. Its down-projection follows `main` directly. Both become one
         product if this does not need more multiplications.
     norm: the norm of a post-norm block. post_norm: the branch that is added to its output.

@@ -1,4 +1,4 @@
-"""`harness audit`: does it matter which parts of a backbone a method skips?"""
+"""`harness audit`: test whether the choice of the skipped blocks changes the accuracy."""
 
 from __future__ import annotations
 
