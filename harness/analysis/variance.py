@@ -1,7 +1,8 @@
-"""Variance between alternatives and within them: a one-way analysis of variance with random effects.
+"""Variance between alternatives and within them: an analysis of variance with random effects.
 
-Groups g = 1 … G, such as sets of skipped blocks, are each trained with S seeds. The score is
-y[g, s] = mean + effect[g] + noise[g, s], both normally distributed.
+Groups g = 1 … G, such as sets of skipped blocks, are each trained with the same S seeds. The score is
+y[g, s] = mean + effect[g] + shared[s] + noise[g, s], all normally distributed. `shared` is what a seed does to every
+group alike, as it gives all of them the same order of examples and the same first weights of the head.
 """
 
 from __future__ import annotations
@@ -26,15 +27,17 @@ class Components:
     """Variance components of scores, with 95 % intervals.
 
     between: variance of the groups' effects; the estimate may be negative, the interval is cut off at 0.
-    within: variance between seeds of one group.
+    shared: variance of what a seed does to all groups alike. It cancels in comparisons between groups.
+    within: variance between seeds of one group that is left besides.
     p_value: of the F test that the groups do not differ.
-    freedom: degrees of freedom of `within`, G (S − 1).
+    freedom: degrees of freedom of `within`, (G − 1) (S − 1).
     """
 
     groups: int
     seeds: int
     mean: float
     between: Interval
+    shared: Interval
     within: Interval
     p_value: float
     freedom: int
@@ -44,8 +47,9 @@ def components(scores: np.ndarray) -> Components:
     """The components of scores `(G, S)`.
 
     The intervals are generalised ones (Weerahandi, Generalized confidence intervals, JASA 1993): quantiles of
-    SS_b / χ²(G − 1) − SS_w / χ²(G (S − 1)), divided by S, and of SS_w / χ²(G (S − 1)). The upper bound of `between` is
-    a quantile of the positive draws only: it would be 0 where groups happen to differ less than noise alone makes them.
+    SS_b / χ²(G − 1) − SS_w / χ²((G − 1) (S − 1)), divided by S, of the same for the seeds, divided by G, and of
+    SS_w / χ²((G − 1) (S − 1)). The upper bound of `between` and `shared` is a quantile of the positive draws only: it
+    would be 0 where groups happen to differ less than noise alone makes them.
 
     Raises:
         ValueError: there are fewer than two groups or seeds.
@@ -53,28 +57,25 @@ def components(scores: np.ndarray) -> Components:
     groups, seeds = scores.shape
     if groups < 2 or seeds < 2:
         raise ValueError(f"{groups} groups of {seeds}: a variance needs at least two of each")
-    means = scores.mean(axis=1)
-    of_groups = seeds * float(((means - means.mean()) ** 2).sum())
-    of_seeds = float(((scores - means[:, None]) ** 2).sum())
-    freedom = groups * (seeds - 1)
-    between, within = of_groups / (groups - 1), of_seeds / freedom
+    centred = scores - scores.mean()
+    of_groups = seeds * float((centred.mean(axis=1) ** 2).sum())
+    of_seeds = groups * float((centred.mean(axis=0) ** 2).sum())
+    left = centred - centred.mean(axis=1, keepdims=True) - centred.mean(axis=0)
+    of_noise = float((left**2).sum())
+    freedom = (groups - 1) * (seeds - 1)
+    between, within = of_groups / (groups - 1), of_noise / freedom
     random = np.random.default_rng(0)
     first, second = random.chisquare(groups - 1, DRAWS), random.chisquare(freedom, DRAWS)
-    drawn_within = of_seeds / second
-    drawn_between = (of_groups / first - drawn_within) / seeds
-    positive = drawn_between[drawn_between > 0]
+    third = random.chisquare(seeds - 1, DRAWS)
+    noise = of_noise / second
     ratio = np.inf if within == 0 else between / within
     return Components(
         groups,
         seeds,
         float(scores.mean()),
-        Interval(
-            (between - within) / seeds,
-            max(0.0, float(np.quantile(drawn_between, 0.025))),
-            float(np.quantile(positive, 0.975)) if len(positive) else 0.0,
-            0.95,
-        ),
-        _interval(within, drawn_within),
+        _component((between - within) / seeds, (of_groups / first - noise) / seeds),
+        _component((of_seeds / (seeds - 1) - within) / groups, (of_seeds / third - noise) / groups),
+        _interval(within, noise),
         float(((first / (groups - 1)) / (second / freedom) >= ratio).mean()),
         freedom,
     )
@@ -82,6 +83,8 @@ def components(scores: np.ndarray) -> Components:
 
 def contrast(scores: np.ndarray, weights: np.ndarray, found: Components) -> Interval:
     """The weighted sum of scores `(G, S)`, with a 95 % interval for the noise between seeds.
+
+    weights: of each seed they must add up to 0, so that what the seed does to all groups cancels.
 
     The groups are taken as they are: the interval does not cover which groups were drawn.
     """
@@ -95,7 +98,8 @@ def contrast(scores: np.ndarray, weights: np.ndarray, found: Components) -> Inte
 def seeds_to_tell(difference: float, within: float) -> int:
     """Seeds per group with which 80 % of experiments find a true difference between two groups at the 5 % level.
 
-    within: variance between seeds. By the normal approximation, 2 (1.96 + 0.84)² within / difference².
+    within: variance between seeds. Both groups are trained with the same seeds. By the normal approximation,
+    2 (1.96 + 0.84)² within / difference².
     """
     return max(2, ceil(POWER * within / difference**2))
 
@@ -124,3 +128,9 @@ def weights_of(chosen: Sequence[int], shape: tuple[int, int]) -> np.ndarray:
 def _interval(estimate: float, drawn: np.ndarray) -> Interval:
     low, high = np.quantile(drawn, [0.025, 0.975])
     return Interval(float(estimate), float(low), float(high), 0.95)
+
+
+def _component(estimate: float, drawn: np.ndarray) -> Interval:
+    positive = drawn[drawn > 0]
+    low = max(0.0, float(np.quantile(drawn, 0.025)))
+    return Interval(float(estimate), low, float(np.quantile(positive, 0.975)) if len(positive) else 0.0, 0.95)

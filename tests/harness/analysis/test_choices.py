@@ -46,7 +46,8 @@ def test_verdict_says_whether_the_choice_matters() -> None:
 
 
 def test_seeds_needed_are_given_for_one_point_and_for_a_typical_difference() -> None:
-    found = audit(SCORES, [A, B, C], {})  # variances 8 between and 2 within
-    assert seeds_needed(found) == {1.0: 32, 4.0: 2}
+    found = audit(SCORES, [A, B, C], {})  # variances 23/3 between and 8/3 within
+    assert list(seeds_needed(found).values()) == [42, 3]
+    assert list(seeds_needed(found)) == pytest.approx([1.0, (46 / 3) ** 0.5])
     equal = audit({A: [1.0, 3.0], B: [3.0, 1.0]}, [A, B], {})
     assert list(seeds_needed(equal)) == [1.0]
