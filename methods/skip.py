@@ -74,7 +74,7 @@ class Skip(SkippingMethod[SkipOptions]):
 
     name: ClassVar[str] = "skip"
     summary: ClassVar[str] = "skips blocks chosen by a simple rule; shortcuts and adapters of DAS"
-    source: ClassVar[str] = "baselines of DAS; see the options for the source of each rule"
+    source: ClassVar[str] = "baselines of DAS; sources: harness list skip"
     family: ClassVar[str] = "block skipping"
     Options: ClassVar[type[Any]] = SkipOptions
     Decision: ClassVar[type[Any]] = SkipDecision

@@ -154,24 +154,18 @@ def methods(
     Counted at full size from shapes alone, at the published image size and 40 tokens. No weights are needed.
     """
     from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
     from harness.errors import UserError
     from harness.measure.profile import REFERENCE, Case, count_case, find_cases, make_setting
     from harness.registry import build_method, read_specs
+    from harness.report.terminal import Shown, print_columns
     from harness.specs import canonical, parse_spec
 
     console = Console(highlight=False)
     setting = make_setting(backbone, parse_spec(task), None, 40)
     reference = count_case(setting, Case(canonical(REFERENCE), REFERENCE))
     loaded = setting.load("meta")
-    grid = Table(box=None, pad_edge=False, header_style="dim")
-    for header in ("family", "method", "trains"):
-        grid.add_column(header)
-    for header in ("parameters", "MACs", "deployed size"):
-        grid.add_column(header, justify="right", no_wrap=True)
-    grid.add_column("source")
+    rows: list[tuple[str, ...]] = []
     with Console(stderr=True).status("") as status:
         for spec in read_specs(methods, "methods"):
             method = build_method(spec)
@@ -180,21 +174,19 @@ def methods(
                 try:
                     row = count_case(setting, case)
                 except UserError as error:
-                    grid.add_row(
-                        method.family, Text(case.label), Text(str(error)), "–", "–", "–", method.source
-                    )
+                    rows.append((case.label, "–", "–", "–", "–", method.family, str(error)))
                     continue
                 change = 100 * (row.compute.macs_total / reference.compute.macs_total - 1)
-                grid.add_row(
-                    method.family,
-                    Text(case.label),
-                    what_trains(row.trained.method, row.trained.backbone_tuned),
-                    f"{row.trained.updated:,}",
-                    f"{change:+.2f} %",
-                    f"{row.deployed.total - reference.deployed.total:+,}",
-                    Text(method.source),
+                trains = what_trains(row.trained.method, row.trained.backbone_tuned)
+                size = f"{row.deployed.total - reference.deployed.total:+,}"
+                updated = f"{row.trained.updated:,}"
+                rows.append(
+                    (case.label, trains, updated, f"{change:+.2f} %", size, method.family, method.source)
                 )
-    console.print(grid)
+    headers = ("method", "trains", "parameters", "MACs", "deployed size", "family", "source")
+    words = ("method", "trains", "family", "source")
+    columns = zip(headers, zip(*rows, strict=True), strict=True)
+    print_columns([Shown(header, texts, left=header in words) for header, texts in columns], console)
     height, width = setting.image_size
     console.print(
         f"{backbone}, {task} at {height}x{width} pixels and {setting.text_length} tokens. parameters: trained by the "

@@ -16,11 +16,12 @@ _BETWEEN = 2
 
 @dataclass(frozen=True)
 class Shown:
-    """A column of text. bold: rows to print bold."""
+    """A column of text. bold: rows to print bold. left: aligned to the left, as words are."""
 
     header: str
     texts: Sequence[str]
     bold: frozenset[int] = frozenset()
+    left: bool = False
 
     @property
     def width(self) -> int:
@@ -50,7 +51,7 @@ def split(columns: Sequence[Shown], room: float) -> list[list[Shown]]:
 
 
 def print_columns(columns: Sequence[Shown], console: Console) -> None:
-    """Print columns side by side, the first one to the left and the others to the right."""
+    """Print columns side by side, the first one aligned to the left."""
     from rich import box
     from rich.segment import SegmentLines
     from rich.table import Table
@@ -60,7 +61,9 @@ def print_columns(columns: Sequence[Shown], console: Console) -> None:
         grid = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False)
         for index, column in enumerate(part):
             header = Text(column.header)
-            grid.add_column(header, justify="right" if index else "left", width=column.width)
+            grid.add_column(
+                header, justify="right" if index and not column.left else "left", width=column.width
+            )
         for row in range(len(part[0].texts)):
             grid.add_row(*(Text(each.texts[row], "bold" if row in each.bold else "") for each in part))
         options = console.options.update(width=width_of(part))
