@@ -29,9 +29,10 @@ def escaped(text: str) -> str:
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`" Did you mean 'lora'?"` if a known word is close to `word`, else the list of known words."""
     choices = sorted(known)
-    close = get_close_matches(word, choices, n=1, cutoff=0.6)
+    folded = {each.casefold(): each for each in choices}
+    close = get_close_matches(word.casefold(), folded, n=1, cutoff=0.6)
     if close:
-        return f" Did you mean '{close[0]}'?"
+        return f" Did you mean '{folded[close[0]]}'?"
     return f" Known: {', '.join(choices)}." if choices else ""
 
 

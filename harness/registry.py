@@ -244,6 +244,8 @@ def build_task(spec: Spec) -> Task[Any]:
 def read_specs(value: object, kind: Kind) -> list[Spec]:
     """Specs from text (`das,lora[r=8]`; `all`: every built-in one), a spec, a method object, or a list of these.
 
+    Names in text are matched without case: `LoRA` is `lora`.
+
     Raises:
         UserError: the text is malformed, the value is none of these, or a spec appears twice.
     """
@@ -252,6 +254,7 @@ def read_specs(value: object, kind: Kind) -> list[Spec]:
     for item in given:
         if isinstance(item, str):
             specs = [Spec(name) for name in BUILT_IN[kind]] if item == "all" else parse_specs(item)
+            specs = [_as_registered(each, kind) for each in specs]
         elif isinstance(item, Spec):
             specs = [item]
         elif kind == "methods":
@@ -265,6 +268,15 @@ def read_specs(value: object, kind: Kind) -> list[Spec]:
                 raise UserError(f"{canonical(spec)} appears twice.")
             found.append(spec)
     return found
+
+
+def _as_registered(spec: Spec, kind: Kind) -> Spec:
+    """The spec with its name as it is registered; unchanged if no name, or more than one, differs in case only."""
+    if spec.members:
+        return combine(_as_registered(member, kind) for member in spec.members)
+    known = names(kind)
+    alike = [name for name in known if name.casefold() == spec.name.casefold()]
+    return Spec(alike[0], spec.options) if spec.name not in known and len(alike) == 1 else spec
 
 
 def _spec_of(method: object) -> Spec:

@@ -15,7 +15,7 @@ import pytest
 from harness import registry
 from harness.cli.methods import list_names
 from harness.errors import UserError
-from harness.specs import parse_spec
+from harness.specs import canonical, parse_spec
 from tests.support.paths import ROOT
 
 Register = Callable[..., None]
@@ -154,6 +154,15 @@ def test_configurations_of_the_adapters_library_get_their_overrides(monkeypatch:
 def test_unknown_names_get_suggestions(kind: registry.Kind, name: str, message: str) -> None:
     with pytest.raises(UserError, match=message.replace("?", r"\?")):
         registry.locate(kind, name)
+
+
+def test_names_are_matched_without_case(register: Register) -> None:
+    register(("harness.methods", "Mine", "third_party:Mine"), ("harness.methods", "mine", "third_party:mine"))
+    written = registry.read_specs("LoRA[r=8],DAS+BitFit,Mine", "methods")
+    assert [canonical(spec) for spec in written] == ["lora[r=8]", "bitfit+das", "Mine"]
+    assert registry.read_specs("MINE", "methods")[0].name == "MINE"  # which of the two is not known
+    with pytest.raises(UserError, match="lora appears twice"):
+        registry.read_specs("lora,LORA", "methods")
 
 
 def test_a_third_partys_method_is_found_by_its_entry_point(
