@@ -21,6 +21,7 @@ _API = (
     "open_backbone",
     "prepare",
     "run",
+    "tune",
 )
 """Names of `harness.api` that are also names of the package."""
 

@@ -8,6 +8,7 @@ from harness.api import load_results as load_results
 from harness.api import open_backbone as open_backbone
 from harness.api import prepare as prepare
 from harness.api import run as run
+from harness.api import tune as tune
 from harness.errors import UserError as UserError
 
 __version__: str

@@ -29,8 +29,10 @@ from harness.experiment.evaluate import evaluate_cell
 from harness.experiment.plan import load_backbone
 from harness.experiment.progress import ProgressReporter, make_console
 from harness.experiment.session import Plan, carry_out, make_plan
+from harness.experiment.tuning import tune as choose_rates
 from harness.files import home_expanded
 from harness.process import REQUESTS, TERMINATED, Interrupts, StopRequestedError
+from harness.records.record import Record
 from harness.records.store import Store
 from harness.registry import build_method as build
 from harness.results import Figures, Results
@@ -77,8 +79,40 @@ def run(experiment: str | Path | None = None, *, progress: bool = True, **settin
         KeyboardInterrupt: finished cells are kept; the same call resumes the rest.
         SystemExit: status 143, after SIGTERM; unfinished cells are saved, and the same call resumes them.
     """
+    chosen = _settings_of(experiment, settings)
+    return Results(Store(chosen.output.results), tuple(_run(chosen, progress)))
+
+
+@_with_settings
+def tune(
+    experiment: str | Path | None = None,
+    *,
+    learning_rates: Sequence[float] = (0.5, 1, 2),
+    tuning_seeds: Sequence[int] = (1000,),
+    progress: bool = True,
+    **settings: Any,
+) -> Results:
+    """Choose every method's learning rate on validation data, then run with it: `harness tune`.
+
+    learning_rates: multiples of each method's default rate. tuning_seeds: seeds of the tuning runs, other than those of
+    the results. The rest is as in `run`. The tuning runs are kept in the folder `tuning` of the results.
+
+    Raises:
+        UserError: as in `run`, or a tuning run failed.
+        KeyboardInterrupt, SystemExit: as in `run`.
+    """
+    chosen = _settings_of(experiment, settings)
+    records = choose_rates(chosen, learning_rates, tuning_seeds, lambda tuned: _run(tuned, progress))
+    return Results(Store(chosen.output.results), tuple(records))
+
+
+def _settings_of(experiment: str | Path | None, settings: dict[str, Any]) -> RunSettings:
     files = [] if experiment is None else [from_file(Path(experiment))]
-    chosen = build_settings(*files, from_keywords(settings))
+    return build_settings(*files, from_keywords(settings))
+
+
+def _run(chosen: RunSettings, progress: bool) -> list[Record]:
+    """Run all cells and return their records, failed ones included."""
     console = make_console() if progress else Console(quiet=True)
     interrupts = Interrupts()
     # The state of the caller's random generators stays as it was.
@@ -94,7 +128,7 @@ def run(experiment: str | Path | None = None, *, progress: bool = True, **settin
             except StopRequestedError:
                 raise SystemExit(TERMINATED) from None
             interrupts.check()
-    return Results(plan.store, tuple(records))
+    return records
 
 
 def load_results(folder: str | Path = "results") -> Results:

@@ -7,8 +7,9 @@ cost is in `tuning.json`, which tables read.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import inf
 
 from harness.analysis.stats import mean
 from harness.config import RunSettings
@@ -39,20 +40,54 @@ class Choice:
     seconds: float
 
 
+def tune(
+    settings: RunSettings,
+    scales: Sequence[float],
+    seeds: Sequence[int],
+    run: Callable[[RunSettings], Sequence[Record]],
+) -> list[Record]:
+    """Choose every method's learning rate, keep the choices in the results folder, and run with them.
+
+    scales: multiples of the default learning rates. seeds: of the tuning runs. run: runs all cells of settings and
+    returns the records of those that ended.
+
+    Raises:
+        UserError: a multiple or seed does not fit, or a tuning run has failed or not ended.
+    """
+    records: dict[float, Sequence[Record]] = {}
+    for scale, tried in tuning_settings(settings, scales, seeds).items():
+        records[scale] = run(tried)
+        expected = len(tried.methods) * len(tried.tasks) * len(tried.seeds)
+        if len(records[scale]) < expected:
+            raise UserError(
+                f"{tried.output.results}: {len(records[scale])} of {expected} tuning runs have finished; "
+                "the same command continues."
+            )
+    choices = choose(records)
+    write_choices(choices, Store(settings.output.results))
+    return [record for tuned in tuned_settings(settings, choices) for record in run(tuned)]
+
+
 def tuning_settings(
     settings: RunSettings, scales: Sequence[float], seeds: Sequence[int]
 ) -> dict[float, RunSettings]:
     """The runs that tuning takes, by multiple of the default learning rates.
 
     Raises:
-        UserError: a learning rate is given, or a seed of tuning is one of the results'.
+        UserError: a learning rate is given, a seed of tuning is one of the results', or a number is impossible.
     """
+    if not scales or len(set(scales)) != len(scales) or not all(0 < each < inf for each in scales):
+        raise UserError(
+            f"learning rates: must be different multiples greater than 0, such as 0.5,1,2; not {list(scales)}."
+        )
+    if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
+        raise UserError(f"tuning seeds: must be different whole numbers from 0 on; not {list(seeds)}.")
     if settings.training.learning_rate is not None or settings.training.learning_rate_scale != 1:
         raise UserError(
             "learning_rate: harness tune chooses it; leave out learning_rate and learning_rate_scale."
         )
     if shared := sorted(set(seeds) & set(settings.seeds)):
-        raise UserError(f"--tuning-seeds: {shared[0]} is also a seed of the results; tune with other seeds.")
+        raise UserError(f"tuning seeds: {shared[0]} is also a seed of the results; tune with other seeds.")
     output = settings.output.model_copy(update={"results": settings.output.results / TUNING})
     return {
         scale: _scaled(settings.model_copy(update={"seeds": tuple(seeds), "output": output}), scale)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+import harness
 from harness.cli import app
 from harness.config.sources import make_settings
 from harness.errors import UserError
@@ -68,7 +69,7 @@ def test_runs_of_tuning_and_of_the_results() -> None:
 
 def test_seeds_of_the_results_and_given_rates_are_refused() -> None:
     settings = make_settings(methods="lora", tasks="vqa", seeds=[0, 1])
-    with pytest.raises(UserError, match="--tuning-seeds: 1 is also a seed of the results"):
+    with pytest.raises(UserError, match="tuning seeds: 1 is also a seed of the results"):
         tuning_settings(settings, [1.0], [1, 2])
     with pytest.raises(UserError, match="learning_rate: harness tune chooses it"):
         tuning_settings(make_settings(methods="lora", tasks="vqa", learning_rate=0.1), [1.0], [2])
@@ -110,14 +111,31 @@ def test_tune_runs_with_the_chosen_rate_and_the_table_says_so(tmp_path: Path) ->
     assert record.training.learning_rate == expected  # type: ignore[union-attr]
     assert record.cell.seed == 0
     assert "were chosen on validation data with seeds 7" in " ".join(shown.output.split())
+    again = harness.tune(
+        methods="classifier",
+        tasks="vqa",
+        data_root=root,
+        epochs=1,
+        batch_size=16,
+        accelerator="cpu",
+        in_process=True,
+        results=tmp_path / "out",
+        learning_rates=[0.001, 3],
+        tuning_seeds=[7],
+        progress=False,
+    )
+    assert again.records == (record,)  # everything had finished
 
 
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("--learning-rates", "1,1", "--learning-rates: must be one or more different numbers"),
-        ("--learning-rates", "0", "--learning-rates: must be greater than 0"),
-        ("--tuning-seeds", "x", "--tuning-seeds: must be one or more different numbers"),
+        ("--learning-rates", "1,1", "learning rates: must be different multiples greater than 0"),
+        ("--learning-rates", "0", "learning rates: must be different multiples greater than 0"),
+        ("--learning-rates", "nan", "learning rates: must be different multiples greater than 0"),
+        ("--learning-rates", "1,x", "--learning-rates: must be numbers separated by commas"),
+        ("--tuning-seeds", "x", "--tuning-seeds: must be numbers separated by commas"),
+        ("--tuning-seeds", "-1", "tuning seeds: must be different whole numbers from 0 on"),
     ],
 )
 def test_values_that_do_not_fit_are_refused(option: str, value: str, message: str) -> None:
