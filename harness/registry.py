@@ -36,6 +36,7 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
         "das": "methods.das:DAS",
         "skip": "methods.skip:Skip",
         "eas": "methods.eas:EAS",
+        "roe": "methods.roe:RoE",
         "tome": "methods.tome:Tome",
         "pumer": "methods.pumer:Pumer",
         "lst": "methods.lst:LST",

@@ -155,6 +155,18 @@ class ParameterGroup:
 
 
 @dataclass(frozen=True)
+class TrainingPart:
+    """The examples that have just gone through the model in training.
+
+    size: their number B.
+    losses: computes the task's loss of each of them, `(B,)`, without gradient.
+    """
+
+    size: int
+    losses: Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
 class CostCase:
     """One form of a method that `harness profile` counts.
 
@@ -271,6 +283,13 @@ class Method(ABC, Generic[OptionsT]):
         """
         return None
 
+    def weighted_regularizer(self, backbone: Backbone, part: TrainingPart) -> Tensor | None:
+        """As `regularizer`, for a term that depends on the examples; by default `regularizer`.
+
+        part: the examples whose gradient is about to be computed.
+        """
+        return self.regularizer(backbone)
+
     def before_step(self, step: int, total: int) -> None:
         """Called before every optimiser step of training.
 
@@ -285,6 +304,13 @@ class Method(ABC, Generic[OptionsT]):
         A parameter may be in only one group, and must require gradient.
         """
         return ()
+
+    def routes(self, backbone: Backbone, run: Callable[[], object]) -> list[Tensor] | None:
+        """For each forward pass in `run`, which blocks each row runs: `(rows, blocks)` bool, on the CPU.
+
+        None, without a call of `run`, if all rows run the same blocks.
+        """
+        return None
 
     def cost_cases(self, backbone: Backbone) -> Sequence[CostCase]:
         """The forms of the method that `harness profile` shows; by default one.

@@ -21,6 +21,7 @@ from methods.base import (
     ParameterGroup,
     SearchTrainer,
     Slot,
+    TrainingPart,
 )
 
 
@@ -143,6 +144,17 @@ class Composed(Method[NoOptions]):
         found = [term for each in self.members if (term := each.regularizer(backbone)) is not None]
         return torch.stack(found).sum() if found else None
 
+    def weighted_regularizer(self, backbone: Backbone, part: TrainingPart) -> Tensor | None:
+        """The sum of the members' weighted regularizers."""
+        terms = (each.weighted_regularizer(backbone, part) for each in self.members)
+        found = [term for term in terms if term is not None]
+        return torch.stack(found).sum() if found else None
+
+    def routes(self, backbone: Backbone, run: Callable[[], object]) -> list[Tensor] | None:
+        """The same as of the member that routes, if one does."""
+        dynamic = (each for each in self.members if each.dynamic)
+        return next((found for each in dynamic if (found := each.routes(backbone, run)) is not None), None)
+
     def before_step(self, step: int, total: int) -> None:
         """Call `before_step` of every member."""
         for member in self.members:
@@ -233,7 +245,10 @@ def _check(members: Sequence[Method[Any]]) -> None:
         if one.searches and other.searches:
             raise UserError(f"{pair}: both search.")
         for searching, beside in ((one, other), (other, one)):
-            if searching.searches and type(beside).regularizer is not Method.regularizer:
+            if searching.searches and (
+                type(beside).regularizer is not Method.regularizer
+                or type(beside).weighted_regularizer is not Method.weighted_regularizer
+            ):
                 raise UserError(
                     f"{pair}: the search of {searching.name} does not add a regularizer to the loss."
                 )

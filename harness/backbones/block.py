@@ -61,13 +61,20 @@ class KeyValueCache:
     """Keys and values of earlier tokens, by the name of the block that computed them.
 
     A skipped block has none; nothing else may be read off it, least of all how many tokens there were.
+
+    runs: `(B,)` bool by block, for blocks that only some rows run: which rows do, as decided for the prompt. Keys and
+        values of such a block are those rows' only.
     """
 
     def __init__(
-        self, kept: Mapping[str, tuple[Tensor, Tensor]] = MappingProxyType({}), grows: bool = True
+        self,
+        kept: Mapping[str, tuple[Tensor, Tensor]] = MappingProxyType({}),
+        grows: bool = True,
+        runs: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> None:
         self._kept = dict(kept)
         self._grows = grows
+        self.runs = dict(runs)
 
     def extend(self, name: str, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values `(B, heads, S + T, head size)` of the earlier S tokens and of these T."""
@@ -80,7 +87,7 @@ class KeyValueCache:
 
     def frozen(self) -> KeyValueCache:
         """The same content; what is added to it is not kept, so that several continuations can be tried."""
-        return KeyValueCache(self._kept, grows=False)
+        return KeyValueCache(self._kept, grows=False, runs=self.runs)
 
     @property
     def nbytes(self) -> int:
@@ -94,11 +101,13 @@ class Causal:
 
     cosines, sines: of the tokens' rotary positions, `(B, 1, T, head size)`.
     past: earlier tokens; None if all are among the block's tokens.
+    prompt: how many of the block's tokens belong to the prompt, which comes first; the others follow it. None: all.
     """
 
     cosines: Tensor
     sines: Tensor
     past: KeyValueCache | None = None
+    prompt: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,11 @@ class GenerativeBackbone(Backbone):
     def rotary(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines `(B, 1, T, head size)` of positions `(B, T)`, in the type of `hidden`."""
 
+    @property
+    @abstractmethod
+    def image_end(self) -> int:
+        """Number of tokens of a prompt up to the end of its image, which stands at the same place in all prompts."""
+
     @abstractmethod
     def normed(self, hidden: Tensor) -> Tensor:
         """Apply the norm after the last block."""
@@ -54,7 +59,8 @@ class GenerativeBackbone(Backbone):
         mask = stream.mask
         if mask is not None:
             mask = torch.cat([mask, mask.new_ones(len(mask), answers.shape[1] - 1)], dim=1)
-        hidden = self._run(hidden, mask, None)[:, stream.hidden.shape[1] - 1 :]
+        prompt = stream.hidden.shape[1]
+        hidden = self._run(hidden, mask, None, prompt=prompt)[:, prompt - 1 :]
         return self.vocabulary_logits(self.normed(hidden))
 
     @torch.no_grad()
@@ -106,11 +112,13 @@ class GenerativeBackbone(Backbone):
         past: KeyValueCache | None,
         after: Stream | None = None,
         written: int = 0,
+        prompt: int | None = None,
     ) -> Tensor:
         """The states after the last block, before the norm.
 
         mask: `(B, S)`, of the prompt if the tokens follow one (`after`), else of the tokens. written: number of tokens
-        between that prompt and these.
+        between that prompt and these. prompt: number of leading tokens that are the prompt; by default all, or none
+        if the tokens follow one.
         """
         rows, count = hidden.shape[:2]
         earlier = 0 if after is None else after.hidden.shape[1] + written
@@ -120,7 +128,7 @@ class GenerativeBackbone(Backbone):
             mask = torch.cat([mask, mask.new_ones(rows, earlier + count - mask.shape[1])], dim=1)
             positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, earlier:]
         cosines, sines = self.rotary(hidden, positions)
-        causal = Causal(cosines, sines, past)
+        causal = Causal(cosines, sines, past, prompt if after is None else 0)
         tokens = Tokens(hidden, _attention_mask(mask, earlier, count, hidden))
         for block in self.blocks:
             tokens = run_block(block, BlockInput(tokens, causal=causal)).tokens

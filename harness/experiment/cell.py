@@ -15,19 +15,20 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from harness.backbones.base import Backbone
 from harness.digests import digest_state
 from harness.experiment import search_stage
 from harness.experiment.build import adapted_model, loader
 from harness.experiment.cell_progress import Progress
 from harness.experiment.plan import Cell, Testbed
+from harness.experiment.routes import cost_of_examples, find_routes
 from harness.experiment.search_stage import FOUND, SEARCHED, Searched
 from harness.measure.flops import ComputeCounts, count_forward
 from harness.measure.live import model_tensors, peak_live_tensors
 from harness.measure.memory import PeakMemory, track_peak_memory
 from harness.measure.parameters import ParameterCounts, count_parameters
-from harness.measure.per_example import PerExample, chosen_examples, count_examples, summarize
+from harness.measure.per_example import PerExample
 from harness.process import StopRequestedError
+from harness.records.routes import RouteFile
 from harness.training.blocks import optimized_blocks
 from harness.training.checkpoint import (
     DamagedCheckpointError,
@@ -62,6 +63,7 @@ class Outcome:
 
     full_compute: of the backbone as loaded, with the task's head (what full tuning deploys).
     compute_per_example: for methods whose cost depends on the input, else None.
+    routes: which blocks each test example ran, for methods that route.
     warm_start: whether training started from the weights that the search trained.
     skipped_files: names of unreadable images; skipped_examples: number of examples left out because of them, by split.
     """
@@ -74,6 +76,7 @@ class Outcome:
     compute: ComputeCounts
     full_compute: ComputeCounts
     compute_per_example: PerExample | None
+    routes: RouteFile | None
     training_memory: PeakMemory
     training: Mapping[str, Any]
     search: Searched | None
@@ -142,6 +145,7 @@ def _run_cell(cell: Cell, scratch: Path, progress: Progress, ranks: Ranks) -> Ou
     tuned = {name.removeprefix("backbone.") for name in best["tuned"]}
     with cached_encoding(model.backbone, testbed.encodings, evaluation=True, tuned=tuned):
         predictions, metrics = _report(cell, model, fabric, ranks, scratch, progress, micro, best["tuned"])
+        routes = find_routes(cell, method, model) if method.dynamic and ranks.rank == 0 else None
     size = testbed.measured_input
     compute = count_forward(
         task, model.backbone, model.head, method, image_size=size.image_size, text_length=size.text_length
@@ -164,7 +168,7 @@ def _run_cell(cell: Cell, scratch: Path, progress: Progress, ranks: Ranks) -> Ou
         "devices": fabric.world_size,
         "encoder_cache": None if encoder is None else describe_cache(encoder, testbed.encodings),
     }
-    per_example = _count_examples(cell, method, model, untouched) if method.dynamic else None
+    per_example = cost_of_examples(cell, method, model, untouched, routes) if method.dynamic else None
     return Outcome(
         metrics=metrics,
         majority=task.majority_score(testbed.data),
@@ -174,6 +178,7 @@ def _run_cell(cell: Cell, scratch: Path, progress: Progress, ranks: Ranks) -> Ou
         compute=compute,
         full_compute=full_compute,
         compute_per_example=per_example,
+        routes=routes,
         training_memory=memory,
         training=learned,
         search=searched,
@@ -197,15 +202,6 @@ def _skipped(testbed: Testbed) -> dict[str, Any]:
         counts[split] = sum(map(bool, bad))
     names = tuple(sorted(Path(path).name for path in files))
     return {"skipped_files": names, "skipped_examples": counts}
-
-
-def _count_examples(cell: Cell, method: Method[Any], model: TaskModel, untouched: Backbone) -> PerExample:
-    """Cost of the finalised model and of the untouched backbone on real test examples."""
-    testbed, task = cell.testbed, cell.testbed.task
-    chosen = chosen_examples(testbed.data.splits["test"])
-    batches = list(loader(testbed, "test", examples=chosen, batch_size=1))
-    own = count_examples(task, model.backbone, model.head, method.method_modules(model.backbone), batches)
-    return summarize(own, count_examples(task, untouched, model.head, (), batches))
 
 
 def _train(
@@ -264,7 +260,7 @@ def _train(
                 batches,
                 before_step=lambda epoch, step: method.before_step(epoch * steps + step - first, total),
                 after_step=lambda epoch, step: progress.advance(training.batch_size),
-                regularizer=lambda: method.regularizer(model.backbone),
+                regularizer=partial(method.weighted_regularizer, model.backbone),
                 micro=micro,
                 on_boundary=saving,
             )
@@ -315,7 +311,9 @@ def _training_memory(
     def step() -> None:
         with optimized_blocks(copied.backbone, training):
             for _ in range(2):
-                micro.backward(fabric, copied, task, batch, lambda: method.regularizer(copied.backbone))
+                micro.backward(
+                    fabric, copied, task, batch, partial(method.weighted_regularizer, copied.backbone)
+                )
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
 

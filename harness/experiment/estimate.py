@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import torch
 from pydantic import JsonValue
@@ -193,7 +193,7 @@ def timed_speed(cell: Cell) -> Speed:
     micro = MicroBatches(training.micro_batch if isinstance(training.micro_batch, int) else None, halves=True)
 
     def step() -> None:
-        micro.backward(fabric, wrapped, task, batch, lambda: method.regularizer(model.backbone))
+        micro.backward(fabric, wrapped, task, batch, partial(method.weighted_regularizer, model.backbone))
         wrapped_optimizer.step()
         wrapped_optimizer.zero_grad(set_to_none=True)
 

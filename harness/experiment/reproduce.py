@@ -175,6 +175,9 @@ def figures_of(record: Record) -> dict[str, str]:
     found |= _counts("deployed parameters", record.deployed_parameters)
     found |= _macs("MACs", record.compute)
     found |= _macs("full tuning's MACs", record.full_compute)
+    if record.routes is not None:
+        found["blocks run, mean"] = repr(record.routes.blocks_run)
+        found["different routes"] = repr(record.routes.different)
     found["tuned file, bytes"] = repr(record.tuned_file_bytes)
     found["images left out"] = repr(record.skipped_images)
     if record.training is not None:

@@ -159,6 +159,7 @@ def _run(cell: Cell, store: Store, reporter: Reporter, ranks: Ranks | None) -> t
         curve=outcome.curve,
         weights=weights,
         search=search_history(outcome),
+        routes=outcome.routes,
         compress=True,
     )
     return record, "finished"

@@ -10,6 +10,7 @@ from typing import Any
 from harness.digests import digest_json
 from harness.experiment.cell import Outcome
 from harness.experiment.plan import Cell
+from harness.experiment.routes import summarize_routes
 from harness.experiment.search_stage import Searched
 from harness.measure.flops import ComputeCounts
 from harness.measure.parameters import ParameterCounts
@@ -54,6 +55,7 @@ def finished_record(cell: Cell, outcome: Outcome, started: datetime, tuned_file_
         compute=_compute(outcome.compute),
         full_compute=_compute(outcome.full_compute),
         compute_per_example=_per_example(outcome.compute_per_example),
+        routes=None if outcome.routes is None else summarize_routes(outcome.routes),
         memory=Memory(
             peak_training_mib=outcome.training_memory.peak_mib,
             baseline_mib=outcome.training_memory.baseline_mib,

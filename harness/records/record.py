@@ -152,8 +152,17 @@ class ComputePerExample(Part):
     mean: float = Field(description="Mean MACs of an example.")
     p10: float = Field(description="10th percentile.")
     p90: float = Field(description="90th percentile.")
-    n: Count = Field(description="Examples counted, drawn from the test split by a hash of their ids.")
+    n: Count = Field(description="Examples, drawn from the test split by a hash of their ids, or all of it.")
     untouched_mean: float = Field(description="Mean MACs of the backbone as loaded, on the same examples.")
+
+
+class Routes(Part):
+    """Which blocks the test examples ran, of a method that decides it for each; routes.json.gz has those of each."""
+
+    examples: Count = Field(description="Number of test examples.")
+    blocks_run: NotNegative = Field(description="Mean number of blocks that an example runs.")
+    different: Count = Field(description="Number of different routes.")
+    shares: dict[str, Fraction] = Field(description="Share of examples that run a block, by block.")
 
 
 class Latency(Part):
@@ -324,6 +333,7 @@ class Record(Part):
     compute_per_example: ComputePerExample | None = Field(
         default=None, description="Of the finalised model, if its cost depends on the input."
     )
+    routes: Routes | None = Field(default=None, description="None: all examples run the same blocks.")
     latency: tuple[Latency, ...] | Failure = Field(
         default=(),
         description="Of the finalised model, for one cell per method, measured in one interleaved measurement.",

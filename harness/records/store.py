@@ -5,6 +5,7 @@
                        weights.safetensors  the tuned tensors
                        curve.csv            one epoch per line
                        search.json.gz       the history of the search
+                       routes.json.gz       the blocks that each test example ran
                        checkpoint/          only while the cell is unfinished
 <root>/tables/                              the latest tables
 <root>/tuning.json                          learning rates chosen on validation data, if `harness tune` chose them
@@ -32,6 +33,7 @@ from harness.errors import UserError, did_you_mean
 from harness.files import disk_errors, make_folder, read_json_lines, write_atomically
 from harness.records.record import Record
 from harness.records.record_file import RECORD, read_record, write_record
+from harness.records.routes import RouteFile, write_routes
 from harness.records.search_history import SEARCH, SearchHistory, read_history, write_history
 
 PREDICTIONS, WEIGHTS, CURVE, CHECKPOINT, LOCK = (
@@ -147,6 +149,7 @@ class Store:
         curve: Sequence[Mapping[str, Any]] | None = None,
         weights: bytes | None = None,
         search: SearchHistory | None = None,
+        routes: RouteFile | None = None,
         compress: bool = False,
     ) -> Path:
         """Write the given parts of a cell, its record last; then remove a finished cell's checkpoint.
@@ -170,6 +173,8 @@ class Store:
             search = read_history(folder)  # in a record of schema 1, which is about to be replaced
         if search is not None:
             write_history(folder, search)
+        if routes is not None:
+            write_routes(folder, routes)
         write_record(folder, record)
         if record.status == "finished":
             shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)

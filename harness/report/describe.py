@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from harness.records.record import Compute, ComputePerExample, Failure, Latency, Record
+    from harness.records.record import Compute, ComputePerExample, Failure, Latency, Record, Routes
 
 
 def describe(record: Record) -> Iterator[tuple[str, str]]:
@@ -32,6 +32,8 @@ def describe(record: Record) -> Iterator[tuple[str, str]]:
     yield "compute", _compute(record.compute)
     if record.compute_per_example is not None:
         yield "compute per example", _per_example(record.compute_per_example)
+    if record.routes is not None:
+        yield "routes", _routes(record.routes)
     yield from _latency(record)
     yield from _costs(record)
     environment = record.environment
@@ -99,6 +101,15 @@ def _per_example(counts: ComputePerExample) -> str:
     return (
         f"mean {counts.mean / 1e9:.4g} GMACs, 10th to 90th percentile {counts.p10 / 1e9:.4g} to "
         f"{counts.p90 / 1e9:.4g}, on {counts.n} test examples; {change:+.1f} % against the untouched backbone"
+    )
+
+
+def _routes(routes: Routes) -> str:
+    shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in routes.shares.items())
+    return (
+        f"{routes.blocks_run:.2f} of {len(routes.shares)} blocks run on average over {routes.examples} test "
+        f"examples, {routes.different} different routes; share that runs each block: {shares}; "
+        "routes.json.gz has each example's"
     )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from harness.process import REQUESTS
 from harness.training.conversion import converted_once
-from harness.training.microbatch import MicroBatches
+from harness.training.microbatch import MicroBatches, Regularizer
 from harness.training.ranks import gather, sum_gradients, total_of
 from tasks.base import Batch, Example, Prediction, Share, Task
 from tasks.resumable_scores import PartialScores
@@ -81,7 +81,7 @@ def train_epoch(
     batches: Batches,
     before_step: StepCallback | None = None,
     after_step: StepCallback | None = None,
-    regularizer: Callable[[], Tensor | None] | None = None,
+    regularizer: Regularizer | None = None,
     micro: MicroBatches | None = None,
     on_boundary: Callable[[], None] = lambda: None,
 ) -> float:

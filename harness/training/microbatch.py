@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Self
 
 import torch
@@ -11,7 +12,10 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from harness.training.seeds import random_states, restore_random_states
+from methods.base import TrainingPart
 from tasks.base import Batch, Task
+
+Regularizer = Callable[[TrainingPart], Tensor | None]
 
 
 @dataclass
@@ -41,7 +45,7 @@ class MicroBatches:
         model: nn.Module,
         task: Task[Any],
         batch: Batch,
-        regularizer: Callable[[], Tensor | None] | None = None,
+        regularizer: Regularizer | None = None,
         total: int | None = None,
     ) -> Tensor:
         """Set the parameters' gradients, which must be None, to those of the batch's loss; returns the loss.
@@ -59,9 +63,13 @@ class MicroBatches:
             for part in self._parts(batch):
                 part = part.to(fabric.device)
                 logits = model(part)
-                assert part.targets is not None
-                loss = task.loss(logits, part.targets)
-                added = None if regularizer is None else regularizer()
+                targets = part.targets
+                assert targets is not None
+                loss = task.loss(logits, targets)
+                added = None
+                if regularizer is not None:
+                    losses_of = partial(_losses, task, logits.detach(), targets)
+                    added = regularizer(TrainingPart(len(part), losses_of))
                 weight = len(part) / (total or len(batch))
                 minimised = loss if added is None else loss + added
                 fabric.backward(minimised if weight == 1 else weight * minimised)
@@ -100,3 +108,11 @@ class MicroBatches:
             if device.type == "cuda":
                 torch.cuda.empty_cache()
             restore_random_states(before, device)
+
+
+@torch.no_grad()
+def _losses(task: Task[Any], logits: Tensor, targets: Tensor) -> Tensor:
+    """The task's loss of each example `(B,)`."""
+    rows = len(logits) // len(targets)
+    each = zip(logits.split(rows), targets.split(1), strict=True)
+    return torch.stack([task.loss(own, target) for own, target in each])

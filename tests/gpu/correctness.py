@@ -42,6 +42,8 @@ METHODS = (
     "lora+das[search_epochs=2]",
     "lora+tome",
     "lst",
+    "roe",
+    "lora+roe[tune=full]",
     "peft:dora",
 )
 SMALL_TASK = "vqa[limit_train=160,limit_val=48,limit_test=96]"

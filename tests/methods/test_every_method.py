@@ -27,6 +27,7 @@ from methods.lst import LST
 from methods.parallel import ParallelAdapter, ParallelAdapterOptions
 from methods.prompts import DeepPrompt, ShallowPrompt
 from methods.pumer import Pumer, PumerOptions
+from methods.roe import RoE, RoEOptions
 from methods.tome import Tome, TomeOptions
 from tests.support.small_vilt import mini
 
@@ -43,6 +44,9 @@ MAKERS: dict[str, Callable[[], Method[Any]]] = {
     "parallel, learned scale": lambda: ParallelAdapter(ParallelAdapterOptions(learn_scale=True)),
     "shallow_prompt": ShallowPrompt,
     "deep_prompt": DeepPrompt,
+    "roe": RoE,
+    "roe, full": lambda: RoE(RoEOptions(tune="full")),
+    "lora+roe": lambda: Composed([LoRA(), RoE()]),
     "tome": Tome,
     "tome, joint": lambda: Tome(TomeOptions(joint=True)),
     "pumer": Pumer,
@@ -85,6 +89,7 @@ def test_exactly_the_methods_own_and_chosen_parameters_train(make: Callable[[], 
     by_method = {
         "full": pretrained,
         "pumer": pretrained,
+        "roe": pretrained if method.config().get("tune") == "full" else set(),
         "bitfit": pretrained & {id(p) for n, p in backbone.blocks.named_parameters() if n.endswith("bias")},
     }
     alone = [each.name for each in method.members if each.name != "pumer"] or [method.name]

@@ -23,6 +23,7 @@ from methods.lst import LST
 from methods.parallel import ParallelAdapter
 from methods.prompts import DeepPrompt, PromptOptions, ShallowPrompt
 from methods.pumer import Pumer, PumerOptions
+from methods.roe import RoE
 from methods.skip import Skip
 from methods.skip_decision import SkipDecision
 from methods.tome import Tome
@@ -47,6 +48,7 @@ METHODS: dict[str, Callable[[], Method[Any]]] = {
     "das": lambda: DAS(DASOptions(blocks=("text.1", "image.0"))),
     "skip": skip,
     "eas": lambda: EAS(EASOptions(modules=("text-self.0", "image-cross.1"), dropout=0.0)),
+    "roe": RoE,
     "tome": Tome,
     "pumer": Pumer,
     "pumer, published": lambda: Pumer(PumerOptions(variant="published")),

@@ -117,6 +117,15 @@ class LlavaBackbone(GenerativeBackbone):
         hidden = hidden.gather(1, source[:, :, None].expand_as(hidden))
         return {"joint": Stream(hidden, mask.gather(1, source))}
 
+    @property
+    def image_end(self) -> int:
+        """The tokens before the image, and those of its patches."""
+        vision = self.config.vision_config
+        patches = (vision.image_size // vision.patch_size) ** 2
+        if self.config.vision_feature_select_strategy != "default":
+            patches += 1  # the class token
+        return self.processor.image_position + patches
+
     def embed(self, tokens: Tensor) -> Tensor:
         """Token embeddings `(B, T, D)`."""
         return self.model.model.language_model.embed_tokens(tokens)  # type: ignore[no-any-return]

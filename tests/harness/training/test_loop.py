@@ -50,7 +50,7 @@ def train(regularizer: Any) -> tuple[float, float]:
     batches: Any = TwoBatches()
     fabric = Fabric(accelerator="cpu", devices=1, plugins=[LightningEnvironment()])
     state = State(model, optimizer, schedule)
-    loss = train_epoch(fabric, state, task, batches, regularizer=lambda: regularizer(model))
+    loss = train_epoch(fabric, state, task, batches, regularizer=lambda part: regularizer(model))
     return model.value.item(), loss
 
 

@@ -23,6 +23,7 @@ from harness.training.loop import State, predict, train_epoch
 from harness.training.microbatch import MicroBatches
 from harness.training.optim import build_optimizer, build_schedule
 from harness.training.ranks import Ranks
+from methods.base import TrainingPart
 from tasks.base import Batch
 from tests.support.tiny_tasks import SPECS, TINY, make_tiny
 
@@ -76,7 +77,7 @@ def trained(cell: Cell, micro: MicroBatches, regularized: bool = False) -> dict[
     wrapped, optimizer = fabric.setup(model, optimizer)
     state = State(wrapped, optimizer, schedule)
 
-    def regularizer() -> Tensor | None:
+    def regularizer(part: TrainingPart) -> Tensor | None:
         if not regularized:
             return None
         return 100 * torch.stack([p.square().sum() for p in model.parameters() if p.requires_grad]).sum()
