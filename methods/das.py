@@ -13,11 +13,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal
 
+import torch
+
 from harness.backbones.base import Backbone
 from methods.bandit_search import check_search, holdout, search_with_bandit, warm_starts
 from methods.base import CostCase, SearchTrainer
 from methods.das_decision import DASDecision
-from methods.option_checks import at_least
+from methods.das_decoder import adapt_decoder, published_skip, search_decoder
+from methods.decoder_search import Form, recipe_of
+from methods.option_checks import at_least, positive
 from methods.skipping import SkippingMethod, skip_only, skippable_sets
 
 
@@ -45,6 +49,12 @@ class DASOptions:
         METER); by default width / 8 (96 at 768).
     shortcut_bottleneck: hidden size of the adapter that takes a skipped block's place; by default width / 4 on one
         stream (192) and 3/8 of the width on two (288).
+    form: on LLaVA, the adapters and the search: `own`, or those of the authors' `llava` (LLaVA-DAS, adapters behind
+        both norms) and `lavin` (LaVIN-DAS, adapters with two experts behind the first norm), with new adapters after the
+        search. LaVIN's warm-up has 5 epochs.
+    gate_step, reward_on, reward_dropout: of the search of these two forms: factor of an update of the gates (0.1 and
+        0.05), what rewards are computed on (`training`: a batch that is trained on; `held_out`: fresh data) and whether
+        with dropout. By default as published: LLaVA on training data with dropout, LaVIN on held-out data without.
     """
 
     skip: int | None = None
@@ -58,8 +68,13 @@ class DASOptions:
     warm_start: bool | None = None
     bottleneck: int | None = None
     shortcut_bottleneck: int | None = None
+    form: Form = "own"
+    gate_step: float | None = None
+    reward_on: Literal["held_out", "training"] | None = None
+    reward_dropout: bool | None = None
 
     def __post_init__(self) -> None:
+        positive("das", gate_step=self.gate_step)
         at_least("das", 0, skip=self.skip)
         at_least("das", 1, bottleneck=self.bottleneck, shortcut_bottleneck=self.shortcut_bottleneck)
         check_search("das", self, searches=not self.blocks)
@@ -94,13 +109,28 @@ class DAS(SkippingMethod[DASOptions]):
 
     @property
     def search_holdout(self) -> float:  # type: ignore[override]
-        """0 in the published variant, whose rewards use the training data."""
+        """0 if rewards use the training data."""
+        if self.options.form != "own":
+            return 0.2 if recipe_of("das", self.options).reward_on == "held_out" else 0.0
         return holdout(self.options)
 
     @property
     def warm_starts(self) -> bool:
         """True if training starts with the weights that the search trained."""
-        return warm_starts(self.options)
+        return self.options.form == "own" and warm_starts(self.options)
+
+    def adapt(self, backbone: Backbone, generator: torch.Generator) -> None:
+        """Replace the chosen blocks by shortcuts and add adapters to the others."""
+        if self.options.form == "own":
+            super().adapt(backbone, generator)
+        else:
+            adapt_decoder(backbone, self.options, generator, self.blocks_to_skip(backbone))
+
+    def number_to_skip(self, backbone: Backbone) -> int:
+        """The number of blocks to skip: the option, or the default."""
+        if self.options.form != "own" and self.options.skip is None:
+            return published_skip(self.options, backbone)
+        return super().number_to_skip(backbone)
 
     def blocks_to_skip(self, backbone: Backbone) -> tuple[str, ...]:
         """The blocks that the search has chosen, or the option's."""
@@ -120,8 +150,10 @@ class DAS(SkippingMethod[DASOptions]):
     def search(self, trainer: SearchTrainer) -> DASDecision:
         """Train the super-network on the trainer's training part while the gates learn."""
         backbone = trainer.backbone
-        self.build_supernet(trainer)
         skip = self.number_to_skip(backbone)
+        if self.options.form != "own":
+            return search_decoder(trainer, self.options, skip)
+        self.build_supernet(trainer)
         return search_with_bandit(
             trainer, self.options, backbone.block_names, skip, partial(skip_only, backbone)
         )

@@ -1,17 +1,18 @@
-"""EAS, skipping attention modules (Wu et al., arXiv:2403.15226), on METER's fusion layers and on ViLT's blocks.
+"""EAS, skipping attention modules (Wu et al., arXiv:2403.15226), on METER's fusion layers, ViLT's blocks and LLaVA's.
 
 Feed-forwards stay. A small adapter takes the place of each skipped attention; it also reads the mean of the tokens
 that the attention would have read. The other sublayers read their input through linear adapters, which fold into the
 projections. Which attentions are skipped is searched with the bandit of DAS.
 
 Written from a description of the authors' code. Differences on METER: padding does not enter the mean, parameters that
-never get a gradient are left out, and all 24 attentions can be skipped (`order`). The form on ViLT is this harness's.
+never get a gradient are left out, and all 24 attentions can be skipped (`order`). The forms on ViLT and LLaVA are this
+harness's; those of LLaVA-EAS and LaVIN-EAS are options (`form`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Literal, cast
 
@@ -23,8 +24,9 @@ from harness.errors import UserError, did_you_mean
 from methods.bandit_search import check_search, holdout, search_with_bandit, warm_starts
 from methods.base import CostCase, Method, SearchTrainer, freeze
 from methods.das_decision import DASDecision
+from methods.decoder_search import LAYERS, Form, Recipe, recipe_of, search_by_recipe
 from methods.eas_adapters import InputAdapter, SkipAdapter
-from methods.option_checks import at_least, fraction
+from methods.option_checks import at_least, fraction, positive
 from methods.skipping import add_classification_token
 
 SHORT = {"self_attention": "self", "cross_attention": "cross", "attention": "attention"}
@@ -35,8 +37,8 @@ SHORT = {"self_attention": "self", "cross_attention": "cross", "attention": "att
 class EASOptions:
     """What can be chosen about EAS.
 
-    skip: number of attention modules to skip; by default 10 of the 24 on two streams (as published for METER's VQA) and
-        4 of the 12 on one.
+    skip: number of attention modules to skip; by default 10 of the 24 on two streams (as published for METER's VQA),
+        4 of the 12 on one, and with a published form for a decoder 12 of 32.
     modules: skip exactly these, without a search: `text-self.0+image-cross.3`; on one stream `joint-attention.5`, or
         just `5`.
     variant, reward, search_epochs, warmup_epochs, period, sets, warm_start: of the search, as in DAS. The authors
@@ -46,6 +48,14 @@ class EASOptions:
     dropout: probability of dropping a hidden unit of an adapter.
     order: on two streams, what the last six gates skip: `fixed` the image stream's cross-attentions, `published` its
         self-attentions again, as the authors' code does, so that sets may hold a module twice.
+    form: on LLaVA, the adapters and the search: `own` has one linear adapter per sublayer, which folds, and the search
+        above; `llava` and `lavin` are the authors' LLaVA-EAS and LaVIN-EAS, with two experts per adapter, which do not
+        fold, their schedule, and new adapters after the search. LaVIN's has search_epochs=10, warmup_epochs=5.
+    gate_step, reward_on, reward_dropout: of the search of a published form: factor of an update of the gates (1 and
+        2), what rewards are computed on (`training`: a batch that is trained on; `held_out`: fresh data) and whether
+        with dropout. By default as published: LLaVA on training data without dropout, LaVIN on held-out data with it.
+    summary: what the experts of a published form read in training: `prompt`, or `all` tokens, the answer too, as in
+        LaVIN's code. At inference it is the prompt.
     """
 
     skip: int | None = None
@@ -61,8 +71,14 @@ class EASOptions:
     skip_bottleneck: int | None = None
     dropout: float = 0.1
     order: Literal["fixed", "published"] = "fixed"
+    form: Form = "own"
+    gate_step: float | None = None
+    reward_on: Literal["held_out", "training"] | None = None
+    reward_dropout: bool | None = None
+    summary: Literal["prompt", "all"] | None = None
 
     def __post_init__(self) -> None:
+        positive("eas", gate_step=self.gate_step)
         at_least("eas", 1, skip=self.skip)
         fraction("eas", dropout=self.dropout)
         for name in ("bottleneck", "skip_bottleneck"):
@@ -102,8 +118,16 @@ class EAS(Method[EASOptions]):
 
     @property
     def search_holdout(self) -> float:  # type: ignore[override]
-        """0 in the published variant, whose rewards use the training data."""
+        """0 if rewards use the training data."""
+        if self.options.form != "own":
+            return 0.2 if self._recipe.reward_on == "held_out" else 0.0
         return holdout(self.options)
+
+    @property
+    def _recipe(self) -> Recipe:
+        """That of a published form for a decoder."""
+        recipe = recipe_of("eas", self.options)
+        return recipe if self.options.summary is None else replace(recipe, summary=self.options.summary)
 
     def decide(self, decision: DASDecision) -> None:
         """Skip the modules that the search has chosen."""
@@ -126,10 +150,13 @@ class EAS(Method[EASOptions]):
 
     def _insert(self, backbone: Backbone, generator: torch.Generator, skipped: set[str] | None) -> None:
         """skipped: names of modules to remove; None: keep all, with both adapters, for a search."""
-        check_blocks(backbone)
+        check_blocks(backbone, self.options.form)
         freeze(backbone)
         add_classification_token(backbone)
         width, options = backbone.width, self.options
+        if options.form != "own":
+            self._insert_published(backbone, generator, skipped)
+            return
         small = options.bottleneck or max(2, width // 16 * 2)
         large = options.skip_bottleneck or max(2, width * 3 // 32 * 2)
         for index, block in enumerate(cast(Sequence[Any], backbone.blocks)):
@@ -145,6 +172,28 @@ class EAS(Method[EASOptions]):
                     skips[sublayer] = SkipAdapter(width, large, options.dropout, generator)
             backbone.blocks[index] = _wrap(block, kept, skips)
 
+    def _insert_published(
+        self, backbone: Backbone, generator: torch.Generator, skipped: set[str] | None
+    ) -> None:
+        from methods.decoder_forms import published_block
+
+        options = self.options
+        for index, block in enumerate(cast(Sequence[Any], backbone.blocks)):
+            gone = module_name(block.name, "attention") in (skipped or ())
+            backbone.blocks[index] = published_block(
+                "eas",
+                options.form,
+                block,
+                self._recipe,
+                generator,
+                width=backbone.width,
+                keep=not gone,
+                skip=gone or skipped is None,
+                dropout=options.dropout,
+                bottleneck=options.bottleneck,
+                skip_bottleneck=options.skip_bottleneck,
+            )
+
     def _skipped_by(self, gates: Sequence[str]) -> tuple[str, ...]:
         """The modules that gates skip; with `order=published` they may be fewer than the gates."""
         if self.options.order == "fixed":
@@ -155,6 +204,8 @@ class EAS(Method[EASOptions]):
         skip = self.options.skip
         if skip is None:
             skip = 4 if len(backbone.stream_names) == 1 else 10
+            if self.options.form != "own":
+                skip = max(1, self._recipe.skip * len(backbone.block_names) // LAYERS)
         names = attention_names(backbone)
         if skip >= len(names):
             raise UserError(f"eas: skip={skip}, but {backbone.name} has {len(names)} attention modules.")
@@ -166,9 +217,10 @@ class EAS(Method[EASOptions]):
         skip = self._number_to_skip(backbone)
         names = attention_names(backbone)
         self._insert(backbone, trainer.generator, None)
-        return search_with_bandit(
-            trainer, self.options, names, skip, partial(self._skip_only, backbone, names)
-        )
+        skip_only = partial(self._skip_only, backbone, names)
+        if self.options.form != "own":
+            return search_by_recipe(trainer, self._recipe, self.options, names, skip, skip_only)
+        return search_with_bandit(trainer, self.options, names, skip, skip_only)
 
     def _skip_only(self, backbone: Backbone, names: Sequence[str], chosen: Sequence[int]) -> None:
         skipped = self._skipped_by([names[index] for index in chosen])
@@ -177,7 +229,7 @@ class EAS(Method[EASOptions]):
 
     def warm_start(self, backbone: Backbone, searched: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The searched weights of everything that is in the model."""
-        if not warm_starts(self.options):
+        if self.options.form != "own" or not warm_starts(self.options):
             return {}
         inside = {f"backbone.{name}" for name, _ in backbone.named_parameters()}
         return {
@@ -232,29 +284,34 @@ def resolve_modules(modules: Sequence[str], backbone: Backbone) -> tuple[str, ..
     return tuple(found)
 
 
-def check_blocks(backbone: Backbone) -> None:
-    """Check that all blocks are ViLT's or METER's own.
+def check_blocks(backbone: Backbone, form: Form = "own") -> None:
+    """Check that all blocks are ViLT's, METER's or LLaVA's own; LLaVA's for a published form of a decoder.
 
     Raises:
         UserError: one is not.
     """
     # Imported only here: the list of methods should not wait for transformers.
+    from harness.backbones.llava.block import LlavaBlock
     from harness.backbones.meter.block import MeterBlock
     from harness.backbones.vilt.block import ViltBlock
 
     for block in backbone.blocks:
-        if type(block) not in (MeterBlock, ViltBlock):
+        if type(block) not in (MeterBlock, ViltBlock, LlavaBlock):
             raise UserError(
                 f"eas: a block of {backbone.name} is a {type(block).__name__}; attention can be skipped in blocks of "
-                "ViLT, METER and BridgeTower only."
+                "ViLT, METER, BridgeTower and LLaVA only."
             )
+        if form != "own" and type(block) is not LlavaBlock:
+            raise UserError(f"eas: form={form} is for LLaVA; leave it out on {backbone.name}.")
 
 
 def _wrap(block: Any, kept: dict[str, InputAdapter], skips: dict[str, SkipAdapter]) -> nn.Module:
+    from harness.backbones.llava.block import LlavaBlock
     from harness.backbones.vilt.block import ViltBlock
+    from methods.decoder_blocks import AdaptedLlavaBlock
     from methods.eas_meter import EasMeterBlock
     from methods.eas_vilt import EasViltBlock
 
-    kind: Any = EasViltBlock if type(block) is ViltBlock else EasMeterBlock
-    wrapped: nn.Module = kind(block, kept, skips)
+    kinds: dict[type, Any] = {ViltBlock: EasViltBlock, LlavaBlock: AdaptedLlavaBlock}
+    wrapped: nn.Module = kinds.get(type(block), EasMeterBlock)(block, kept, skips)
     return wrapped

@@ -73,7 +73,11 @@ class SkipAdapter(Inserted):
 
     def forward(self, hidden: Tensor, read: Tensor, mask: Tensor | None) -> Tensor:
         """`(B, Q, D)`; read `(B, T, D)` with an additive mask `(B, 1, 1, T)` → `(B, Q, D)`."""
-        summary = self.context(token_mean(read, mask))
+        return self.with_mean(hidden, token_mean(read, mask))
+
+    def with_mean(self, hidden: Tensor, mean: Tensor) -> Tensor:
+        """`(B, Q, D)` and the mean of the tokens attended to `(B, 1, D)` → `(B, Q, D)`."""
+        summary = self.context(mean)
         added: Tensor = self.up(0.5 * self.dropout(self.down(hidden) + summary))
         return added
 

@@ -11,6 +11,9 @@ from torch import nn
 from harness.backbones.folding import Affine
 from methods.eas_adapters import InputAdapter
 
+_ADDED = ("skipped", "unit", "summary")
+"""Attributes of EAS's blocks that the backbones' do not have."""
+
 BlockT = TypeVar("BlockT", bound=nn.Module)
 
 
@@ -29,7 +32,7 @@ def merged_projection(projection: nn.Linear, adapter: Any) -> nn.Linear:
 def without(block: nn.Module, kind: type[BlockT], names: Collection[str]) -> BlockT:
     """A block of class `kind` with the modules of `block`, except those named."""
     plain = kind.__new__(kind)
-    state = {name: value for name, value in vars(block).items() if name != "skipped"}
+    state = {name: value for name, value in vars(block).items() if name not in _ADDED}
     state["_modules"] = {name: module for name, module in block._modules.items() if name not in names}
     vars(plain).update(state)
     return plain

@@ -112,7 +112,7 @@ class RoutedBlock(nn.Module):
         causal = inputs.causal
         past = None if causal is None else causal.past
         if causal is not None and causal.prompt == 0 and past is not None:  # as decided for the prompt
-            return inputs.result(self._apart(inputs, past.runs[self.name]))
+            return inputs.result(self._apart(inputs, past.notes[self.name]))
         logits = self.router(self.read(torch.stack(self.layout.signals(inputs), dim=1)).flatten(1))
         if self.training:
             weights = self.routing.weigh(logits)
@@ -127,7 +127,7 @@ class RoutedBlock(nn.Module):
             runs = torch.full((len(logits),), self.forced is not False)
         self.routing.note_route(self.index, runs)
         if past is not None:
-            past.runs[self.name] = runs
+            past.notes[self.name] = runs
         return inputs.result(self._apart(inputs, runs))
 
     def read(self, hidden: Tensor) -> Tensor:

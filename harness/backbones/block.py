@@ -62,19 +62,19 @@ class KeyValueCache:
 
     A skipped block has none; nothing else may be read off it, least of all how many tokens there were.
 
-    runs: `(B,)` bool by block, for blocks that only some rows run: which rows do, as decided for the prompt. Keys and
-        values of such a block are those rows' only.
+    notes: what a block has derived from the prompt and reads again for later tokens, by the block's name: which rows
+        run it, or the mean of its tokens.
     """
 
     def __init__(
         self,
         kept: Mapping[str, tuple[Tensor, Tensor]] = MappingProxyType({}),
         grows: bool = True,
-        runs: Mapping[str, Tensor] = MappingProxyType({}),
+        notes: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> None:
         self._kept = dict(kept)
         self._grows = grows
-        self.runs = dict(runs)
+        self.notes = dict(notes)
 
     def extend(self, name: str, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values `(B, heads, S + T, head size)` of the earlier S tokens and of these T."""
@@ -87,7 +87,7 @@ class KeyValueCache:
 
     def frozen(self) -> KeyValueCache:
         """The same content; what is added to it is not kept, so that several continuations can be tried."""
-        return KeyValueCache(self._kept, grows=False, runs=self.runs)
+        return KeyValueCache(self._kept, grows=False, notes=self.notes)
 
     @property
     def nbytes(self) -> int:
