@@ -50,8 +50,8 @@ class DASOptions:
     shortcut_bottleneck: hidden size of the adapter that takes a skipped block's place; by default width / 4 on one
         stream (192) and 3/8 of the width on two (288).
     form: on LLaVA, the adapters and the search: `own`, or those of the authors' `llava` (LLaVA-DAS, adapters behind
-        both norms) and `lavin` (LaVIN-DAS, adapters with two experts behind the first norm), with new adapters after the
-        search. LaVIN's warm-up has 5 epochs.
+        both norms) and `lavin` (LaVIN-DAS, adapters with two experts behind the first norm), with new adapters
+        after the search. LaVIN's warm-up has 5 epochs.
     gate_step, reward_on, reward_dropout: of the search of these two forms: factor of an update of the gates (0.1 and
         0.05), what rewards are computed on (`training`: a batch that is trained on; `held_out`: fresh data) and whether
         with dropout. By default as published: LLaVA on training data with dropout, LaVIN on held-out data without.
