@@ -183,7 +183,7 @@ def test_nothing_of_the_own_form_is_left_beside_the_deployed_layers() -> None:
     assert [type(block) for block in backbone.blocks] == [FoldedLlavaSkip, FoldedLlavaBlock] * 2
     left = (InputAdapter, SkipAdapter)
     assert not any(isinstance(module, left) for module in backbone.modules())
-    assert (backbone(inputs) - before).abs().max() < 5e-6  # LLaMA's norms compute in float32
+    assert (backbone(inputs) - before).abs().max() < 1e-5  # LLaMA's norms compute in float32
     assert (backbone(inputs) - tiny_llava()(inputs)).abs().max() > 0.1
 
 
