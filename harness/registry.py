@@ -37,6 +37,8 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
         "skip": "methods.skip:Skip",
         "eas": "methods.eas:EAS",
         "roe": "methods.roe:RoE",
+        "vp": "methods.visual_prompt:VP",
+        "tvp": "methods.visual_prompt:TVP",
         "tome": "methods.tome:Tome",
         "pumer": "methods.pumer:Pumer",
         "lst": "methods.lst:LST",

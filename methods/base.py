@@ -146,12 +146,15 @@ class ParameterGroup:
 
     learning_rate_scale: their learning rate as a multiple of the cell's.
     weight_decay: True: their matrices decay, like those of other parameters; False: none of them decays.
+    normalized: a step moves all of them together by the length of the learning rate, against the gradient, instead of
+        AdamW's step.
     """
 
     name: str
     parameters: Sequence[nn.Parameter]
     learning_rate_scale: float = 1.0
     weight_decay: bool = True
+    normalized: bool = False
 
 
 @dataclass(frozen=True)
@@ -160,10 +163,12 @@ class TrainingPart:
 
     size: their number B.
     losses: computes the task's loss of each of them, `(B,)`, without gradient.
+    labels: the text of each one's label, such as an answer; None if the task has none.
     """
 
     size: int
     losses: Callable[[], Tensor]
+    labels: Callable[[], Sequence[str] | None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -184,6 +189,7 @@ class Slot(Enum):
     Methods that fill a later one adapt after those that fill an earlier one.
     """
 
+    PIXELS = "the pixels of images"
     WEIGHTS = "the choice of pretrained weights that train"
     PROJECTIONS = "the projections of the blocks"
     SEQUENTIAL = "the slots after the sublayers"
@@ -220,6 +226,8 @@ class Method(ABC, Generic[OptionsT]):
     fills: ClassVar[frozenset[Slot] | None] = None
     """What the method fills, so that it combines with others (`lora+das`); None: it does not combine. A method that
     combines must put what `finalize` does before folding into `merge`."""
+    transfers: ClassVar[bool] = False
+    """True if what is trained can be used on another backbone without tuning (`harness transfer`, `carry_over`)."""
     members: Sequence[Method[Any]] = ()
     """The methods that this one combines (`methods.composed`)."""
 
@@ -332,6 +340,14 @@ class Method(ABC, Generic[OptionsT]):
 
         Other methods may have replaced blocks, or filled their slots, too.
         """
+
+    def carry_over(self, backbone: Backbone, tuned: Mapping[str, Tensor], image_size: int) -> None:
+        """Put what was trained on another backbone into this one, whose weights stay as they are.
+
+        Needed if the method `transfers`. tuned: the trained tensors, by their names in the other backbone.
+        image_size: of the other backbone, in pixels.
+        """
+        raise TypeError(f"{self.name} cannot be used on another backbone")
 
     def export(
         self, form: str, target: HuggingFaceForm, blocks: Mapping[int, Mapping[str, Tensor]], output: Path

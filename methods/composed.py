@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -168,7 +169,7 @@ class Composed(Method[NoOptions]):
             ratio = member.learning_rate_scale / self.learning_rate_scale
             for group in member.parameter_groups(backbone):
                 scale = group.learning_rate_scale * ratio
-                groups.append(ParameterGroup(group.name, group.parameters, scale, group.weight_decay))
+                groups.append(replace(group, learning_rate_scale=scale))
             grouped = {id(parameter) for group in groups for parameter in group.parameters}
             own = [by_name[name] for name in self._trained.get(member.name, ())]
             rest = [parameter for parameter in own if id(parameter) not in grouped]

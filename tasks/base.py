@@ -178,6 +178,10 @@ class Task(ABC, Generic[OptionsT]):
     def collate_targets(self, examples: Sequence[Example]) -> Tensor | None:
         """Targets of a batch as one tensor; None if the split has none."""
 
+    def label_texts(self, targets: Tensor) -> Sequence[str] | None:
+        """The text of each target, such as an answer, for methods that compare images with it; None: there is none."""
+        return None
+
     @abstractmethod
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The published training loss, a scalar: a mean over the examples, so that batches can be split."""

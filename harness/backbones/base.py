@@ -80,6 +80,9 @@ class Backbone(nn.Module, ABC):
     prompt: nn.Module | None
     """Called on the streams between `encode` and the first block (shallow prompts). It must treat each stream
     separately: when pairs are scored, streams have different numbers of rows."""
+    frame: nn.Module | None
+    """Called on the normalised pixels `(B, 3, H, W)` and the sizes of `Inputs` before an image is embedded (visual
+    prompts); None: images are embedded as they are."""
     initializer_range: float
     pretrained_heads: Mapping[str, Tensor] = MappingProxyType({})
     """Tensors of the heads in the weights, under their original names."""
@@ -90,6 +93,14 @@ class Backbone(nn.Module, ABC):
     """True if the number of tokens must not change between blocks, because links add encoder states to them."""
     encoder: Callable[[Backbone, Inputs], Streams] | None = None
     """Replaces `encode` in `forward` while it is set (`harness.training.encoder_cache`)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frame = None
+
+    def framed(self, pixels: Tensor, image_sizes: Tensor | None) -> Tensor:
+        """The pixels with the frame, if there is one."""
+        return pixels if self.frame is None else self.frame(pixels, image_sizes)
 
     @abstractmethod
     def encode(self, inputs: Inputs) -> Streams:

@@ -52,6 +52,7 @@ def _register() -> None:
     from harness.cli.settings_options import SettingsCommand
     from harness.cli.show import show
     from harness.cli.table import table
+    from harness.cli.transfer import transfer
     from harness.cli.tune import tune
 
     app.command(cls=SettingsCommand)(run)
@@ -67,6 +68,7 @@ def _register() -> None:
     app.command()(adopt)
     app.command(cls=SettingsCommand)(audit)
     app.command()(export)
+    app.command()(transfer)
     app.command()(profile)
     app.command()(score)
     app.command()(pretrain)

@@ -69,7 +69,8 @@ class MicroBatches:
                 added = None
                 if regularizer is not None:
                     losses_of = partial(_losses, task, logits.detach(), targets)
-                    added = regularizer(TrainingPart(len(part), losses_of))
+                    labels_of = partial(task.label_texts, targets)
+                    added = regularizer(TrainingPart(len(part), losses_of, labels_of))
                 weight = len(part) / (total or len(batch))
                 minimised = loss if added is None else loss + added
                 fabric.backward(minimised if weight == 1 else weight * minimised)

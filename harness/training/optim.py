@@ -12,6 +12,7 @@ from harness.backbones.base import Backbone
 from harness.backbones.block import Block
 from harness.config import TrainingSettings
 from harness.training.model import TaskModel
+from harness.training.normalized import MixedAdamW
 from methods.base import Inserted, ParameterGroup
 
 
@@ -53,7 +54,10 @@ def build_optimizer(
             decay = training.weight_decay if matrices and group.weight_decay else 0.0
             if parameters:
                 settings.append({"params": parameters, "lr": rate, "weight_decay": decay})
-    return torch.optim.AdamW(settings, betas=training.betas, eps=training.eps, fused=True)
+                if group.normalized:
+                    settings[-1]["normalized"] = True
+    kind = MixedAdamW if any(group.normalized for group in own_groups) else torch.optim.AdamW
+    return kind(settings, betas=training.betas, eps=training.eps, fused=True)
 
 
 def _in_blocks(backbone: Backbone) -> Iterator[nn.Parameter]:

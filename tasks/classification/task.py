@@ -117,6 +117,10 @@ class Classification(Task[OptionsT]):
         """Class indices `(B,)` int64."""
         return torch.tensor([example.target.index for example in examples])
 
+    def label_texts(self, targets: Tensor) -> Sequence[str]:
+        """The names of the classes."""
+        return [self.classes[index] for index in targets.tolist()]
+
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy, averaged over the batch."""
         return functional.cross_entropy(logits, targets)

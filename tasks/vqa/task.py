@@ -171,6 +171,10 @@ class VQA(Task[VQAOptions]):
             targets[list(rows), list(columns)] = torch.tensor(values)
         return targets
 
+    def label_texts(self, targets: Tensor) -> Sequence[str]:
+        """The answer with the highest target."""
+        return [self.answers[index] for index in targets.argmax(dim=1).tolist()]
+
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Binary cross-entropy, mean × number of labels (ViLT, `compute_vqa`)."""
         return functional.binary_cross_entropy_with_logits(logits, targets) * targets.shape[1]

@@ -43,6 +43,8 @@ METHODS = (
     "lora+tome",
     "lst",
     "roe",
+    "vp",
+    "tvp",
     "lora+roe[tune=full]",
     "peft:dora",
 )

@@ -27,6 +27,7 @@ from methods.roe import RoE
 from methods.skip import Skip
 from methods.skip_decision import SkipDecision
 from methods.tome import Tome
+from methods.visual_prompt import TVP, VP, TVPOptions
 
 
 def skip() -> Skip:
@@ -49,6 +50,8 @@ METHODS: dict[str, Callable[[], Method[Any]]] = {
     "skip": skip,
     "eas": lambda: EAS(EASOptions(modules=("text-self.0", "image-cross.1"), dropout=0.0)),
     "roe": RoE,
+    "vp": VP,
+    "tvp": lambda: TVP(TVPOptions(tse=0.0)),
     "tome": Tome,
     "pumer": Pumer,
     "pumer, published": lambda: Pumer(PumerOptions(variant="published")),

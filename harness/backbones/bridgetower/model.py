@@ -68,7 +68,7 @@ class BridgeTowerBackbone(MeterBackbone):
         """States of CLIP's top layers, normalised and projected: `(B, 3, H, W)` → `(B, 1 + patches, depths, D)`."""
         self.check_image(pixels, image_sizes)
         encoder = self.model.image_encoder
-        hidden = encoder.pre_layrnorm(encoder.embeddings(pixels))
+        hidden = encoder.pre_layrnorm(encoder.embeddings(self.framed(pixels, image_sizes)))
         states = encoder.encoder(inputs_embeds=hidden, output_hidden_states=True).hidden_states
         return self.model.image_projection(encoder.post_layernorm(self._top(states)))  # type: ignore[no-any-return]
 

@@ -81,7 +81,8 @@ class LlavaBackbone(GenerativeBackbone):
     def encoders(self) -> dict[str, list[nn.Module]]:
         """The token embeddings and the image encoder; the projector trains with every method."""
         components = self.components()
-        return {"text": components["embeddings"], "image": components["image encoder"]}
+        frame = [] if self.frame is None else [self.frame]
+        return {"text": components["embeddings"], "image": components["image encoder"] + frame}
 
     def encode_text(self, input_ids: Tensor, text_mask: Tensor | None) -> Tensor:
         """Token embeddings: `(B, L)` → `(B, L, D)`."""
@@ -98,7 +99,7 @@ class LlavaBackbone(GenerativeBackbone):
                 "leave out --image-size."
             )
         tower = self.model.model.vision_tower.vision_model
-        hidden = tower.pre_layrnorm(tower.embeddings(pixels))
+        hidden = tower.pre_layrnorm(tower.embeddings(self.framed(pixels, image_sizes)))
         states: Tensor = tower.encoder(inputs_embeds=hidden).last_hidden_state
         return states[:, 1:] if self.config.vision_feature_select_strategy == "default" else states
 

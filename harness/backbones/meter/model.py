@@ -127,9 +127,10 @@ class MeterBackbone(Backbone):
         }
 
     def encoders(self) -> dict[str, list[nn.Module]]:
-        """Each encoder with its projection."""
+        """Each encoder with its projection, and the frame around images."""
         components = self.components()
-        return {stream: components[f"{stream} encoder"] for stream in STREAMS}
+        frame = {"image": [] if self.frame is None else [self.frame]}
+        return {stream: components[f"{stream} encoder"] + frame.get(stream, []) for stream in STREAMS}
 
     def encode_text(self, input_ids: Tensor, text_mask: Tensor | None) -> Tensor:
         """RoBERTa and the projection: `(B, L)` → `(B, L, D)`."""
@@ -143,7 +144,7 @@ class MeterBackbone(Backbone):
         """CLIP and the projection: `(B, 3, H, W)` → `(B, 1 + patches, D)`."""
         self.check_image(pixels, image_sizes)
         encoder = self.model.image_encoder
-        hidden = encoder.pre_layrnorm(encoder.embeddings(pixels))
+        hidden = encoder.pre_layrnorm(encoder.embeddings(self.framed(pixels, image_sizes)))
         hidden = encoder.encoder(inputs_embeds=hidden).last_hidden_state
         return self.model.image_projection(encoder.post_layernorm(hidden))  # type: ignore[no-any-return]
 

@@ -127,7 +127,8 @@ class ViltBackbone(Backbone):
     def _embed_image(self, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
         """Class token and patches with positions and token type `(B, 1 + P, D)`; the mask of the patches or None."""
         embeddings = self.model.embeddings
-        patches, patch_mask = self._embed_patches(inputs.pixels, inputs.image_sizes)
+        pixels = self.framed(inputs.pixels, inputs.image_sizes)
+        patches, patch_mask = self._embed_patches(pixels, inputs.image_sizes)
         first = embeddings.cls_token + embeddings.position_embeddings[:, :1]
         image = torch.cat([first.expand(len(patches), -1, -1), patches], dim=1)
         return image + embeddings.token_type_embeddings.weight[inputs.image_token_type], patch_mask

@@ -49,6 +49,7 @@ OPTIONS = {
     "deep_prompt": "deep_prompt[tokens=3]",
     "das": "das[blocks=text.1+image.0]",
     "eas": "eas[modules=text-self.0+image-cross.1]",
+    "tvp": "tvp[tse=0]",
     "compacter": "compacter[reduction_factor=8]",
     "compacter++": "compacter++[reduction_factor=8]",
 }

@@ -1,0 +1,31 @@
+"""AdamW in which some groups of parameters take steps of a fixed length."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+class MixedAdamW(torch.optim.AdamW):
+    """AdamW; a group with `normalized` moves by `−lr · g / ‖g‖₂`, with the norm over all its parameters.
+
+    A step without a finite gradient, or with the gradient 0, leaves such a group as it is.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """One step of all groups."""
+        for group in self.param_groups:
+            if not group.get("normalized"):
+                continue
+            own = [parameter for parameter in group["params"] if parameter.grad is not None]
+            norm = (
+                torch.stack([each.grad.float().square().sum() for each in own]).sum().sqrt() if own else None
+            )
+            for parameter in own:
+                assert norm is not None
+                if bool(norm > 0) and bool(norm.isfinite()):
+                    parameter.sub_((group["lr"] / norm * parameter.grad).to(parameter.dtype))
+                parameter.grad = None  # AdamW leaves it alone
+        return super().step(closure)
