@@ -134,6 +134,10 @@ class Task(ABC, Generic[OptionsT]):
     """Images of one example."""
     evaluates_splits: ClassVar[bool] = False
     """True if `evaluate` is called for a split instead of `predict` for its batches."""
+    official_splits: ClassVar[tuple[str, ...]] = ()
+    """Official splits that `read_official` reads, beside those of `load`."""
+    later_options: ClassVar[tuple[str, ...]] = ()
+    """Options younger than stored results, which stay comparable: `config` names them only where they are set."""
     Options: ClassVar[type[Any]]
     recipe: ClassVar[Recipe]
     """The published recipe."""
@@ -151,6 +155,13 @@ class Task(ABC, Generic[OptionsT]):
     @abstractmethod
     def load(self, root: Path) -> Data:
         """Read the official files under `root`. Raises `UserError` naming the file and place at fault."""
+
+    def read_official(self, root: Path, split: str) -> Sequence[Example]:
+        """All examples of one of `official_splits`, for a submission. Call after `load`.
+
+        Raises `UserError` naming the file and place at fault.
+        """
+        raise ValueError(f"{self.name} has no official split {split}")
 
     def without_data(self) -> None:
         """Set what `load` would read to its published value, so that the head can be built and profiled.
@@ -219,5 +230,10 @@ class Task(ABC, Generic[OptionsT]):
         raise TypeError(f"{self.name} is evaluated example by example")
 
     def config(self) -> dict[str, Any]:
-        """The resolved options, for the record."""
-        return asdict(self.options)  # type: ignore[call-overload, no-any-return]
+        """The resolved options, for the record; see `later_options`."""
+        chosen, default = asdict(self.options), asdict(self.Options())  # type: ignore[call-overload]
+        return {
+            name: value
+            for name, value in chosen.items()
+            if name not in self.later_options or value != default[name]
+        }

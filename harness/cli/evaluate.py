@@ -11,7 +11,9 @@ import typer
 def evaluate(
     cell: Annotated[str, typer.Argument(help="Cell id, or its first characters.")],
     results: Annotated[Path, typer.Option(help="Results folder.")] = Path("results"),
-    split: Annotated[str, typer.Option(help="val or test.")] = "test",
+    split: Annotated[
+        str, typer.Option(help="val, test, or an official test split such as test-dev2015.")
+    ] = "test",
     data_root: Annotated[
         Path | None, typer.Option(help="Folder of other official data for the same task.")
     ] = None,
@@ -29,5 +31,7 @@ def evaluate(
     metrics = evaluate_cell(cell, results, split, data_root, weights, tokenizer, submission)
     for name, value in metrics.items():
         typer.echo(f"{name}\t{value:.4f}")
+    if not metrics and submission is None:
+        typer.echo("no annotations to score with; --submission FILE writes the predictions")
     if submission is not None:
         typer.echo(f"submission written to {submission}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import copy
 import hashlib
 import io
@@ -10,6 +11,7 @@ import os
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, overload
 
@@ -81,6 +83,30 @@ class Numbers(Sequence[str]):
         return len(self.numbers)
 
 
+class Chained(Sequence[str]):
+    """The texts of several sequences, one sequence after the other."""
+
+    def __init__(self, parts: Sequence[Sequence[str]]) -> None:
+        self._parts = parts
+        self._starts = [0, *accumulate(map(len, parts))]
+
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[str]: ...
+    def __getitem__(self, place: int | slice) -> str | list[str]:
+        if isinstance(place, slice):
+            return [self[index] for index in range(*place.indices(len(self)))]
+        if not -len(self) <= place < len(self):
+            raise IndexError(place)
+        place %= len(self)
+        part = bisect.bisect_right(self._starts, place) - 1
+        return self._parts[part][place - self._starts[part]]
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+
 class Columns(Sequence[Example]):
     """Examples that are made when they are asked for.
 
@@ -105,6 +131,27 @@ class Columns(Sequence[Example]):
         self._paths, self._images, self._root, self._target = paths, images, root, target
         self._made: dict[int, Path] = {}
         self.rows = np.arange(len(ids)) if rows is None else rows
+
+    @classmethod
+    def joined(cls, parts: Sequence[Columns]) -> Columns:
+        """The examples of several sequences with the same root, one sequence after the other."""
+        starts = [0, *accumulate(len(part._ids) for part in parts)]
+        first_path = [0, *accumulate(len(part._paths) for part in parts)]
+
+        def target(row: int) -> Any:
+            part = bisect.bisect_right(starts, row) - 1
+            return parts[part]._target(row - starts[part])
+
+        return cls(
+            Chained([part._ids for part in parts]),
+            Chained([part._texts for part in parts]),
+            Chained([part._groups for part in parts]),
+            Chained([part._paths for part in parts]),
+            np.concatenate([part._images + first for part, first in zip(parts, first_path, strict=False)]),
+            parts[0]._root,
+            target,
+            np.concatenate([part.rows + start for part, start in zip(parts, starts, strict=False)]),
+        )
 
     def take(self, places: np.ndarray) -> Columns:
         """Some of the examples, by their places in this sequence."""

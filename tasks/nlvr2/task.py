@@ -38,6 +38,7 @@ class NLVR2(Classification[NLVR2Options]):
     embedded_recipe: ClassVar[Recipe] = Recipe(epochs=2, batch_size=16)
     classes: ClassVar[tuple[str, ...]] = LABELS
     images_per_example: ClassVar[int] = 2
+    official_splits: ClassVar[tuple[str, ...]] = ("test1", "test2")
 
     def embedded_data(self, cache: Path) -> Path:
         """The mini benchmark's pairs of pictures and sentences, in NLVR2's formats."""
@@ -47,6 +48,10 @@ class NLVR2(Classification[NLVR2Options]):
         """train, dev for validation, and the public test split."""
         official: dict[SplitName, str] = {"train": "train", "val": "dev", "test": self.options.test}
         return {split: _part(root, read_split(root, name)) for split, name in official.items()}
+
+    def read_official(self, root: Path, split: str) -> Sequence[Example]:
+        """All examples of a test split."""
+        return _part(root, read_split(root, split)).examples
 
     def write_submission(self, predictions: Sequence[Prediction], path: Path) -> None:
         """The official script's CSV: `identifier,prediction`."""

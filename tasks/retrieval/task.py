@@ -44,6 +44,8 @@ class RetrievalOptions(Limits):
         image's own captions.
     rank_head: "pretrained" starts from the matching head; "random" is for backbones without one.
     pairs: image-caption pairs per evaluation batch; bounds its memory.
+    val_images: images of the validation split, by hash, on which the epoch is chosen; all of COCO's 5,000 would take
+        as long to rank after each epoch as the test split. limit_val counts too.
     """
 
     dataset: str = "auto"
@@ -51,13 +53,21 @@ class RetrievalOptions(Limits):
     exclude_own: bool = True
     rank_head: str = "pretrained"
     pairs: int = 512
+    val_images: int = 1000
 
     def __post_init__(self) -> None:
         Limits.__post_init__(self)
         if self.negatives < 1 or self.pairs < 1:
             raise ValueError(f"negatives and pairs must be at least 1, not {self.negatives} and {self.pairs}")
+        if self.val_images < 1:
+            raise ValueError(f"val_images must be at least 1, not {self.val_images}")
         if self.rank_head not in ("pretrained", "random"):
             raise ValueError(f"rank_head must be pretrained or random, not '{self.rank_head}'")
+
+    def limit_of(self, split: SplitName) -> int | None:
+        """The largest number of images of a split; None: use all of it."""
+        limit = Limits.limit_of(self, split)
+        return min(self.val_images, limit or self.val_images) if split == "val" else limit
 
 
 class Retrieval(Task[RetrievalOptions]):
@@ -70,6 +80,7 @@ class Retrieval(Task[RetrievalOptions]):
     evaluates_splits: ClassVar[bool] = True
     scorer: ClassVar[Scorer] = SCORER
     Options: ClassVar[type[Any]] = RetrievalOptions
+    later_options: ClassVar[tuple[str, ...]] = ("val_images",)
     recipe: ClassVar[Recipe] = Recipe(epochs=10, batch_size=256)
     # An example is 16 passes through the backbone, so 4 of them fill a batch.
     embedded_recipe: ClassVar[Recipe] = Recipe(epochs=2, batch_size=4)
@@ -88,10 +99,13 @@ class Retrieval(Task[RetrievalOptions]):
         origins: dict[str, dict[str, Any]] = {}
         for split, names in official.items():
             chosen = self._chosen(captions, split, names)
+            whole = (
+                len(chosen) == len(captions.of(*names)) and getattr(self.options, f"limit_{split}") is None
+            )
             splits[split] = blanked(_examples(chosen, paths), self.options.blank)
             origins[split] = {
                 "official split": "+".join(names),
-                "part": "all" if self.options.limit_of(split) is None else "some of the images, by hash",
+                "part": "all" if whole else "some of the images, by hash",
                 "captions": len(splits[split]),
                 **describe_images(str(paths[photograph.id]) for photograph in chosen),
             }

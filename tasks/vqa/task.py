@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -38,6 +38,9 @@ from tasks.vqa.scoring import AnnotatorAnswer, normalize_answer, soft_accuracy
 PUBLISHED_ANSWERS = 3129
 """Classes of the published vocabulary of VQA2.0."""
 
+HELD_OUT = 1000
+"""Images of val2014 that ViLT holds out where it trains on both official splits."""
+
 
 @dataclass(frozen=True)
 class VQATarget:
@@ -61,11 +64,16 @@ class VQAOptions(Limits):
     test: official split to report on. "auto": test2015 where it has annotations, else val2014. With val2014,
         validation questions are cut off train2014; with any other, validation is val2014.
     val_fraction: share of train2014's images that is cut off for validation.
+    train: "trainval" trains on train2014 and val2014, as for published results on test-dev2015 and test2015.
+    holdout: with trainval, the images to choose the epoch on. "vilt": 1,000 images of val2014, left out of training
+        (by hash; ViLT's code draws them without a seed). "meter": all of val2014, which METER's code also trains on.
     """
 
     answers: str = "auto"
     test: str = "auto"
     val_fraction: float = 0.1
+    train: Literal["train2014", "trainval"] = "train2014"
+    holdout: Literal["vilt", "meter"] = "vilt"
 
     def __post_init__(self) -> None:
         Limits.__post_init__(self)
@@ -73,10 +81,15 @@ class VQAOptions(Limits):
             raise ValueError(f"val_fraction must lie between 0 and 1, not {self.val_fraction}")
         if self.test not in ("auto", "val2014", "test2015", "test-dev2015"):
             raise ValueError(f"test must be auto, val2014, test2015 or test-dev2015, not '{self.test}'")
+        if self.train == "trainval" and self.test == "val2014":
+            raise ValueError("train=trainval trains on val2014, which then cannot be the test split")
 
 
 Part = tuple[SplitColumns, str, np.ndarray | None]
 """An official split, which part of it is used (in words), and that part's questions: True, by question; None: all."""
+
+Parts = Mapping[SplitName, Sequence[Part]]
+"""What each split consists of."""
 
 
 class VQA(Task[VQAOptions]):
@@ -90,6 +103,8 @@ class VQA(Task[VQAOptions]):
     Options: ClassVar[type[Any]] = VQAOptions
     recipe: ClassVar[Recipe] = Recipe(epochs=10, batch_size=256)
     embedded_recipe: ClassVar[Recipe] = Recipe(epochs=5, batch_size=16)
+    official_splits: ClassVar[tuple[str, ...]] = ("test-dev2015", "test2015")
+    later_options: ClassVar[tuple[str, ...]] = ("train", "holdout")
 
     answers: tuple[str, ...]
     """The answer of each class; set by `load`."""
@@ -108,30 +123,47 @@ class VQA(Task[VQAOptions]):
         files: dict[str, str] = {}
         splits: dict[str, Sequence[Example]] = {}
         origins: dict[str, dict[str, Any]] = {}
-        for name, (official, part, taken) in parts.items():
-            files |= official.files
-            classes = official.classes(answer_index) if official.annotated else None
-            columns = _columns(root, official, classes)
-            if taken is not None:
-                columns = columns.take(np.flatnonzero(taken))
-            origins[name] = {"official split": official.name, "part": part}
+        for name, of_split in parts.items():
+            used: list[Columns] = []
+            unanswerable = 0
+            for official, _, taken in of_split:
+                files |= official.files
+                classes = official.classes(answer_index) if official.annotated else None
+                columns = _columns(root, official, classes)
+                if taken is not None:
+                    columns = columns.take(np.flatnonzero(taken))
+                if name == "train":
+                    assert classes is not None
+                    # As in ViLT and METER: an answer outside the vocabulary cannot be learnt.
+                    answerable = (classes[columns.rows] >= 0).any(axis=1)
+                    unanswerable += int((~answerable).sum())
+                    columns = columns.take(np.flatnonzero(answerable))
+                used.append(columns)
+            names = "+".join(official.name for official, _, _ in of_split)
+            part = ", ".join(dict.fromkeys(part for _, part, _ in of_split))
+            origins[name] = {"official split": names, "part": part}
             if name == "train":
-                assert classes is not None
-                # As in ViLT and METER: an answer outside the vocabulary cannot be learnt.
-                answerable = (classes[columns.rows] >= 0).any(axis=1)
-                origins[name]["left out, no answer in the vocabulary"] = int((~answerable).sum())
-                columns = columns.take(np.flatnonzero(answerable))
+                origins[name]["left out, no answer in the vocabulary"] = unanswerable
             examples = limited(
-                columns, self.options.limit_of(name), self.options.limit_seed, lambda example: example.id
+                used[0] if len(used) == 1 else Columns.joined(used),
+                self.options.limit_of(name),
+                self.options.limit_seed,
+                lambda example: example.id,
             )
             if not examples:
-                raise UserError(f"{root}: {official.name} ({part}) has no questions for the {name} split")
+                raise UserError(f"{root}: {names} ({part}) has no questions for the {name} split")
             splits[name] = blanked(examples, self.options.blank)
             origins[name] |= {
                 "questions": len(examples),
                 **describe_images(image_paths(examples)),
             }
         return Data(splits, {"splits": origins, "files": files, "answers": vocabulary.provenance})
+
+    def read_official(self, root: Path, split: str) -> Sequence[Example]:
+        """All questions of a test split, with annotations if there are any."""
+        found = load_split(root, split, has_annotated_split(root, split))
+        index = {answer: place for place, answer in enumerate(self.answers)}
+        return _columns(root, found, found.classes(index) if found.annotated else None)
 
     def without_data(self) -> None:
         """Set as many answers as were published."""
@@ -203,28 +235,38 @@ class VQA(Task[VQAOptions]):
         results.sort(key=lambda result: result["question_id"])
         path.write_text(json.dumps(results), encoding="utf-8")
 
-    def _parts(self, root: Path, train: SplitColumns, other: SplitColumns) -> dict[SplitName, Part]:
+    def _parts(self, root: Path, train: SplitColumns, other: SplitColumns) -> Parts:
         """Which official questions become train, val and test."""
-        test_name = self.options.test
+        test_name, both = self.options.test, self.options.train == "trainval"
         if test_name == "auto":
-            test_name = "test2015" if has_annotated_split(root, "test2015") else "val2014"
+            test_name = "test2015" if both or has_annotated_split(root, "test2015") else "val2014"
         if test_name != "val2014":
             annotated = has_annotated_split(root, test_name)
             test = load_split(root, test_name, annotated)
             part = "all" if annotated else "all, without annotations"
-            return {
-                "train": (train, "all", None),
-                "val": (other, "all", None),
-                "test": (test, part, None),
-            }
+            trained: Parts = {"train": [_all(train)], "val": [_all(other)]}
+            return {**(self._trainval(train, other) if both else trained), "test": [(test, part, None)]}
         images, image = np.unique(train.arrays["image_id"], return_inverse=True)
         held = cut_off(images.tolist(), self.options.val_fraction)
         validation = np.array([each in held for each in images.tolist()], dtype=bool)[image]
         share = f"of the images by hash, val_fraction={self.options.val_fraction}"
         return {
-            "train": (train, f"the rest {share}", ~validation),
-            "val": (train, f"a part {share}", validation),
-            "test": (other, "all", None),
+            "train": [(train, f"the rest {share}", ~validation)],
+            "val": [(train, f"a part {share}", validation)],
+            "test": [_all(other)],
+        }
+
+    def _trainval(self, train: SplitColumns, other: SplitColumns) -> Parts:
+        """Both official splits as training data, and what the epoch is chosen on."""
+        if self.options.holdout == "meter":
+            seen = "all, which training has seen"
+            return {"train": [_all(train), _all(other)], "val": [(other, seen, None)]}
+        images, image = np.unique(other.arrays["image_id"], return_inverse=True)
+        held = set(limited(images.tolist(), HELD_OUT, 0, str))
+        validation = np.array([each in held for each in images.tolist()], dtype=bool)[image]
+        return {
+            "train": [_all(train), (other, f"but for {len(held)} images by hash", ~validation)],
+            "val": [(other, f"{len(held)} images by hash", validation)],
         }
 
     def _vocabulary(self, root: Path, counted: Sequence[SplitColumns]) -> Vocabulary:
@@ -234,6 +276,10 @@ class VQA(Task[VQAOptions]):
         if published is not None:
             return read_vocabulary(published)
         return count_vocabulary({split.name: split.majority_counts() for split in counted})
+
+
+def _all(split: SplitColumns) -> Part:
+    return split, "all", None
 
 
 def majority_answer_accuracy(data: Data) -> float:

@@ -110,6 +110,24 @@ def test_limits_count_images_and_keep_their_captions(root: Path) -> None:
     assert data.provenance["splits"]["train"]["part"] == "some of the images, by hash"
 
 
+def test_epochs_are_chosen_on_some_images_of_val_and_all_of_test_are_ranked(tmp_path: Path) -> None:
+    entries = [entry(image, split) for split in ("train", "val", "test") for image in _numbers(split)]
+    write(tmp_path, *entries)
+    data = Retrieval(RetrievalOptions(val_images=4)).load(tmp_path)
+    images = {split: {each.group for each in data.splits[split]} for split in data.splits}
+    assert {split: len(found) for split, found in images.items()} == {"train": 9, "val": 4, "test": 9}
+    assert data.provenance["splits"]["val"]["part"] == "some of the images, by hash"
+    fewer = Retrieval(RetrievalOptions(val_images=4, limit_val=2)).load(tmp_path)
+    assert {each.group for each in fewer.splits["val"]} < images["val"]
+    whole = Retrieval().load(tmp_path)
+    assert whole.provenance["splits"]["val"]["part"] == "all"
+
+
+def _numbers(split: str) -> range:
+    start = 10 * ("train", "val", "test").index(split)
+    return range(start, start + 9)
+
+
 def test_dataset_is_found_or_chosen_by_option(root: Path) -> None:
     write(root, *(entry(k, split) for k, split in enumerate(("train", "val", "test"))), name="mini")
     with pytest.raises(UserError, match=r"contains dataset_flickr30k\.json, dataset_mini\.json; choose one"):

@@ -103,6 +103,47 @@ def test_official_splits_are_used_unchanged_if_test2015_is_annotated(root: Path)
     assert len(data.provenance["files"]) == 6
 
 
+def test_trainval_holds_out_images_of_val_as_vilt_does_or_none_as_meter_does(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_split(root, "test2015", 9000, ["no"] * 6, annotated=False)
+    monkeypatch.setattr("tasks.vqa.task.HELD_OUT", 4)
+    data = VQA(VQAOptions(train="trainval")).load(root)
+    official = {split: {each.group for each in data.splits[split]} for split in ("train", "val", "test")}
+    assert len(official["val"]) == 4  # of val2014's 15, two questions each
+    assert len(ids(data, "val")) == 8
+    assert official["train"].isdisjoint(official["val"])
+    assert len(official["train"] & {str(image) for image in range(2500, 2515)}) == 11
+    assert len(ids(data, "train")) == 60 + 22  # "rare" is outside the vocabulary
+    assert data.provenance["splits"]["train"]["official split"] == "train2014+val2014"
+    seen = VQA(VQAOptions(train="trainval", holdout="meter")).load(root)
+    assert len(ids(seen, "val")) == 30
+    assert len(ids(seen, "train")) == 60 + 30
+    assert seen.provenance["splits"]["val"]["part"] == "all, which training has seen"
+
+
+def test_questions_of_two_files_keep_their_texts_images_and_answers(root: Path) -> None:
+    write_split(root, "test2015", 9000, ["no"], annotated=False)
+    train = VQA(VQAOptions(train="trainval", holdout="meter")).load(root).splits["train"]
+    last, first_of_val = train[-1], train[60]
+    assert (first_of_val.id, first_of_val.text, first_of_val.group) == ("5000", "what is 5000?", "2500")
+    assert first_of_val.images == (root / "val2014/COCO_val2014_000000002500.jpg",)
+    assert first_of_val.target.answers == tuple((k, "yes") for k in range(1, 11))
+    assert last.id == "5029"
+    assert train[0].images == (root / "train2014/COCO_train2014_000000000500.jpg",)
+    assert [each.id for each in train[58:62]] == ["1058", "1059", "5000", "5001"]
+
+
+def test_trainval_cannot_report_on_val2014() -> None:
+    with pytest.raises(UserError, match="cannot be the test split"):
+        build_task(Spec("vqa", {"train": "trainval", "test": "val2014"}))
+
+
+def test_options_younger_than_stored_results_are_named_only_where_they_are_set() -> None:
+    assert "train" not in VQA().config()
+    assert VQA(VQAOptions(train="trainval")).config()["train"] == "trainval"
+
+
 def test_test2015_without_annotations_is_used_only_on_request(root: Path) -> None:
     write_split(root, "test2015", 9000, ["no"] * 6, annotated=False)
     assert VQA().load(root).provenance["splits"]["test"]["official split"] == "val2014"
