@@ -25,8 +25,10 @@ from methods.lora import LoRA
 from methods.parallel import ParallelAdapter
 from methods.prompts import DeepPrompt, PromptOptions, ShallowPrompt
 from methods.pumer import Pumer, PumerOptions
+from methods.roe import RoE
 from methods.skipping import GatedBlock
 from methods.tome import Tome, TomeOptions
+from methods.visual_prompt import VP
 from tests.support.meter_methods import randomize
 from tests.support.small_vilt import mini
 
@@ -42,6 +44,8 @@ METHODS: dict[str, Callable[[tuple[str, ...]], Method[Any]]] = {
     "deep_prompt": lambda last: DeepPrompt(PromptOptions(tokens=3)),
     "das": lambda last: DAS(DASOptions(blocks=("0",) if len(last) == 1 else ("text.0",))),
     "das, last blocks skipped": lambda last: DAS(DASOptions(blocks=last)),
+    "roe": lambda last: RoE(),
+    "vp": lambda last: VP(),
     "tome": lambda last: Tome(TomeOptions(r=2)),
     "pumer": lambda last: Pumer(PumerOptions(text=0.4)),
     "pumer, last layer": lambda last: Pumer(PumerOptions(layers=(int(last[0].split(".")[-1]),), text=0.4)),

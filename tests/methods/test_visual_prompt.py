@@ -130,9 +130,9 @@ def test_the_gradient_reaches_the_frame_through_the_encoder(backbone: Backbone) 
     assert float((grad != 0).float().mean()) > 0.9
 
 
-def test_pairs_of_texts_and_images_are_framed_once(backbone: Backbone) -> None:
-    if backbone.name == "llava":
-        pytest.skip("no pairs")
+@pytest.mark.parametrize("name", ["vilt-mini", "meter-mini"])
+def test_pairs_of_texts_and_images_are_framed_once(name: str) -> None:
+    backbone = resolve_backbone(name)(BackboneOptions())
     VP().adapt(backbone, seeded())
     with torch.no_grad():
         backbone.frame.values.normal_(generator=seeded())  # type: ignore[union-attr,operator]

@@ -28,7 +28,8 @@ from tasks.mini import nlvr2, retrieval, snli_ve, vqa
 META = torch.device("meta")
 METHODS = (
     "full,classifier,bitfit,lora[dropout=0.1],adapter,parallel[learn_scale=true],shallow_prompt,deep_prompt,"
-    "das[blocks={blocks}],das[search_epochs=2],tome,pumer,pumer[variant=published],seq_bn,dora"
+    "das[blocks={blocks}],das[search_epochs=2],tome,pumer,pumer[variant=published],seq_bn,dora,"
+    "roe,vp,tvp"
 )
 FEW_METHODS = "full,deep_prompt,das[search_epochs=2],tome,pumer"
 BLOCKS = {"vilt-mini": "3+7", "meter-mini": "text.1+image.0"}

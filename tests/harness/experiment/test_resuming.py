@@ -25,7 +25,7 @@ from methods.das import DAS
 from tasks.mini.vqa import Sizes, ensure_vqa
 
 EPOCHS, BATCH = 3, 8
-METHODS = "das[search_epochs=3,period=1],lora[dropout=0.1]"
+METHODS = "das[search_epochs=3,period=1],lora[dropout=0.1],roe[tune=full]"
 
 
 class StoppedError(Exception):
@@ -116,6 +116,15 @@ def test_training_resumes_at_its_last_epoch(
     assert found.training["steps"] == EPOCHS * _padded(examples) // BATCH
     assert (tmp_path / CHECKPOINT).is_file()
     assert tries[-1].first == done * examples
+
+
+def test_a_method_with_stages_resumes_in_its_stage(
+    cells: dict[str, Cell], uninterrupted: dict[str, Outcome], tmp_path: Path
+) -> None:
+    examples = len(cells["roe"].testbed.data.splits["train"])
+    found, _ = interrupted(cells["roe"], tmp_path, ("train", _padded(examples) + BATCH))
+    assert_same(found, uninterrupted["roe"])
+    assert found.routes == uninterrupted["roe"].routes
 
 
 def test_search_interrupted_in_every_epoch_equals_the_uninterrupted_one(
