@@ -1,4 +1,4 @@
-"""The adapters of each layer in DAS and EAS on a decoder, in this harness's form and as published."""
+"""The adapters of each layer in LLaVA-DAS, LaVIN-DAS, LLaVA-EAS and LaVIN-EAS."""
 
 from __future__ import annotations
 
