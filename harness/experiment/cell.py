@@ -18,7 +18,7 @@ from torch import Tensor
 from harness.digests import digest_state
 from harness.experiment import search_stage
 from harness.experiment.build import adapted_model, loader
-from harness.experiment.cell_progress import Progress
+from harness.experiment.cell_progress import Progress, keep_done
 from harness.experiment.plan import Cell, Testbed
 from harness.experiment.routes import cost_of_examples, find_routes
 from harness.experiment.search_stage import FOUND, SEARCHED, Searched
@@ -249,6 +249,9 @@ def _train(
         training_now = training_state(model, state, fabric)
         content = {"training": training_now, "best": best, "curve": curve, "micro_batch": micro.size}
         on_first(fabric, lambda: save_checkpoint(checkpoint, content))
+        on_first(
+            fabric, lambda: keep_done(scratch, "train", (state.epoch + state.step / steps) / training.epochs)
+        )
 
     saving = Saving(fabric, testbed.settings.device.checkpoint_minutes, save)
     while state.epoch < training.epochs:

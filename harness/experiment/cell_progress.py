@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Protocol
+
+from harness.files import write_atomically
+
+DONE = "done.json"
+"""File beside a cell's checkpoints: the stage that was saved last, and which share of its examples was seen."""
+
+
+def keep_done(scratch: Path, stage: str, share: float) -> None:
+    """Note beside a checkpoint how far it has come, for estimates of the time that is left."""
+    write_atomically(scratch / DONE, json.dumps({"stage": stage, "share": share}).encode())
 
 
 class Progress(Protocol):

@@ -55,16 +55,40 @@ class Speed:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds of a cell by stage; training includes the validation after each epoch."""
+    """Seconds of a cell by stage.
+
+    validation: after all of `epochs` epochs together. evaluation: of the finished model on validation and test.
+    saved: seconds of the above that an interrupted run has done.
+    """
 
     search: float = 0.0
     training: float = 0.0
+    validation: float = 0.0
     evaluation: float = 0.0
+    epochs: int = 1
+    saved: float = 0.0
 
     @property
     def total(self) -> float:
-        """Seconds of all stages."""
-        return self.search + self.training + self.evaluation
+        """Seconds of all that is left to do."""
+        return self.search + self.training + self.validation + self.evaluation - self.saved
+
+    def done(self, stage: str, share: float) -> float:
+        """Seconds of all that is done when a stage has seen this share of its examples.
+
+        The examples of the stage "train" are those of the epochs; the validation after the last of the epochs seen so
+        far is yet to come.
+        """
+        match stage:
+            case "search":
+                return share * self.search
+            case "train":
+                validated = max(0, math.ceil(share * self.epochs - 1e-9) - 1) / self.epochs
+                return self.search + share * self.training + validated * self.validation
+            case "predict val" | "predict test":
+                before = self.search + self.training + self.validation
+                return before + (share + (stage == "predict test")) * self.evaluation / 2
+        return 0.0
 
 
 class Estimator:
@@ -92,14 +116,15 @@ class Estimator:
         training, device = testbed.training, testbed.settings.device
         examples = len(testbed.data.splits["train"])
         searched = method.search_epochs if training.budget == "epochs" else 0
-        validation = evaluation_passes(testbed, ["val"]) * training.epochs * speed.forward
-        seconds = Estimate(
-            search=examples * searched * speed.training,
-            training=examples * (training.epochs * speed.training + speed.encoding) + validation,
-            evaluation=evaluation_passes(testbed, ["val", "test"]) * speed.forward,
+        seen = training.epochs * speed.training + speed.encoding
+        forward = speed.forward / (device.devices * device.nodes)
+        return Estimate(
+            search=examples * searched * speed.training / (device.devices * device.nodes),
+            training=examples * seen / (device.devices * device.nodes),
+            validation=evaluation_passes(testbed, ["val"]) * training.epochs * forward,
+            evaluation=evaluation_passes(testbed, ["val", "test"]) * forward,
+            epochs=training.epochs,
         )
-        share = 1 / (device.devices * device.nodes)
-        return Estimate(seconds.search * share, seconds.training * share, seconds.evaluation * share)
 
     def _timed_once(self, cell: Cell) -> Speed | None:
         key = (cell.label, id(cell.testbed))

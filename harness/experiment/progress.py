@@ -81,7 +81,6 @@ class ProgressReporter:
     def begin(self, cell: Cell) -> None:
         """A cell begins."""
         self.interrupts.check()
-        self.remaining.begin(cell.id)
 
     def end(self, cell: Cell, record: Record | None, note: str) -> None:
         """A cell has ended."""

@@ -2,34 +2,44 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
+from harness.experiment.cell_progress import DONE
 from harness.experiment.estimate import Estimate
 
 TRUSTED_SECONDS = 5.0
 """Seconds of work after which the speed so far corrects the estimate."""
 
 
+def without_done(estimate: Estimate, scratch: Path) -> Estimate:
+    """The estimate of a cell less what an interrupted run has saved of it."""
+    try:
+        noted = json.loads((scratch / DONE).read_text())
+        saved = estimate.done(noted["stage"], min(1.0, max(0.0, float(noted["share"]))))
+    except (OSError, ValueError, KeyError, TypeError):  # nothing is saved, or not yet
+        return estimate
+    return replace(estimate, saved=saved)
+
+
 @dataclass
 class _Running:
-    """A cell that has begun.
+    """The stage that a cell is in. share: of its examples. reported: when it was last known; None: not yet."""
 
-    done, resumed: share of the current stage, and of it what an earlier run had done (None: not known yet).
-    saved: estimated seconds of all that an earlier run had done.
-    """
-
-    began: float
     stage: str = ""
     total: int = 0
-    done: float = 0.0
-    resumed: float | None = None
-    saved: float = 0.0
+    share: float = 0.0
+    reported: float | None = None
 
 
 class Remaining:
     """Follows the progress of a run's cells.
+
+    Speed is measured between the reports of a stage. Starting workers, loading data, and what an earlier run has done
+    say nothing about it.
 
     estimates: of all cells by id. jobs: cells that run at the same time. clock: seconds that only increase.
     """
@@ -41,69 +51,42 @@ class Remaining:
         self._jobs = jobs
         self._clock = clock
         self._running: dict[str, _Running] = {}
-        self._worked = 0.0  # seconds of finished cells
-        self._finished = 0.0  # their estimates
-
-    def begin(self, cell_id: str) -> None:
-        """A cell begins."""
-        self._running[cell_id] = _Running(self._clock())
+        self._worked = 0.0  # seconds between reports
+        self._expected = 0.0  # what was estimated for them
 
     def stage(self, cell_id: str, name: str, total: int) -> None:
         """A stage of `total` examples begins."""
-        running = self._running.setdefault(cell_id, _Running(self._clock()))
-        running.stage, running.total, running.done, running.resumed = name, total, 0.0, None
+        self._running[cell_id] = _Running(name, total)
 
     def advance(self, cell_id: str, count: int) -> None:
         """`count` more examples of the stage are done; the first report may be what an earlier run did."""
-        running = self._running.get(cell_id)
-        if running is None or not running.total:
+        running, estimate = self._running.get(cell_id), self._estimates.get(cell_id)
+        if running is None or estimate is None or not running.total:
             return
-        running.done = min(1.0, running.done + count / running.total)
-        if running.resumed is None:
-            running.resumed = running.done
-            running.saved += running.done * self._length(cell_id, running.stage)
+        before, now = running.share, self._clock()
+        running.share = min(1.0, before + count / running.total)
+        if running.reported is not None:
+            self._worked += now - running.reported
+            self._expected += estimate.done(running.stage, running.share) - estimate.done(
+                running.stage, before
+            )
+        running.reported = now
 
     def end(self, cell_id: str) -> None:
         """A cell has ended."""
-        running = self._running.pop(cell_id, None)
-        estimate = self._estimates.pop(cell_id, Estimate())
-        if running is not None:
-            self._worked += self._clock() - running.began
-            self._finished += max(0.0, estimate.total - running.saved)
+        self._running.pop(cell_id, None)
+        self._estimates.pop(cell_id, None)
 
     def seconds(self) -> float:
         """Seconds until the last cell ends."""
-        worked, expected = self._worked, self._finished
-        left: list[float] = []
-        for cell_id, estimate in self._estimates.items():
-            done = 0.0
-            if (running := self._running.get(cell_id)) is not None:
-                done = self._done(cell_id, running)
-                worked += self._clock() - running.began
-                expected += max(0.0, done - running.saved)
-            left.append(max(0.0, estimate.total - done))
-        correction = worked / expected if worked >= TRUSTED_SECONDS and expected > 0 else 1.0
+        left = [self._left(cell_id, estimate) for cell_id, estimate in self._estimates.items()]
+        trusted = self._worked >= TRUSTED_SECONDS and self._expected > 0
+        correction = self._worked / self._expected if trusted else 1.0
         return correction * max(sum(left) / self._jobs, max(left, default=0.0))
 
-    def _done(self, cell_id: str, running: _Running) -> float:
-        """Estimated seconds of what is done of a cell."""
-        estimate = self._estimates.get(cell_id, Estimate())
-        before = {
-            "search": 0.0,
-            "train": estimate.search,
-            "predict val": estimate.search + estimate.training,
-            "predict test": estimate.search + estimate.training + estimate.evaluation / 2,
-        }
-        return before.get(running.stage, 0.0) + running.done * self._length(cell_id, running.stage)
-
-    def _length(self, cell_id: str, stage: str) -> float:
-        """Estimated seconds of a stage."""
-        estimate = self._estimates.get(cell_id, Estimate())
-        half = estimate.evaluation / 2
-        lengths = {
-            "search": estimate.search,
-            "train": estimate.training,
-            "predict val": half,
-            "predict test": half,
-        }
-        return lengths.get(stage, 0.0)
+    def _left(self, cell_id: str, estimate: Estimate) -> float:
+        """Estimated seconds of what is left of a cell."""
+        running = self._running.get(cell_id)
+        if running is None or running.reported is None:
+            return estimate.total
+        return estimate.total + estimate.saved - estimate.done(running.stage, running.share)

@@ -11,7 +11,7 @@ from typing import Any
 from lightning_fabric import Fabric
 
 from harness.experiment.build import loader
-from harness.experiment.cell_progress import Progress
+from harness.experiment.cell_progress import Progress, keep_done
 from harness.experiment.plan import Cell
 from harness.files import write_atomically
 from harness.training.checkpoint import (
@@ -85,6 +85,7 @@ def search(
         def keep() -> None:
             write_atomically(done, json.dumps(asdict(found)).encode())
             (scratch / SEARCH_CHECKPOINT).unlink(missing_ok=True)
+            keep_done(scratch, "search", 1.0)
 
         on_first(fabric, keep)
     content = on_first(fabric, done.read_bytes)
@@ -126,6 +127,12 @@ def _run(
         testbed.data.splits["train"], method.search_holdout, derived_seed(cell.seed, "search split")
     )
     checkpoint = scratch / SEARCH_CHECKPOINT
+    planned = method.search_epochs * len(kept)
+
+    def save(state: Any) -> None:
+        save_checkpoint(checkpoint, state)
+        keep_done(scratch, "search", trainer.cost.examples / planned)
+
     trainer = FabricSearchTrainer(
         fabric,
         testbed.task,
@@ -141,13 +148,13 @@ def _run(
         generator(cell.seed, "search"),
         progress.advance,
         on_first(fabric, lambda: load_checkpoint(checkpoint) if checkpoint.is_file() else None),
-        lambda state: on_first(fabric, lambda: save_checkpoint(checkpoint, state)),
+        lambda state: on_first(fabric, lambda: save(state)),
         testbed.settings.device.checkpoint_minutes,
         partial(restoring, checkpoint),
         partial(cached_encoding, store=testbed.encodings),
         micro,
     )
-    progress.stage("search", method.search_epochs * len(kept))
+    progress.stage("search", planned)
     decision = method.search(trainer)
     searched = tuned_state(TaskModel(testbed.task, backbone, head))
     on_first(fabric, lambda: save_checkpoint(scratch / SEARCHED, searched))

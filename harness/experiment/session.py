@@ -14,7 +14,7 @@ from harness.experiment.adopt import stale_among
 from harness.experiment.estimate import Estimate, Estimator, duration
 from harness.experiment.latency import measure_side_by_side
 from harness.experiment.plan import Cell, Testbed, build_cells, open_testbeds
-from harness.experiment.remaining import Remaining
+from harness.experiment.remaining import Remaining, without_done
 from harness.experiment.runner import Reporter, dismiss_followers, follow_cells, run_cells
 from harness.experiment.slurm.launch import run_on_slurm
 from harness.experiment.trackers import TrackingReporter, check_trackers
@@ -32,7 +32,7 @@ class Plan:
 
     kept: ids of finished cells.
     stale: ids of cells that were finished by other code with the same configuration.
-    estimates: of each cell's duration, by id; 0 for kept cells.
+    estimates: of the time that each cell still takes, by id; 0 for kept cells.
     jobs: cells that run at the same time.
     ranks: this process's place, if srun or torchrun has started all processes that train a cell together.
     in_process: cells run in this process, one after the other.
@@ -105,7 +105,9 @@ def make_plan(settings: RunSettings) -> Plan:
     jobs = 1 if in_process or ranks is not None else device.jobs or default_jobs(settings, to_run)
     at_once = max(1, min(jobs, len(to_run))) * (1 if ranks is not None else device.devices)
     estimate = Estimator(earlier, max(1, torch.get_num_threads() // at_once))
-    estimates = dict.fromkeys(kept, Estimate()) | {cell.id: estimate(cell) for cell in to_run}
+    estimates = dict.fromkeys(kept, Estimate()) | {
+        cell.id: without_done(estimate(cell), store.checkpoint(cell.id)) for cell in to_run
+    }
     return Plan(settings, store, testbeds, cells, kept, stale, estimates, jobs, in_process, ranks)
 
 
