@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import ceil, sqrt
 
 import numpy as np
@@ -64,9 +65,7 @@ def components(scores: np.ndarray) -> Components:
     of_noise = float((left**2).sum())
     freedom = (groups - 1) * (seeds - 1)
     between, within = of_groups / (groups - 1), of_noise / freedom
-    random = np.random.default_rng(0)
-    first, second = random.chisquare(groups - 1, DRAWS), random.chisquare(freedom, DRAWS)
-    third = random.chisquare(seeds - 1, DRAWS)
+    first, second, third = _chi_squares(groups - 1, freedom, seeds - 1)
     noise = of_noise / second
     ratio = np.inf if within == 0 else between / within
     return Components(
@@ -79,6 +78,13 @@ def components(scores: np.ndarray) -> Components:
         float(((first / (groups - 1)) / (second / freedom) >= ratio).mean()),
         freedom,
     )
+
+
+@lru_cache(1)
+def _chi_squares(*freedom: int) -> list[np.ndarray]:
+    """Independent draws of χ² with the given degrees of freedom."""
+    random = np.random.default_rng(0)
+    return [random.chisquare(each, DRAWS) for each in freedom]
 
 
 def contrast(scores: np.ndarray, weights: np.ndarray, found: Components) -> Interval:
