@@ -13,6 +13,15 @@ LAYER_NORM_EPS = 1e-5
 """Default of torch's LayerNorm, which the published code of DAS uses."""
 
 
+def eps_beside(block: object) -> float:
+    """Epsilon of a branch's LayerNorm beside a block: the block's own before its sublayers, if it has one.
+
+    Both then read the same normalised tokens, so that the branch becomes part of the block's matrices.
+    """
+    own: float | None = getattr(block, "norm_eps", None)
+    return LAYER_NORM_EPS if own is None else own
+
+
 class BottleneckAdapter(Inserted):
     """`up(act(down(x)))`: sequential (Houlsby et al. 2019), parallel (He et al. 2022), in DAS.
 

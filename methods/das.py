@@ -18,6 +18,7 @@ import torch
 from harness.backbones.base import Backbone
 from methods.bandit_search import check_search, holdout, search_with_bandit, warm_starts
 from methods.base import CostCase, SearchTrainer
+from methods.bottleneck import LAYER_NORM_EPS
 from methods.das_decision import DASDecision
 from methods.das_decoder import adapt_decoder, published_skip, search_decoder
 from methods.decoder_search import Form, recipe_of
@@ -118,6 +119,10 @@ class DAS(SkippingMethod[DASOptions]):
     def warm_starts(self) -> bool:
         """True if training starts with the weights that the search trained."""
         return self.options.form == "own" and warm_starts(self.options)
+
+    def _eps(self, block: object) -> float:
+        """The block's own, or that of the authors' code."""
+        return LAYER_NORM_EPS if self.options.variant == "published" else super()._eps(block)
 
     def adapt(self, backbone: Backbone, generator: torch.Generator) -> None:
         """Replace the chosen blocks by shortcuts and add adapters to the others."""

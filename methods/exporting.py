@@ -38,6 +38,14 @@ model.load_adapter(str(FOLDER), load_as="{NAME}", set_active=True)
 """
 
 
+SET_EPSILON = """\
+for module in model.modules():
+    if hasattr(module, "adapter_norm_before"):
+        module.adapter_norm_before.eps = {eps}
+"""
+"""Gives the adapters' LayerNorms the epsilon with which they were trained; the library has no setting for it."""
+
+
 LOAD_PEFT = """\
 model = peft.PeftModel.from_pretrained(model, str(FOLDER))
 """
@@ -86,6 +94,8 @@ def export_bottlenecks(
     """
     width = int(target.model.config.hidden_size)
 
+    eps = float(target.model.config.layer_norm_eps)
+
     def configure(adapters: Any) -> Any:
         return adapters.BnConfig(
             mh_adapter=True,
@@ -114,7 +124,8 @@ def export_bottlenecks(
                 }
                 _fill_bottleneck(place.adapters[NAME], ours, scale)
 
-    return export_adapters(target, configure, fill, output)
+    loading = export_adapters(target, configure, fill, output)
+    return loading + SET_EPSILON.format(eps=eps) if layer_norm else loading
 
 
 def _fill_bottleneck(adapter: Any, ours: Mapping[str, Tensor], scale: float) -> None:

@@ -13,7 +13,7 @@ from harness.backbones.base import Backbone, HuggingFaceForm
 from harness.backbones.block import Block
 from harness.backbones.folding import Activation
 from methods.base import Method, Slot, freeze
-from methods.bottleneck import BottleneckAdapter, bottleneck_size
+from methods.bottleneck import BottleneckAdapter, bottleneck_size, eps_beside
 from methods.exporting import Blocks, export_bottlenecks
 from methods.option_checks import at_least, positive
 
@@ -73,6 +73,7 @@ class ParallelAdapter(Method[ParallelAdapterOptions]):
                     learn_scale=options.learn_scale,
                     activation=options.activation,
                     zero_up=True,
+                    eps=eps_beside(block),
                 )
 
     def merge(self, backbone: Backbone) -> None:

@@ -141,6 +141,11 @@ class PromptedBlock(Block):
         return self.block.normalizes_last
 
     @property
+    def norm_eps(self) -> float | None:  # type: ignore[override]
+        """The same as the wrapped block's."""
+        return self.block.norm_eps
+
+    @property
     def post_norm(self) -> nn.ModuleDict:  # type: ignore[override]
         """The same as the wrapped block's."""
         return self.block.post_norm

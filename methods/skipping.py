@@ -21,7 +21,7 @@ from harness.backbones.folding import HasBranch, is_hooked
 from harness.backbones.inputs import Streams
 from harness.errors import UserError, did_you_mean
 from methods.base import CostCase, Inserted, Method, SearchTrainer, Slot, freeze
-from methods.bottleneck import BottleneckAdapter
+from methods.bottleneck import BottleneckAdapter, eps_beside
 
 
 class SkippingOptions(Protocol):
@@ -173,13 +173,21 @@ class SkippingMethod(Method[OptionsT]):
                 generator,
                 layer_norm=True,
                 residual=False,
+                eps=self._eps(block),
             )
+
+    def _eps(self, block: object) -> float:
+        """Epsilon of the LayerNorms of a block's adapters and of its shortcut."""
+        return eps_beside(block)
 
     def _shortcut(self, backbone: Backbone, index: int, generator: torch.Generator) -> SkippedBlock:
         block = backbone.blocks[index]
         eighths = 2 if len(backbone.stream_names) == 1 else 3
         bottleneck = self.options.shortcut_bottleneck or max(1, backbone.width * eighths // 8)
-        adapter = BottleneckAdapter(backbone.width, bottleneck, generator, layer_norm=True, residual=True)
+        eps = self._eps(block)
+        adapter = BottleneckAdapter(
+            backbone.width, bottleneck, generator, layer_norm=True, residual=True, eps=eps
+        )
         return SkippedBlock(str(block.name), str(block.stream), adapter)
 
     def cost_case(self, backbone: Backbone, decision: Any) -> CostCase:

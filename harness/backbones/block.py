@@ -184,6 +184,9 @@ class Block(nn.Module, ABC):
     normalizes_last: ClassVar[bool] = False
     """True for a post-norm block, which has `post_norm` slots."""
     post_norm: nn.ModuleDict
+    norm_eps: float | None = None
+    """Epsilon of the LayerNorms before the sublayers; None for a block without them. A parallel branch that normalises
+    with the same epsilon reads what the sublayer reads, so that folding needs no correction."""
 
     @abstractmethod
     def forward(self, inputs: BlockInput) -> BlockOutput:

@@ -12,6 +12,7 @@ from harness.backbones.folding import fold_block
 from harness.backbones.vilt.loading import load_vilt_mini
 from harness.backbones.vilt.model import ViltBackbone
 from harness.errors import UserError
+from methods.bottleneck import BottleneckAdapter
 from methods.das import DAS, DASOptions
 from methods.das_decision import DASDecision
 from methods.skipping import SkippedBlock
@@ -49,6 +50,15 @@ def test_parameters_follow_the_closed_form(backbone: ViltBackbone, skipped: int)
 
     expected = adapter(shortcut) * skipped + 2 * adapter(parallel) * (12 - skipped)
     assert sum(p.numel() for p in method.method_parameters(backbone)) == expected
+
+
+@pytest.mark.parametrize(("variant", "eps"), [("sound", 1e-6), ("published", 1e-5)])
+def test_norms_have_the_epsilon_of_the_block_or_of_the_published_code(
+    backbone: ViltBackbone, variant: Any, eps: float
+) -> None:
+    DAS(DASOptions(blocks=("0",), variant=variant)).adapt(backbone, seeded())
+    norms = [module.norm for module in backbone.modules() if isinstance(module, BottleneckAdapter)]
+    assert [norm.eps for norm in norms if norm is not None] == [eps] * 23
 
 
 def test_a_skipped_block_is_deployed_with_its_norm_in_the_lower_projection(backbone: ViltBackbone) -> None:

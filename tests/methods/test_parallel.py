@@ -36,7 +36,7 @@ def test_a_learned_scale_is_one_more_parameter_until_it_is_folded() -> None:
     )
     method.finalize(backbone)
     assert method.method_modules(backbone) == []
-    assert sum(view.numel() for view in inserted_in(backbone)) == 24 * (2 * 128 * 4 + 2 * 4)
+    assert sum(view.numel() for view in inserted_in(backbone)) == 24 * (2 * 128 * 4 + 4)
 
 
 @pytest.mark.parametrize("wrong", [{"bottleneck": 0}, {"scale": 0.0}], ids=lambda wrong: next(iter(wrong)))

@@ -35,6 +35,7 @@ class ViltBlock(Block):
         self.attention = ViltAttention(config)
         self.intermediate = ViltIntermediate(config)
         self.output = ViltOutput(config)
+        self.norm_eps = config.layer_norm_eps
         self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.sequential = nn.ModuleDict()

@@ -282,7 +282,7 @@ def test_adapter_with_the_blocks_epsilon_becomes_rows_of_the_blocks_product() ->
     method = ParallelAdapter()
     adapted(backbone, method)
     adapter = backbone.blocks[0].parallel["attention"]
-    adapter.norm.eps = backbone.blocks[0].layernorm_before.eps
+    assert adapter.norm.eps == backbone.blocks[0].layernorm_before.eps == 1e-6
     expected = adapter.down.weight * adapter.norm.weight
     method.finalize(backbone)
     reading = backbone.blocks[0].attention.reading
