@@ -13,6 +13,9 @@ from typing import Any
 
 import pytest
 
+Measured = dict[str, tuple[list[float], dict[str, Any]]]
+"""Times in seconds of every round by contestant, and what is kept beside them."""
+
 
 class ReplayClock:
     """A clock, in seconds, that moves only when it is told to."""

@@ -29,10 +29,7 @@ from methods.base import Method
 from methods.das import DAS, DASOptions
 from methods.full import Full
 from methods.parallel import ParallelAdapter
-from tests.benchmarks.groups import Group, in_groups
-
-Measured = dict[str, tuple[list[float], dict[str, Any]]]
-"""Times in seconds by contestant, and what is kept beside them."""
+from tests.benchmarks.groups import Group, Measured, in_groups
 
 CPU = torch.device("cpu")
 TEXT = 40

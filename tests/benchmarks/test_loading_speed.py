@@ -1,18 +1,18 @@
 """Where the time of a training step goes: decode, collate, copy, step; and what the main thread spends on data.
 
-    pytest -o addopts= tests/benchmarks/test_loading_speed.py -s
+    pytest -o addopts= tests/benchmarks/test_loading_speed.py
 
-Photographs of 640×480 pixels (JPEG), which ViLT reads at 384×512. Times of parts are of one thread, per example, in CPU
-time, so that other load on the machine does not count. On a CUDA device the rates of the loop follow: LoRA on full-size
-ViLT in bf16, on a batch that stays on the GPU, with images in memory, and with images in the image folder.
+Photographs of 640×480 pixels (JPEG), which ViLT reads at 384×512. Times are per example. Those of the parts are of one
+thread, in CPU time, so that other load on the machine does not count. On a CUDA device the loop follows: LoRA on
+full-size ViLT in bf16, on batches that stay on the GPU, with images in memory, and with images in the image folder.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -37,9 +37,11 @@ from tasks.data.image_folder import ImageFolder
 from tasks.data.images import decode
 from tasks.data.loader import Loader
 from tasks.vqa.task import VQATarget
+from tests.benchmarks.groups import Group, Measured, in_groups
 
 BATCH = 64
 WORDS = 12
+DECODE, RESIDENT = "decode and resize", "resident batches"
 CUDA = torch.cuda.is_available()
 
 
@@ -55,113 +57,99 @@ def photographs(folder: Path, number: int) -> list[Example]:
     return examples
 
 
-@pytest.fixture(scope="module")
-def backbone() -> Any:
+def make_backbone() -> Any:
     found: Any = resolve_backbone("vilt")(BackboneOptions(weights="random", image_size=384, text_length=40))
     found.processor.tokenize = lambda texts: [[101, *range(1000, 1000 + WORDS), 102] for _ in texts]
     found.processor.describe = lambda: {"image_size": 384}
     return found
 
 
-@pytest.fixture(scope="module")
-def task() -> Any:
+def make_task() -> Any:
     made = build_task(parse_spec("vqa"))
     made.without_data()
     return made
 
 
-def per_example(what: Callable[[], object], examples: int, rounds: int = 5) -> float:
-    """Median CPU time of this thread in ms per example, after one round of warm-up."""
+def per_example(what: Callable[[], object], examples: int, rounds: int = 5) -> list[float]:
+    """CPU seconds of this thread per example in each round, after one round of warm-up."""
     taken = []
     for _ in range(rounds + 1):
         started = time.thread_time()
         what()
-        taken.append(1000 * (time.thread_time() - started) / examples)
-    return float(np.median(taken[1:]))
+        taken.append((time.thread_time() - started) / examples)
+    return taken[1:]
 
 
-def show(capsys: pytest.CaptureFixture[str], name: str, text: str) -> None:
-    with capsys.disabled():
-        print(f"\n{name:34} {text}", end="", flush=True)
+def measure_parts() -> Measured:
+    with TemporaryDirectory() as folder:
+        return _measure_parts(Path(folder))
 
 
-def test_parts(backbone: Any, task: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    examples = photographs(tmp_path, BATCH)
-    processor = backbone.processor
-    paths = [str(example.images[0]) for example in examples]
+def _measure_parts(place: Path) -> Measured:
+    backbone, task = make_backbone(), make_task()
+    examples = photographs(place, 4 * BATCH)
+    some, processor = examples[:BATCH], backbone.processor
+    paths = [str(example.images[0]) for example in some]
     images: list[Tensor] = [decode(path, processor) for path in paths]  # type: ignore[misc]
-    folder = ImageFolder(tmp_path / "images", processor)
+    folder = ImageFolder(place / "images", processor)
     for index, image in enumerate(images):
         folder.put(f"{index:064x}", image)
     tokens = processor.tokenize(paths)
+    pixels, _ = pad_images(images)
 
     def collate() -> None:
         pad_images(images)
         pad_text(tokens, 0)
-        task.collate_targets(examples)
+        task.collate_targets(some)
 
-    pixels, _ = pad_images(images)
-    show(
-        capsys,
-        "decode and resize",
-        f"{per_example(lambda: [decode(p, processor) for p in paths], BATCH):.3f} ms",
-    )
-    kept = per_example(lambda: [folder.get(f"{index:064x}") for index in range(BATCH)], BATCH)
-    show(capsys, "read from the image folder", f"{kept:.3f} ms")
-    show(capsys, "collate", f"{per_example(collate, BATCH):.3f} ms")
-    show(
-        capsys,
-        "normalise on the CPU",
-        f"{per_example(lambda: normalize(pixels, None, processor), BATCH):.3f} ms",
-    )
-    if CUDA:
-        pinned = pixels.pin_memory()
+    def epoch(kept_in: Path | None) -> Callable[[], None]:
+        """What is left to the thread that trains: taking batches, and on CUDA normalising them."""
+        cache = ImageCache(processor, folder=kept_in)
+        loader = Loader(examples, task, processor, BATCH, shuffle=True, cache=cache)
+        loader.device = torch.device("cuda" if CUDA else "cpu")
 
-        def copy() -> None:
-            normalize(pinned.to("cuda", non_blocking=True), None, processor)
-            torch.cuda.synchronize()
+        def run() -> None:
+            for batch in loader:
+                assert batch.inputs[0].pixels.shape[2:] == (384, 512)
 
-        for _ in range(3):
-            copy()
-        started = time.perf_counter()
-        for _ in range(20):
-            copy()
-        show(
-            capsys,
-            "copy and normalise on the GPU",
-            f"{1000 * (time.perf_counter() - started) / 20 / BATCH:.4f} ms",
-        )
+        return run
+
+    found = {
+        DECODE: per_example(lambda: [decode(path, processor) for path in paths], BATCH),
+        "read from the image folder": per_example(
+            lambda: [folder.get(f"{index:064x}") for index in range(BATCH)], BATCH
+        ),
+        "collate": per_example(collate, BATCH),
+        "normalise on the CPU": per_example(lambda: normalize(pixels, None, processor), BATCH),
+        "main thread, images in memory": per_example(epoch(None), len(examples)),
+        "main thread, images in the folder": per_example(epoch(place / "kept"), len(examples)),
+    }
+    return {name: (seconds, {}) for name, seconds in found.items()}
 
 
-@pytest.mark.parametrize("where", ["memory", "image folder"])
-def test_main_thread(
-    where: str, backbone: Any, task: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """What is left to the thread that trains: taking batches, and on CUDA normalising them."""
-    examples = photographs(tmp_path, 4 * BATCH)
-    folder = tmp_path / "images" if where == "image folder" else None
-    loader = Loader(
-        examples,
-        task,
-        backbone.processor,
-        BATCH,
-        shuffle=True,
-        cache=ImageCache(backbone.processor, folder=folder),
-    )
-    loader.device = torch.device("cuda" if CUDA else "cpu")
-
-    def epoch() -> None:
-        for batch in loader:
-            assert batch.inputs[0].pixels.shape[2:] == (384, 512)
-
-    show(capsys, f"main thread, images in {where}", f"{per_example(epoch, 4 * BATCH):.4f} ms")
+PARTS = (
+    DECODE,
+    "read from the image folder",
+    "collate",
+    "normalise on the CPU",
+    "main thread, images in memory",
+    "main thread, images in the folder",
+)
 
 
-@pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
-@pytest.mark.timeout(600)
-def test_loop(backbone: Any, task: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Examples per second of LoRA in bf16: resident batch, loop on images in memory and in the folder, first epochs."""
-    examples = photographs(tmp_path, 2048)
+@in_groups([Group("loading, 384x512", PARTS, DECODE, measure_parts, quick=True)])
+def test_parts(group: Group, contestant: str, benchmark: Any) -> None:
+    group.hand_over(contestant, benchmark)
+
+
+def measure_loop() -> Measured:
+    with TemporaryDirectory() as folder:
+        return _measure_loop(Path(folder))
+
+
+def _measure_loop(place: Path) -> Measured:
+    backbone, task = make_backbone(), make_task()
+    examples = photographs(place, 2048)
     settings = make_settings(methods="lora", tasks="vqa", precision="bf16-mixed", accelerator="cuda")
     fabric = make_fabric(settings)
     generator = torch.Generator().manual_seed(0)
@@ -195,49 +183,70 @@ def test_loop(backbone: Any, task: Any, tmp_path: Path, capsys: pytest.CaptureFi
         def __iter__(self) -> Any:
             return iter(self.batches)
 
-    def rate(batches: Any) -> float:
+    def seconds(batches: Any) -> float:
         started = time.perf_counter()
         train_epoch(fabric, state, task, batches)
         state.next_epoch()
-        return len(batches.examples) / (time.perf_counter() - started)
+        return (time.perf_counter() - started) / len(batches.examples)
 
-    def made(folder: Path | None) -> Loader:
-        cache = ImageCache(backbone.processor, folder=folder)
+    def made(folder: Path | None, **options: Any) -> Loader:
+        cache = ImageCache(backbone.processor, folder=folder, **options)
         return Loader(examples, task, backbone.processor, BATCH, shuffle=True, cache=cache)
 
-    in_memory, filled = made(None), made(tmp_path / "images")
+    def decoding(workers: int) -> Loader:
+        cache = ImageCache(backbone.processor, budget_mib=0)
+        return Loader(examples, task, backbone.processor, BATCH, shuffle=True, workers=workers, cache=cache)
+
+    in_memory, filled = made(None), made(place / "images")
     resident = Resident(made(None))
-    rate(resident)
-    show(capsys, "first epoch, threads decode", f"{rate(in_memory):.0f} examples/s on {usable_cores()} cores")
-    show(capsys, "first epoch, filling the folder", f"{rate(filled):.0f} examples/s")
-    for workers in (0, usable_cores()):
-        decoding = Loader(
-            examples,
-            task,
-            backbone.processor,
-            BATCH,
-            shuffle=True,
-            workers=workers,
-            cache=ImageCache(backbone.processor, budget_mib=0),
-        )
-        rate(decoding)
-        show(capsys, f"nothing kept, {workers or 'no'} processes", f"{rate(decoding):.0f} examples/s")
-    reopened = made(tmp_path / "images")
-    show(capsys, "first epoch on a filled folder", f"{rate(reopened):.0f} examples/s")
-    contestants = {
-        "resident batches": resident,
-        "images in memory": in_memory,
-        "images in the folder": filled,
+    seconds(resident)
+    first = {
+        "first epoch, threads decode": [seconds(in_memory)],
+        "first epoch, filling the folder": [seconds(filled)],
+        "first epoch on a filled folder": [seconds(made(place / "images"))],
     }
-    rates: dict[str, list[float]] = {name: [] for name in contestants}
+    for name, workers in (
+        ("nothing kept, no processes", 0),
+        ("nothing kept, a process per core", usable_cores()),
+    ):
+        batches = decoding(workers)
+        seconds(batches)
+        first[name] = [seconds(batches)]
+    pinned, _ = pad_images([torch.zeros(3, 384, 512, dtype=torch.uint8)] * BATCH)
+    pinned = pinned.pin_memory()
+
+    def copied() -> float:
+        started = time.perf_counter()
+        normalize(pinned.to("cuda", non_blocking=True), None, backbone.processor)
+        torch.cuda.synchronize()
+        return (time.perf_counter() - started) / BATCH
+
+    first["copy and normalise on the GPU"] = [copied() for _ in range(20)][-4:]
+    contestants = {RESIDENT: resident, "images in memory": in_memory, "images in the folder": filled}
+    later: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(4):
         for name, batches in contestants.items():
-            rates[name].append(rate(batches))
-    base = np.median(rates["resident batches"])
-    for name, found in rates.items():
-        show(
-            capsys,
-            name,
-            f"{np.median(found):.0f} examples/s, {np.median(found) / base:.3f} of resident batches",
-        )
-    show(capsys, torch.cuda.get_device_name(), f"{os.cpu_count()} cores")
+            later[name].append(seconds(batches))
+    bars = {"images in memory": 1 / 0.9, "images in the folder": 1 / 0.95}
+    device = {"device": torch.cuda.get_device_name(), "cores": usable_cores()}
+    # A single first epoch is compared with the last round on resident batches.
+    return {name: (taken, {"bar": bars.get(name), **device}) for name, taken in (later | first).items()}
+
+
+LOOP = (
+    RESIDENT,
+    "images in memory",
+    "images in the folder",
+    "first epoch, threads decode",
+    "first epoch, filling the folder",
+    "first epoch on a filled folder",
+    "nothing kept, no processes",
+    "nothing kept, a process per core",
+    "copy and normalise on the GPU",
+)
+
+
+@pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
+@in_groups([Group("LoRA, ViLT-B/32, bf16, loop", LOOP, RESIDENT, measure_loop)])
+def test_loop(group: Group, contestant: str, benchmark: Any) -> None:
+    group.hand_over(contestant, benchmark)

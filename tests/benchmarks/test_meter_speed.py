@@ -1,10 +1,10 @@
-"""Full-size METER: forward pass against the machine's GEMM rate and against Hugging Face's modules, training on
-cached encodings, skipped blocks, and ranking of captions.
+"""Full-size METER: forward pass against the machine's matrix products and against Hugging Face's modules, training with
+LoRA against peft on these modules, training on cached encodings, and ranking of captions.
 
-    pytest -o addopts= tests/benchmarks/test_meter_speed.py -s                    (-k forward for one of them)
+    pytest -o addopts= tests/benchmarks/test_meter_speed.py                    (-k forward for one of them)
 
-Everything of a table is measured in one interleaved run, on random weights, 384×384 pixels, 40 tokens. With
-OMP_NUM_THREADS=1 times are CPU times, which other programs on the machine disturb less than the wall clock.
+Random weights, 384×384 pixels, 40 tokens. With OMP_NUM_THREADS=1 times are CPU times, which other programs on the
+machine disturb less than the wall clock.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 import torch.nn.functional as F
+from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers.models.bridgetower.modeling_bridgetower import BridgeTowerBertCrossLayer
 
@@ -32,23 +32,26 @@ from harness.backbones.meter.model import MeterBackbone
 from harness.backbones.meter.processor import MeterProcessor
 from harness.config import TrainingSettings
 from harness.measure.flops import count_macs
-from harness.measure.latency import LatencySample, latency_ratio, measure_latency
+from harness.measure.latency import measure_latency
 from harness.process import prepare_process
 from harness.training.encoder_cache import cached_encoding
 from harness.training.encoding_store import Budgets, EncodingStore
 from harness.training.model import TaskModel
 from harness.training.optim import build_optimizer
 from methods.adapter import SequentialAdapter
-from methods.das import DAS, DASOptions
+from methods.base import Method
+from methods.lora import LoRA, LoRAOptions
 from tasks.base import Batch, Example
 from tasks.data.image_cache import ImageCache
 from tasks.data.tokens import tokenize
 from tasks.retrieval.batches import score_matrix
+from tests.benchmarks.groups import Group, Measured, in_groups
 from tests.support.gemm import gemm_cycle, transformer_shapes
 
 SIDE, TEXT = 384, 40
 IMAGE_TOKENS = (SIDE // 16) ** 2 + 1
-SKIPPED = ("text.2", "text.4", "image.1", "image.3")
+OURS, PRODUCTS, PLAIN = "ours", "products of 17 image blocks", "plain composition"
+PEER, ANEW, KEPT, EACH = "plain + peft", "encoders without gradient", "encodings kept", "each pair anew"
 CPU = torch.device("cpu")
 CLOCK = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
 
@@ -77,19 +80,13 @@ def macs_of(backbone: MeterBackbone, run: Callable[[], object]) -> int:
     return count_macs(backbone, nn.Identity(), run, (), text_length=TEXT, image_size=(SIDE, SIDE)).macs_total
 
 
-def print_times(title: str, samples: dict[str, LatencySample], macs: dict[str, int], reference: str) -> None:
-    first = next(iter(samples.values()))
-    print(
-        f"\n{title}, {SIDE}x{SIDE}, text {TEXT}, {first.threads} thread(s), {CLOCK.__name__}, n = {first.n}"
-    )
-    print(f"{'':34}{'p50 ms':>9}{'p90 ms':>9}{'GMACs':>8}{'GMACs/s':>9}  time / {reference} [95 %]")
-    for name, sample in samples.items():
-        ratio = latency_ratio(sample, samples[reference])
-        work = f"{macs[name] / 1e9:8.2f}{macs[name] / sample.p50 / 1e6:9.1f}" if name in macs else 17 * " "
-        print(
-            f"{name:34}{sample.p50:9.1f}{sample.p90:9.1f}{work}"
-            f"  {ratio.ratio:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]"
-        )
+def timed(runs: dict[str, Callable[[], object]], rounds: int, **kept: dict[str, Any]) -> Measured:
+    """Contestants in turn. kept: what is kept beside the times of a contestant, by its name."""
+    samples = measure_latency(runs, CPU, min_iterations=rounds, min_seconds=0, warmup=1, clock=CLOCK)
+    return {
+        name: ([each / 1000 for each in sample.samples_ms], kept.get(name, {}))
+        for name, sample in samples.items()
+    }
 
 
 class PlainComposition(nn.Module):
@@ -124,34 +121,21 @@ class PlainComposition(nn.Module):
         return torch.cat([model.text_pooler(states[0]), model.image_pooler(states[1])], dim=-1)
 
 
-@pytest.mark.timeout(1800)
-def test_forward(capsys: pytest.CaptureFixture[str]) -> None:
+def measure_forward() -> Measured:
     backbone = build()
     inputs, plain = inputs_of(backbone, 1), PlainComposition(backbone)
     fold(backbone)
     # The image side's blocks are 95 % of the arithmetic; every one has weights of its own.
     shapes = transformer_shapes(IMAGE_TOKENS, 768, 3072, blocks=17)
-    gemm, ours = "GEMM, 17 image blocks' weights", "ours"
-    macs = {
-        gemm: sum(shape.macs for shape in shapes),
-        ours: macs_of(backbone, inference(lambda: backbone(inputs))),
+    runs = {
+        PRODUCTS: gemm_cycle(shapes, CPU),
+        OURS: inference(lambda: backbone(inputs)),
+        PLAIN: inference(lambda: plain(inputs)),
     }
-    macs["plain composition"] = macs[ours]
     with torch.inference_mode():
         torch.testing.assert_close(backbone(inputs), plain(inputs), atol=1e-4, rtol=0)
-    runs = {
-        gemm: gemm_cycle(shapes, CPU),
-        ours: inference(lambda: backbone(inputs)),
-        "plain composition": inference(lambda: plain(inputs)),
-    }
-    samples = measure_latency(runs, CPU, min_iterations=9, min_seconds=0, warmup=1, clock=CLOCK)
-    share = median(
-        (macs[ours] / own) / (macs[gemm] / its)
-        for own, its in zip(samples[ours].samples_ms, samples[gemm].samples_ms, strict=True)
-    )
-    with capsys.disabled():
-        print_times("METER, batch 1", samples, macs, ours)
-        print(f"share of the GEMM rate, median over rounds: {share:.1%}")
+    share = macs_of(backbone, runs[OURS]) / sum(shape.macs for shape in shapes)
+    return timed(runs, 9, ours={"share_of_macs": share, "bar": share / 0.93})
 
 
 @contextmanager
@@ -171,66 +155,69 @@ class Classifying:
         return logits
 
 
-@pytest.mark.timeout(1800)
-def test_training_on_kept_encodings(capsys: pytest.CaptureFixture[str]) -> None:
-    backbone, size = build(), 4
-    SequentialAdapter().adapt(backbone, torch.Generator().manual_seed(0))
-    backbone.pooled_token_only = SequentialAdapter.per_token  # as in a run
+def step(backbone: MeterBackbone, model: nn.Module, size: int, encoder: Any = None) -> Callable[[], object]:
+    """A training step of `model` on a batch of `size` examples."""
+    rates = TrainingSettings(), 1e-4, 1e-4
+    optimizer = (
+        build_optimizer(model, *rates)
+        if isinstance(model, TaskModel)
+        else torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-4, fused=True)
+    )
+    targets = torch.rand(size, 100)
+    batch = Batch((inputs_of(backbone, size),), targets, tuple("abcd"[:size]))
+
+    def run() -> None:
+        with set_encoder(backbone, encoder):
+            F.binary_cross_entropy_with_logits(model(batch), targets).backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    return run
+
+
+def adapted(method: Method[Any]) -> tuple[MeterBackbone, TaskModel]:
+    """METER with a method, as a run trains it, for a task with 100 labels."""
+    backbone = build()
+    method.adapt(backbone, torch.Generator().manual_seed(0))
+    backbone.pooled_token_only = method.per_token
     for parameter in backbone.common_parameters():
         parameter.requires_grad_(True)
     task: Any = Classifying()
-    model = TaskModel(task, backbone, nn.Linear(backbone.feature_dim, 100)).train()
-    optimizer = build_optimizer(model, TrainingSettings(), 1e-4, 1e-4)
-    batch = Batch((inputs_of(backbone, size),), torch.rand(size, 100), tuple("abcd"))
+    return backbone, TaskModel(task, backbone, nn.Linear(backbone.feature_dim, 100)).train()
 
-    def step(encoder: Any) -> Callable[[], object]:
-        def run() -> None:
-            with set_encoder(backbone, encoder):
-                assert batch.targets is not None
-                F.binary_cross_entropy_with_logits(model(batch), batch.targets).backward()
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
 
-        return run
-
+def measure_kept_encodings() -> Measured:
+    backbone, model = adapted(SequentialAdapter())
     with cached_encoding(backbone, EncodingStore(Budgets(1000, 0))) as encoder:
         pass
-    kept, anew = "encodings kept", "encoders without gradient"
-    samples = measure_latency(
-        {kept: step(encoder), anew: step(None)}, CPU, min_iterations=5, min_seconds=0, warmup=1, clock=CLOCK
+    return timed({ANEW: step(backbone, model, 4), KEPT: step(backbone, model, 4, encoder)}, 5)
+
+
+class PlainClassifier(nn.Module):
+    """LoRA by peft on the plain composition, with a head; poolers and token types train too."""
+
+    def __init__(self, backbone: MeterBackbone) -> None:
+        super().__init__()
+        configuration = LoraConfig(r=4, lora_alpha=4, target_modules=r"layers\..*\.(query|value)")
+        composed: Any = PlainComposition(backbone)
+        self.composition = get_peft_model(composed, configuration)
+        for parameter in backbone.common_parameters():
+            parameter.requires_grad_(True)
+        self.head = nn.Linear(backbone.feature_dim, 100)
+
+    def forward(self, batch: Batch) -> Tensor:
+        logits: Tensor = self.head(self.composition(batch.inputs[0]))
+        return logits
+
+
+def measure_training() -> Measured:
+    backbone, model = adapted(LoRA(LoRAOptions(r=4)))
+    plain = build()
+    return timed(
+        {PEER: step(plain, PlainClassifier(plain).train(), 2), OURS: step(backbone, model, 2)},
+        5,
+        ours={"bar": 1 / 1.25},
     )
-    speedup = latency_ratio(samples[anew], samples[kept])
-    with capsys.disabled():
-        print_times(f"METER, adapter, training step of {size}", samples, {}, kept)
-        print(
-            f"examples/s with encodings kept: × {speedup.ratio:.2f} [{speedup.low:.2f}, {speedup.high:.2f}]"
-        )
-
-
-@pytest.mark.timeout(1800)
-def test_fusion_with_blocks_skipped(capsys: pytest.CaptureFixture[str]) -> None:
-    plain, skipping, method = build(), build(), DAS(DASOptions(blocks=SKIPPED))
-    method.adapt(skipping, torch.Generator().manual_seed(0))
-    method.finalize(skipping)
-    fold(plain)
-    inputs = inputs_of(plain, 1)
-    with torch.inference_mode():
-        streams = plain.encode(inputs)
-    full, das = "all blocks", "DAS, 2 + 2 of 12 skipped"
-    runs = {
-        full: inference(lambda: plain.fuse(streams)),
-        das: inference(lambda: skipping.fuse(streams)),
-    }
-    macs = {full: macs_of(plain, runs[full]), das: macs_of(skipping, runs[das])}
-    samples = measure_latency(runs, CPU, min_iterations=15, min_seconds=0, warmup=2, clock=CLOCK)
-    promised = 1 - macs[das] / macs[full]
-    ratio = latency_ratio(samples[das], samples[full])
-    with capsys.disabled():
-        print_times("METER, fusion stage, batch 1", samples, macs, full)
-        print(
-            f"falls by {1 - ratio.ratio:.1%} [{1 - ratio.high:.1%}, {1 - ratio.low:.1%}], the MACs by "
-            f"{promised:.1%}: {(1 - ratio.ratio) / promised:.2f} of the promise"
-        )
 
 
 class Numbers(MeterProcessor):
@@ -240,10 +227,8 @@ class Numbers(MeterProcessor):
         return [np.random.default_rng(int(text)).integers(3, 50_000, TEXT).tolist() for text in texts]
 
 
-@pytest.mark.timeout(3600)
-@pytest.mark.parametrize(("images", "captions"), [(2, 40), (8, 40)])
-def test_ranking_captions(images: int, captions: int, capsys: pytest.CaptureFixture[str]) -> None:
-    """All pairs by the evaluation; every tenth caption of each image by encoding both for each pair."""
+def measure_ranking(images: int, captions: int) -> Measured:
+    """Seconds per pair: all by the evaluation; every tenth caption of each image by encoding both for each pair."""
     backbone = build()
     fold(backbone)
     backbone.pooled_token_only = True  # as in a run
@@ -255,7 +240,7 @@ def test_ranking_captions(images: int, captions: int, capsys: pytest.CaptureFixt
     examples = [
         Example(f"{k}", f"{k}", (Path(f"{k % images}"),), None, f"{k % images}") for k in range(captions)
     ]
-    seconds = {"evaluation": 0.0, "each pair anew": 0.0}
+    seconds = {OURS: 0.0, EACH: 0.0}
     sampled: dict[tuple[int, int], float] = {}
 
     def each_pair_anew(image: int) -> None:
@@ -267,7 +252,7 @@ def test_ranking_captions(images: int, captions: int, capsys: pytest.CaptureFixt
             ids = torch.tensor(pictures.processor.tokenize([f"{caption}"]))
             with torch.inference_mode():
                 sampled[image, caption] = float(head(backbone(Inputs(ids, None, pixels))))
-        seconds["each pair anew"] += CLOCK() - started
+        seconds[EACH] += CLOCK() - started
 
     def each_pair_anew_of(batch: Batch) -> None:
         # Between two batches of the evaluation, so that both see the machine as busy as it is.
@@ -275,7 +260,7 @@ def test_ranking_captions(images: int, captions: int, capsys: pytest.CaptureFixt
             each_pair_anew(int(group))
 
     each_pair_anew(0)  # warms up
-    seconds["each pair anew"] = 0.0
+    seconds[EACH] = 0.0
     with cached_encoding(backbone, EncodingStore(Budgets(1000, 0)), evaluation=True):
         started = CLOCK()
         encoder, backbone.encoder = backbone.encoder, None
@@ -288,15 +273,23 @@ def test_ranking_captions(images: int, captions: int, capsys: pytest.CaptureFixt
 
         tokens = tokenize(pictures.processor, [example.text for example in examples])
         matrix, _, _ = score_matrix(evaluated, examples, tokens, pictures, pairs_per_batch=captions)
-        seconds["evaluation"] = CLOCK() - started - seconds["each pair anew"]
-    rates = {
-        "evaluation": matrix.size / seconds["evaluation"],
-        "each pair anew": len(sampled) / seconds["each pair anew"],
-    }
+        seconds[OURS] = CLOCK() - started - seconds[EACH]
     difference = max(abs(float(matrix[place]) - value) for place, value in sampled.items())
     assert difference < 1e-4
-    with capsys.disabled():
-        print(f"\nMETER, {images} images × {captions} captions, {SIDE}x{SIDE}, text {TEXT}")
-        for name, rate in rates.items():
-            print(f"{name:20}{rate:8.3f} pairs/s")
-        print(f"× {rates['evaluation'] / rates['each pair anew']:.2f}, scores differ by {difference:.1e}")
+    return {EACH: ([seconds[EACH] / len(sampled)], {}), OURS: ([seconds[OURS] / matrix.size], {})}
+
+
+GROUPS = [
+    Group("METER, forward, batch 1", (PRODUCTS, OURS, PLAIN), PRODUCTS, measure_forward),
+    Group("METER, LoRA, training step of 2", (PEER, OURS), PEER, measure_training),
+    Group("METER, adapter, training step of 4", (ANEW, KEPT), ANEW, measure_kept_encodings),
+    *(
+        Group(f"METER, ranking {images} x 40", (EACH, OURS), EACH, partial(measure_ranking, images, 40))
+        for images in (2, 8)
+    ),
+]
+
+
+@in_groups(GROUPS)
+def test_meter(group: Group, contestant: str, benchmark: Any) -> None:
+    group.hand_over(contestant, benchmark)

@@ -1,18 +1,20 @@
 """Ranking 200 images × 1,000 captions with vilt-mini: the harness's evaluation against the plain way.
 
-    pytest -o addopts= tests/benchmarks/test_retrieval_speed.py -s
+    pytest -o addopts= tests/benchmarks/test_retrieval_speed.py
 
-The plain way takes the captions in the order of the file, pads each to the longest one, and embeds both sides of every
-pair again, in float32. It ranks a few of the images, between batches of the evaluation, so that the load of the machine
-affects both alike.
+Times are per pair. The plain way takes the captions in the order of the file, pads each to the longest one, and
+embeds both sides of every pair again, in float32. It ranks a few of the images, between batches of the evaluation, so
+that the load of the machine affects both alike.
 """
 
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
-import pytest
 import torch
 
 from harness.backbones.inputs import Inputs
@@ -26,19 +28,23 @@ from tasks.data.batches import pad_text, stack_images
 from tasks.data.loader import Loader
 from tasks.mini.retrieval import Sizes, ensure_retrieval
 from tasks.retrieval.batches import score_matrix
+from tests.benchmarks.groups import Group, Measured, in_groups
 
 IMAGES, PLAIN_IMAGES = 200, 10
 CAPTIONS_AT_ONCE = 500
+PLAIN = "the plain way"
 PAIRS = 128  # fits the caches better than the default of 512
 
 
-@pytest.mark.timeout(3600)
-@pytest.mark.parametrize(("precision", "tolerance"), [("32-true", 1e-4), ("bf16-mixed", 0.2)])
-def test_ranking_the_embedded_pictures(
-    precision: str, tolerance: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def measure(precision: str, tolerance: float) -> Measured:
+    """Rank all pairs, and some of them in the plain way; their scores agree within `tolerance`."""
+    with TemporaryDirectory() as folder:
+        return _measure(precision, tolerance, Path(folder))
+
+
+def _measure(precision: str, tolerance: float, folder: Path) -> Measured:
     prepare_process()
-    root = ensure_retrieval(tmp_path, sizes=Sizes(train_images=5, val_images=5, test_images=IMAGES))
+    root = ensure_retrieval(folder, sizes=Sizes(train_images=5, val_images=5, test_images=IMAGES))
     settings = make_settings(
         methods="classifier",
         tasks=f"retrieval[pairs={PAIRS}]",
@@ -89,12 +95,15 @@ def test_ranking_the_embedded_pictures(
     row_of = {example.group: row for row, example in enumerate(firsts)}
     for group, scores in plain.items():
         torch.testing.assert_close(torch.from_numpy(matrix[row_of[group]]), scores, atol=tolerance, rtol=0)
-    pairs = matrix.size
-    ours, theirs = pairs / evaluation, len(tokens) * len(plain) / seconds
-    with capsys.disabled():
-        print(
-            f"\nvilt-mini, {IMAGES} images × {len(tokens)} captions, {precision}, {torch.get_num_threads()} thread(s)"
-        )
-        print(f"evaluation {evaluation:8.1f} s {ours:10.0f} pairs/s")
-        print(f"plain way  {pairs / theirs:8.1f} s {theirs:10.0f} pairs/s, from {len(plain)} images")
-        print(f"× {ours / theirs:.2f}")
+    return {PLAIN: ([seconds / (len(tokens) * len(plain))], {}), "ours": ([evaluation / matrix.size], {})}
+
+
+GROUPS = [
+    Group(f"vilt-mini, ranking, {precision}", (PLAIN, "ours"), PLAIN, partial(measure, precision, tolerance))
+    for precision, tolerance in (("32-true", 1e-4), ("bf16-mixed", 0.2))
+]
+
+
+@in_groups(GROUPS)
+def test_ranking_the_embedded_pictures(group: Group, contestant: str, benchmark: Any) -> None:
+    group.hand_over(contestant, benchmark)

@@ -1,6 +1,6 @@
 """Training LoRA: the harness's loop against Hugging Face `Trainer` + `peft`, and against a bare PyTorch loop.
 
-    pytest -o addopts= tests/benchmarks/test_training_speed.py -s              (-k mini for the small one)
+    pytest -o addopts= tests/benchmarks/test_training_speed.py              (-k vilt-mini for the small one)
 
 All train the same weights in float32 on the same examples, batches of the same size, images decoded before.
 `Trainer` gets what a careful user gives it: texts padded to the longest of the batch, images to the largest
@@ -14,13 +14,12 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
@@ -39,6 +38,7 @@ from harness.training.model import TaskModel
 from harness.training.optim import build_optimizer, build_schedule
 from tasks.data.batches import pad_text
 from tasks.mini.vqa import Sizes, ensure_vqa
+from tests.benchmarks.groups import Group, Measured, in_groups
 
 RANK = 4
 
@@ -56,18 +56,7 @@ MIXED = ((640, 480), (480, 640), (640, 427), (500, 375), (427, 640), (640, 640),
 """Widths and heights of photographs as they occur in COCO."""
 
 
-@dataclass(frozen=True)
-class Timing:
-    """Examples per second of every round, by contestant."""
-
-    rates: dict[str, list[float]]
-
-    def median(self, name: str) -> float:
-        return median(self.rates[name])
-
-    def ratio(self, name: str, other: str) -> float:
-        """Median over rounds of the ratio of the two rates."""
-        return median(a / b for a, b in zip(self.rates[name], self.rates[other], strict=True))
+PEER = "Trainer + peft"
 
 
 def cell_of(root: Path, backbone: str, weights: str | None, batch_size: int) -> Cell:
@@ -204,37 +193,34 @@ def trainer_loop(cell: Cell, folder: Path) -> Callable[[], int]:
     return epoch
 
 
-def race(contestants: dict[str, Callable[[], int]], rounds: int) -> Timing:
-    """One untimed round, then `rounds` of each in turn."""
-    rates: dict[str, list[float]] = {name: [] for name in contestants}
+def race(contestants: dict[str, Callable[[], int]], rounds: int) -> dict[str, list[float]]:
+    """Seconds per example of every round: one untimed round, then `rounds` of each in turn."""
+    found: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(rounds + 1):
         for name, epoch in contestants.items():
             started = time.perf_counter()
             examples = epoch()
             if turn:
-                rates[name].append(examples / (time.perf_counter() - started))
-    return Timing(rates)
+                found[name].append((time.perf_counter() - started) / examples)
+    return found
 
 
-def compare(
-    title: str, root: Path, backbone: str, weights: str | None, batch: int, folder: Path, rounds: int
-) -> Timing:
+def measure(
+    data: Callable[[Path], Path], backbone: str, weights: str | None, batch: int, rounds: int, bar: float
+) -> Measured:
+    """LoRA on the data that `data` writes. bar: as a multiple of the time of `Trainer` and peft."""
     prepare_process()
-    cell = cell_of(root, backbone, weights, batch)
-    timing = race(
-        {
-            "harness": harness_loop(cell),
-            "bare loop": bare_loop(cell),
-            "Trainer + peft": trainer_loop(cell, folder),
-        },
-        rounds,
-    )
-    print(f"\n{title}, batch {batch}, {torch.get_num_threads()} thread(s), {rounds} rounds")
-    for name in timing.rates:
-        print(
-            f"{name:18}{timing.median(name):9.2f} examples/s   harness / it: {timing.ratio('harness', name):.3f}"
+    with TemporaryDirectory() as folder:
+        cell = cell_of(data(Path(folder) / "data"), backbone, weights, batch)
+        seconds = race(
+            {
+                PEER: trainer_loop(cell, Path(folder) / "trainer"),
+                "harness": harness_loop(cell),
+                "bare loop": bare_loop(cell),
+            },
+            rounds,
         )
-    return timing
+    return {name: (found, {"bar": bar} if name == "harness" else {}) for name, found in seconds.items()}
 
 
 def write_photographs(root: Path, sizes: tuple[tuple[int, int], ...], number: int) -> Path:
@@ -287,19 +273,40 @@ def test_losses_agree(tmp_path: Path) -> None:
     torch.testing.assert_close(loss, expected)
 
 
-@pytest.mark.timeout(1800)
-def test_mini(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    root = ensure_vqa(tmp_path / "data", sizes=Sizes(200, 3, 4, 2, 4, 2))
-    with capsys.disabled():
-        compare("vilt-mini, LoRA", root, "vilt-mini", None, 16, tmp_path / "trainer", rounds=5)
+def write_scenes(root: Path) -> Path:
+    return ensure_vqa(root, sizes=Sizes(200, 3, 4, 2, 4, 2))
 
 
-@pytest.mark.timeout(3600)
-@pytest.mark.parametrize("shapes", ["fixed", "mixed"])
-def test_full_size(shapes: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    # As many as a window of like shapes holds and more: of a few pictures most batches lie on a border between shapes.
-    sizes, number, rounds = (MIXED, 96, 2) if shapes == "mixed" else (MIXED[:1], 32, 3)
-    root = write_photographs(tmp_path / "data", sizes, number)
-    with capsys.disabled():
-        title = f"ViLT-B/32, LoRA, {shapes} image shapes"
-        compare(title, root, "vilt", "random", 4, tmp_path / "trainer", rounds)
+# As many photographs as a window of like shapes holds and more: of a few most batches lie on a border between shapes.
+CONTESTANTS = (PEER, "harness", "bare loop")
+GROUPS = [
+    Group(title, CONTESTANTS, PEER, partial(measure, data, backbone, weights, batch, rounds, bar), quick)
+    for title, data, backbone, weights, batch, rounds, bar, quick in (
+        ("LoRA, vilt-mini, batch 16", write_scenes, "vilt-mini", None, 16, 5, 1 / 2, True),
+        (
+            "LoRA, ViLT-B/32, one shape, batch 4",
+            partial(write_photographs, sizes=MIXED[:1], number=32),
+            "vilt",
+            "random",
+            4,
+            3,
+            1 / 1.25,
+            False,
+        ),
+        (
+            "LoRA, ViLT-B/32, mixed shapes, batch 4",
+            partial(write_photographs, sizes=MIXED, number=96),
+            "vilt",
+            "random",
+            4,
+            2,
+            1 / 1.25,
+            False,
+        ),
+    )
+]
+
+
+@in_groups(GROUPS)
+def test_training(group: Group, contestant: str, benchmark: Any) -> None:
+    group.hand_over(contestant, benchmark)
