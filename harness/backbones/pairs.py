@@ -45,8 +45,16 @@ class Rows:
 
 
 def distinct_rows(inputs: Inputs) -> tuple[Inputs, Rows]:
-    """The inputs with every distinct text once, and the rows that each pair reads."""
+    """The inputs with every distinct text once, and the rows that each pair reads.
+
+    On the meta device, where texts have no content, all count as distinct.
+    """
     ids, mask = inputs.input_ids, inputs.text_mask
+    if ids.device.type == "meta":
+        images = torch.arange(inputs.pixels.shape[0], device=ids.device)
+        return inputs, Rows(
+            torch.arange(len(ids), device=ids.device), images.repeat_interleave(inputs.texts_per_image)
+        )
     # -1 is never a token id, so texts that differ only in their mask stay distinct.
     keys = ids if mask is None else ids.masked_fill(~mask, -1)
     unique, text = torch.unique(keys, dim=0, return_inverse=True)

@@ -16,6 +16,7 @@ from harness.config import RunSettings
 from harness.errors import counted
 from harness.experiment.estimate import duration
 from harness.experiment.progress import ProgressReporter, make_console, name_of
+from harness.experiment.requirements import describe
 from harness.files import write_atomically
 from harness.process import REQUESTS, TERMINATED, Interrupts, StopRequestedError
 from harness.records.record import Record
@@ -49,6 +50,8 @@ def run_and_show(settings: RunSettings, dry_run: bool, found: list[Record] | Non
         console = Console(quiet=True)
     _print_plan(console, plan)
     if dry_run:
+        for line in describe(plan.to_run) if plan.to_run else []:
+            console.print(line, markup=False, soft_wrap=True)
         return 0
     interrupts = Interrupts()
     interrupted = False

@@ -33,6 +33,10 @@ ON_CPU = 8
 """Examples in a timed batch on the CPU, where more would take longer but be no faster per example."""
 
 
+LARGE = 50_000_000
+"""Parameters from which a CPU takes seconds for a step of one example, which is then the whole timed batch."""
+
+
 TIMED_SECONDS, MOST_STEPS = 0.2, 10
 """Steps are timed for this long, at least two and at most this many."""
 
@@ -210,7 +214,10 @@ def timed_speed(cell: Cell) -> Speed:
     optimizer = build_optimizer(model, training, cell.learning_rate, training.head_learning_rate)
     wrapped, wrapped_optimizer = fabric.setup(model, optimizer)
     examples = testbed.data.splits["train"]
-    size = min(training.batch_size, ON_CPU) if fabric.device.type == "cpu" else training.batch_size
+    size = training.batch_size
+    if fabric.device.type == "cpu":
+        large = sum(parameter.numel() for parameter in model.parameters()) > LARGE
+        size = 1 if large else min(size, ON_CPU)
     spread = examples[:: max(1, len(examples) // max(SAMPLE, size))]
     batches = loader(testbed, "train", 0, spread, batch_size=min(size, len(spread)))
     batches.device = fabric.device

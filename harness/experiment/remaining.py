@@ -25,6 +25,13 @@ def without_done(estimate: Estimate, scratch: Path) -> Estimate:
     return replace(estimate, saved=saved)
 
 
+REMEMBERED_SECONDS = 30.0
+"""Speed this many seconds of work ago counts half as much as now; later in a run, half of all work so far.
+
+The first epoch also decodes images, and other programs come and go.
+"""
+
+
 @dataclass
 class _Running:
     """The stage that a cell is in. share: of its examples. reported: when it was last known; None: not yet."""
@@ -51,7 +58,8 @@ class Remaining:
         self._jobs = jobs
         self._clock = clock
         self._running: dict[str, _Running] = {}
-        self._worked = 0.0  # seconds between reports
+        self._total = 0.0  # seconds between reports, of all cells
+        self._worked = 0.0  # the same, of which older ones count less
         self._expected = 0.0  # what was estimated for them
 
     def stage(self, cell_id: str, name: str, total: int) -> None:
@@ -66,9 +74,14 @@ class Remaining:
         before, now = running.share, self._clock()
         running.share = min(1.0, before + count / running.total)
         if running.reported is not None:
-            self._worked += now - running.reported
-            self._expected += estimate.done(running.stage, running.share) - estimate.done(
-                running.stage, before
+            seconds = now - running.reported
+            self._total += seconds
+            kept = 0.5 ** (seconds / max(REMEMBERED_SECONDS, self._total / 2))
+            self._worked = kept * self._worked + seconds
+            self._expected = (
+                kept * self._expected
+                + estimate.done(running.stage, running.share)
+                - estimate.done(running.stage, before)
             )
         running.reported = now
 

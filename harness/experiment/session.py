@@ -105,9 +105,12 @@ def make_plan(settings: RunSettings) -> Plan:
     jobs = 1 if in_process or ranks is not None else device.jobs or default_jobs(settings, to_run)
     at_once = max(1, min(jobs, len(to_run))) * (1 if ranks is not None else device.devices)
     estimate = Estimator(earlier, max(1, torch.get_num_threads() // at_once))
-    estimates = dict.fromkeys(kept, Estimate()) | {
-        cell.id: without_done(estimate(cell), store.checkpoint(cell.id)) for cell in to_run
-    }
+    estimates = dict.fromkeys(kept, Estimate())
+    if settings.slurm.launcher == "slurm":  # steps timed here would say nothing about the nodes of the jobs
+        estimates |= dict.fromkeys((cell.id for cell in to_run), Estimate(training=math.nan))
+    else:
+        for cell in to_run:
+            estimates[cell.id] = without_done(estimate(cell), store.checkpoint(cell.id))
     return Plan(settings, store, testbeds, cells, kept, stale, estimates, jobs, in_process, ranks)
 
 
