@@ -87,7 +87,11 @@ class Testbed:
         examples = self.data.splits["test"][:SHAPES_LOOKED_AT]
         shape = self.settings.measure.measured_image_size
         if shape is None:
-            shapes = Counter(self.images.shape(str(e.images[0])) for e in examples)
+            found = self.images.shapes([str(example.images[0]) for example in examples])
+            errors = [each for each in found if isinstance(each, UserError)]
+            if errors and (not self.settings.data.skip_bad_images or len(errors) == len(found)):
+                raise errors[0]
+            shapes = Counter(each for each in found if not isinstance(each, UserError))
             shape = min(shapes, key=lambda size: (-shapes[size], size))
         return MeasuredInput(shape, self.backbone.processor.max_text_length)
 

@@ -29,6 +29,9 @@ from tasks.data.image_cache import ImageCache
 from tasks.data.images import Decoded
 from tasks.data.tokens import tokenize
 
+IMAGES_AT_ONCE = 256
+"""Images that are decoded at once to find out whether they can be read."""
+
 BATCHES_AHEAD = 2
 """Batches that are ready before they are used. As many more are being decoded, or enough for all threads."""
 
@@ -128,6 +131,21 @@ class Loader:
     def examples_of(self, batch: Batch) -> list[Example]:
         """The examples of a batch, in its order."""
         return [self.examples[self._index_of[identifier]] for identifier in batch.ids]
+
+    def readable(self) -> Sequence[int]:
+        """Indices of the examples whose images can be read. Only with `skip_bad_images` this is found out."""
+        if not self._skip_bad_images:
+            return range(len(self.examples))
+        for start in range(0, len(self._paths), IMAGES_AT_ONCE):
+            paths = self._paths[start : start + IMAGES_AT_ONCE]
+            requests = [self.cache.request(path) for path in paths if self.cache.get(path) is None]
+            for request, image in self.cache.decoder.submit(requests, None, usable_cores(), 0).items():
+                self.cache.add(request.path, image.result())
+        return [
+            index
+            for index in range(len(self.examples))
+            if not any(path in self.cache.skipped for path in self._paths_of(index))
+        ]
 
     def __len__(self) -> int:
         """Batches per epoch on this rank."""

@@ -33,6 +33,10 @@ class Tokens(Sequence[np.ndarray]):
     def __len__(self) -> int:
         return len(self._rows)
 
+    def of(self, places: Sequence[int]) -> Tokens:
+        """The tokens of some of the texts."""
+        return Tokens(self._ids, self._offsets, self._rows[np.asarray(places, dtype=np.int64)])
+
 
 def tokenize(processor: Processor, texts: Sequence[str]) -> Tokens:
     """Token ids of each text; repeated texts are tokenised once."""

@@ -187,11 +187,16 @@ class Retrieval(Task[RetrievalOptions]):
         """Predictions of a whole split from all its pairs, ordered by example id.
 
         scores_of: the model on a batch `(B, T)`, float32 on the CPU.
-        loader: gives the examples and the image cache; its batches are not used.
+        loader: gives the examples and the image cache; its batches are not used. Images that cannot be read are left
+            out with their captions, if it leaves such out.
         on_batch: called with the progress since the last call, as a number of captions.
         partial: finished rows of an interrupted evaluation; new ones are saved there.
         """
-        examples = loader.examples
+        readable = loader.readable()
+        if not readable:
+            raise UserError("retrieval: no image of the split can be read")
+        examples = [loader.examples[index] for index in readable]
+        tokens = loader.tokens if len(readable) == len(loader.examples) else loader.tokens.of(readable)
         images = len({example.group for example in examples})
         done = 0
 
@@ -201,7 +206,7 @@ class Retrieval(Task[RetrievalOptions]):
             on_batch(done // images - before // images)
 
         scored = score_matrix(
-            scores_of, examples, loader.tokens, loader.cache, self.options.pairs, advance, partial, share
+            scores_of, examples, tokens, loader.cache, self.options.pairs, advance, partial, share
         )
         if scored is None:
             return []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from harness.config.sources import make_settings
 from harness.errors import UserError
 from harness.experiment.cell import run_cell
 from harness.experiment.plan import Cell, build_cells, open_testbeds
+from tasks.mini.retrieval import Sizes as RetrievalSizes
+from tasks.mini.retrieval import ensure_retrieval
 from tasks.mini.snli_ve import Sizes, ensure_snli_ve
 
 
@@ -59,6 +62,30 @@ def test_skipped_examples_are_counted_per_split_and_their_files_named(root: Path
     assert outcome.skipped_files == ("14.jpg", "2.jpg", "5.jpg")
     assert outcome.skipped_examples == {"train": 6, "val": 0, "test": 3}
     assert len(outcome.predictions["test"]) == 15
+
+
+@pytest.mark.parametrize("kept", [400, 20], ids=["pixels missing", "header missing"])
+def test_retrieval_ranks_without_the_images_that_cannot_be_read(kept: int, tmp_path: Path) -> None:
+    root = ensure_retrieval(tmp_path, 0, RetrievalSizes(4, 2, 3))
+    images = json.loads((root / "dataset_mini.json").read_text())["images"]
+    first = next(image["filename"] for image in images if image["split"] == "test")
+    path = root / "mini-images" / first
+    path.write_bytes(path.read_bytes()[:kept])
+    settings = make_settings(
+        methods="classifier",
+        tasks="retrieval[negatives=3]",
+        accelerator="cpu",
+        data_root=root,
+        epochs=1,
+        batch_size=10,
+        skip_bad_images=True,
+    )
+    (found,) = build_cells(settings, open_testbeds(settings))
+    outcome = run_cell(found, tmp_path / "scratch", Silent())
+    assert outcome.skipped_files == (first,)
+    assert outcome.skipped_examples == {"train": 0, "val": 0, "test": 5}
+    assert len(outcome.predictions["test"]) == 10
+    assert {len(prediction["top_images"]) for prediction in outcome.predictions["test"]} == {2}
 
 
 def test_truncated_file_is_an_error_that_names_it(root: Path, tmp_path: Path) -> None:
