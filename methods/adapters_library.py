@@ -24,6 +24,7 @@ from harness.backbones.block import own_blocks
 from harness.backbones.inputs import Streams
 from harness.errors import UserError, did_you_mean
 from methods.base import Method, NoOptions, Slot, freeze
+from methods.option_checks import fraction, positive
 
 Override = str | int | float | bool
 
@@ -201,6 +202,7 @@ def load_configuration(name: str, overrides: Mapping[str, Override]) -> Any:
         if key not in defaults:
             raise UserError(f"{name}: no setting '{key}'.{did_you_mean(key, defaults)}")
         changes[key] = _convert(value, defaults[key])
+    _check(name, changes)
     configuration = adapters.AdapterConfig.load(name, **changes)
     failing = sorted(set(adapters.AdapterMethod.get_from_config(configuration)).difference(WORKING))
     if failing:
@@ -209,6 +211,22 @@ def load_configuration(name: str, overrides: Mapping[str, Override]) -> Any:
             f"blocks run outside the model's own forward pass. Prompts: shallow_prompt, deep_prompt."
         )
     return configuration
+
+
+def _check(name: str, changes: Mapping[str, object]) -> None:
+    """Check numbers that the library takes as they are, and with which it computes sizes.
+
+    Raises:
+        UserError: one does not fit.
+    """
+    for key, value in changes.items():
+        if key in ("reduction_factor", "r", "phm_dim", "phm_rank", "scaling", "alpha", "phm_init_range"):
+            if isinstance(value, str) and (key, value) != ("scaling", "learned"):
+                raise UserError(f"{name}: {key} must be a number, got '{value}'.")
+            if isinstance(value, int | float):
+                positive(name, **{key: value})
+        if key in ("dropout", "stochastic_depth") and isinstance(value, int | float):
+            fraction(name, **{key: value})
 
 
 def _convert(value: Override, default: object) -> object:

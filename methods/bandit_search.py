@@ -48,6 +48,7 @@ def check_search(method: str, options: SearchOptions, searches: bool) -> None:
         UserError: one is too small.
     """
     at_least(method, 1, period=options.period)
+    at_least(method, 0, warmup_epochs=options.warmup_epochs)
     if options.sets < 2:
         raise UserError(
             f"{method}: sets must be at least 2, because sets are compared with each other; got {options.sets}."

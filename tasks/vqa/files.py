@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import Counter
 from collections.abc import Mapping
@@ -153,9 +154,17 @@ def find_answer_file(root: Path) -> Path | None:
 
 
 def read_vocabulary(path: Path) -> Vocabulary:
-    """An answer list (`label2ans`: a JSON list) or its inverse (`ans2label`: answer → class index)."""
+    """An answer list (`label2ans`: a JSON list), its inverse (`ans2label`: answer → class index), or index → answer.
+
+    Of the last, ViLT's form, classes may be missing. They stay in the head, as `<class 125>`, and no question has them.
+
+    Raises:
+        UserError: it is none of these, or an answer or class appears twice.
+    """
     content, digest = read_json(path)
-    if isinstance(content, dict):
+    if isinstance(content, dict) and content and all(isinstance(each, str) for each in content.values()):
+        content = _in_order(content, path)
+    elif isinstance(content, dict):
         by_index = {index: answer for answer, index in content.items() if type(index) is int}
         if sorted(by_index) != list(range(len(content))):
             raise UserError(
@@ -172,6 +181,18 @@ def read_vocabulary(path: Path) -> Vocabulary:
             raise UserError(f"{path}: entries {seen[answer]} and {index} are the same answer, '{answer}'")
         seen[answer] = index
     return Vocabulary(tuple(content), {"source": path.name, "sha256": digest, "count": len(content)})
+
+
+def _in_order(answers: Mapping[str, str], path: Path) -> list[str]:
+    """The answers of an object from index to answer, in the order of their indices."""
+    wrong = next((key for key in answers if not re.fullmatch(r"0|[1-9][0-9]{0,6}", key)), None)
+    if wrong is not None:
+        raise UserError(f"{path}: '{wrong}' is not a class index; expected an object from index to answer")
+    by_index = {int(key): answer for key, answer in answers.items()}
+    count = max(by_index) + 1
+    if count > 2 * len(by_index):
+        raise UserError(f"{path}: of the classes 0 to {count - 1} only {len(by_index)} have an answer")
+    return [by_index.get(index, f"<class {index}>") for index in range(count)]
 
 
 def _questions_name(split: str) -> str:

@@ -59,8 +59,8 @@ class VQATarget:
 class VQAOptions(Limits):
     """Options of VQA beside the limits, which count questions.
 
-    answers: path of an answer list (`label2ans` or `ans2label` JSON); "auto" takes the one beside the
-        questions and counts by the official rule where there is none.
+    answers: path of an answer list (JSON: `label2ans`, `ans2label`, or ViLT's index → answer); "auto" takes the one
+        beside the questions and counts by the official rule where there is none.
     test: official split to report on. "auto": test2015 where it has annotations, else val2014. With val2014,
         validation questions are cut off train2014; with any other, validation is val2014.
     val_fraction: share of train2014's images that is cut off for validation.

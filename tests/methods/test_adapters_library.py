@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -10,6 +12,8 @@ from harness.backbones.vilt.folded import FoldedViltBlock
 from harness.backbones.vilt.loading import load_vilt_mini
 from harness.backbones.vilt.model import ViltBackbone
 from harness.errors import UserError
+from harness.registry import build_method
+from harness.specs import Spec
 from methods.adapters_library import AdaptersMethod
 
 D, LAYERS, INNER = 128, 12, 512
@@ -133,6 +137,23 @@ def test_unsupported_configurations_are_refused(name: str, kind: str) -> None:
 def test_vera_which_is_not_vera_is_refused_with_a_pointer() -> None:
     with pytest.raises(UserError, match=r"trains whole d×d matrices and is not VeRA; use peft:vera\."):
         AdaptersMethod("vera")
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "value", "message"),
+    [
+        ("seq_bn", "reduction_factor", "-3", "seq_bn: reduction_factor must be above 0, got -3"),
+        ("seq_bn", "reduction_factor", "0", "seq_bn: reduction_factor must be above 0, got 0"),
+        ("par_bn", "reduction_factor", "nan", "par_bn: reduction_factor must be a number, got 'nan'"),
+        ("compacter", "phm_dim", "-4", "compacter: phm_dim must be above 0, got -4"),
+        ("adapters:lora", "r", "0", "lora: r must be above 0, got 0"),
+        ("ia3", "alpha", "-1", "ia3: alpha must be above 0, got -1"),
+        ("seq_bn", "dropout", "1.5", "seq_bn: dropout must be at least 0 and below 1, got 1.5"),
+    ],
+)
+def test_numbers_that_do_not_fit_are_refused(name: str, setting: str, value: str, message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        build_method(Spec(name, {setting: value}))
 
 
 def test_unknown_names_and_settings_get_a_suggestion() -> None:

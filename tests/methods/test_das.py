@@ -113,6 +113,11 @@ def test_search_finds_the_harmless_blocks_and_can_be_repeated(backbone: ViltBack
     assert again == decision
 
 
+def test_a_negative_warm_up_is_refused() -> None:
+    with pytest.raises(UserError, match="das: warmup_epochs must be at least 0, got -1"):
+        DAS(DASOptions(warmup_epochs=-1))
+
+
 @pytest.mark.parametrize(("steps", "period"), [(30, 1), (180, 3), (1200, 10)])
 def test_small_training_sets_get_sixty_updates_an_epoch(
     backbone: ViltBackbone, steps: int, period: int

@@ -221,6 +221,12 @@ def test_vocabulary_without_answers_is_an_error(tmp_path: Path) -> None:
         count_vocabulary({"train2014": load_split(tmp_path, "train2014").majority_counts()})
 
 
+def test_missing_classes_of_an_index_stay_in_the_head(tmp_path: Path) -> None:
+    path = tmp_path / "vqa_dict.json.gz"
+    path.write_bytes(gzip.compress(b'{"3": "no", "0": "yes", "1": "2"}'))
+    assert read_vocabulary(path).answers == ("yes", "2", "<class 2>", "no")
+
+
 def test_answer_lists_in_both_forms_give_the_same_vocabulary(tmp_path: Path) -> None:
     listed, inverse = tmp_path / "label2ans.json", tmp_path / "ans2label.json"
     listed.write_text('["", "yes", "no"]')
@@ -238,6 +244,10 @@ def test_answer_lists_in_both_forms_give_the_same_vocabulary(tmp_path: Path) -> 
         ('{"a": 0, "b": "1"}', "class indices must run from 0 to 1"),
         ('{"a": 0, "b": 0}', "class indices must run from 0 to 1"),
         ('"a"', "expected a list of answers"),
+        ('{"0": "a", "x": "b"}', "'x' is not a class index"),
+        ('{"0": "a", "01": "b"}', "'01' is not a class index"),
+        ('{"0": "a", "9": "b"}', "of the classes 0 to 9 only 2 have an answer"),
+        ('{"0": "a", "1": "a"}', "entries 0 and 1 are the same answer, 'a'"),
         ("[", "line 1, column 2: not valid JSON"),
     ],
 )
