@@ -98,18 +98,34 @@ def search_with_bandit(
             losses.append(trainer.loss(batch, training_mode=published))
         return losses
 
-    def before_step(epoch: int, step: int) -> None:  # noqa: ARG001 - the trainer passes both
-        skip_only(bandit.draw())
-
-    def after_step(epoch: int, step: int) -> None:
-        if epoch < options.warmup_epochs or (step + 1) % period or sets < 2:
-            return
+    def update(epoch: int, step: int) -> None:
         drawn = bandit.draw_distinct(sets)
         losses = losses_of(drawn)
         rewards = reward_of(losses, reward)
         bandit.update(drawn, rewards)
         named = [[names[i] for i in chosen] for chosen in drawn]
         findings.updates.append(Update(epoch, step, named, losses, rewards, bandit.gates.tolist()))
+
+    def due(epoch: int, step: int) -> bool:
+        if epoch < options.warmup_epochs or sets < 2:
+            return False
+        if not published:
+            return (step + 1) % period == 0
+        # The authors' counter also runs during the warm-up and over the ends of epochs.
+        steps = trainer.steps_per_epoch
+        first = max(period - 1, options.warmup_epochs * steps)
+        since = epoch * steps + step - first
+        return since >= 0 and since % period == 0
+
+    def before_step(epoch: int, step: int) -> None:
+        trained = bandit.draw()
+        if published and due(epoch, step):
+            update(epoch, step)
+        skip_only(trained)
+
+    def after_step(epoch: int, step: int) -> None:
+        if not published and due(epoch, step):
+            update(epoch, step)
 
     trainer.train(options.search_epochs, before_step, after_step, findings)
     settings = {

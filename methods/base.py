@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeAlias, TypeVar
 
 import torch
@@ -183,6 +184,18 @@ class CostCase:
     decision: Decision | None = None
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """How a method was trained on one backbone and one task.
+
+    settings: of the run, by key. method, task: options of the method and of the task, as in a spec.
+    """
+
+    settings: Mapping[str, Any]
+    method: Mapping[str, str] = field(default_factory=dict)
+    task: Mapping[str, str] = field(default_factory=dict)
+
+
 class Slot(Enum):
     """A part of a backbone that a method may fill. Methods combine if they fill different slots.
 
@@ -231,6 +244,8 @@ class Method(ABC, Generic[OptionsT]):
     members: Sequence[Method[Any]] = ()
     """The methods that this one combines (`methods.composed`)."""
 
+    recipes: ClassVar[Mapping[tuple[str, str], Recipe]] = MappingProxyType({})
+    """Settings of the authors' code, by backbone and task."""
     rivals: ClassVar[tuple[str, ...]] = ()
     """Specs of methods that make the same choice by simpler rules, with an option `skip`; `harness audit` compares."""
 

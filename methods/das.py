@@ -17,12 +17,13 @@ import torch
 
 from harness.backbones.base import Backbone
 from methods.bandit_search import check_search, holdout, search_with_bandit, warm_starts
-from methods.base import CostCase, SearchTrainer
+from methods.base import CostCase, Recipe, SearchTrainer
 from methods.bottleneck import LAYER_NORM_EPS
 from methods.das_decision import DASDecision
 from methods.das_decoder import adapt_decoder, published_skip, search_decoder
 from methods.decoder_search import Form, recipe_of
 from methods.option_checks import at_least, positive
+from methods.recipes import recipes_of
 from methods.skipping import SkippingMethod, skip_only, skippable_sets
 
 
@@ -35,8 +36,9 @@ class DASOptions:
     blocks: skip exactly these, without a search (`joint.3+joint.7`, or just `3+7`).
     variant: `sound` computes rewards on fresh batches of held-out training data, in evaluation mode and without
         regard to the loss's scale, and continues with the weights that the search trained. `published` is the
-        authors' code: rewards exp(−loss) on a single batch of the data trained on, with dropout, and retraining with
-        new adapters and a new head.
+        authors' code: rewards exp(−loss) on a single batch of the data trained on, with dropout, taken before the
+        optimiser's step, and retraining with new adapters and a new head. On ViLT the text embedding's token types
+        train too.
     reward: `standardized` (mean 0 and deviation 1 within the sampled sets) or `exponential` (exp(−loss)); by
         default what the variant uses.
     search_epochs: epochs of the search.
@@ -90,6 +92,7 @@ class DAS(SkippingMethod[DASOptions]):
     family: ClassVar[str] = "block skipping"
     Options: ClassVar[type[Any]] = DASOptions
     Decision: ClassVar[type[Any]] = DASDecision
+    recipes: ClassVar[Mapping[tuple[str, str], Recipe]] = recipes_of("das")
     rivals: ClassVar[tuple[str, ...]] = (
         "skip[choice=last]",
         "skip[choice=alternate]",
@@ -126,6 +129,7 @@ class DAS(SkippingMethod[DASOptions]):
 
     def adapt(self, backbone: Backbone, generator: torch.Generator) -> None:
         """Replace the chosen blocks by shortcuts and add adapters to the others."""
+        backbone.tunes_text_types = self.options.variant == "published"
         if self.options.form == "own":
             super().adapt(backbone, generator)
         else:
@@ -158,6 +162,7 @@ class DAS(SkippingMethod[DASOptions]):
         skip = self.number_to_skip(backbone)
         if self.options.form != "own":
             return search_decoder(trainer, self.options, skip)
+        backbone.tunes_text_types = self.options.variant == "published"
         self.build_supernet(trainer)
         return search_with_bandit(
             trainer, self.options, backbone.block_names, skip, partial(skip_only, backbone)

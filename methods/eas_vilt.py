@@ -44,12 +44,12 @@ class EasViltBlock(ViltBlock):
             own = normed[:, : asking.shape[1]]
             mixed = own + self.skips["attention"](own, normed, tokens.mask)
             read = mixed * self.layernorm_after.weight + self.layernorm_after.bias
-            return inputs.result(self._add("mlp", self.output.dense(self.intermediate(read)), asking))
+            return inputs.result(self._add("mlp", self.feed(read), asking))
         read = self.kept["attention"](normed)
         attended = self._attend(read[:, : asking.shape[1]], read, tokens.mask)
         hidden = self._add("attention", attended, asking)
-        expanded = self.intermediate(self.kept["mlp"](self.layernorm_after(hidden)))
-        return inputs.result(self._add("mlp", self.output.dense(expanded), hidden))
+        fed = self.feed(self.kept["mlp"](self.layernorm_after(hidden)))
+        return inputs.result(self._add("mlp", fed, hidden))
 
     def projections(self) -> dict[str, nn.Linear]:
         """The block's linear maps by role; those of a removed attention are missing."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
 
 from harness.backbones.base import Backbone
-from methods.base import Method, NoOptions, Slot
+from methods.base import Method, NoOptions, Recipe, Slot
+from methods.recipes import recipes_of
 
 
 class Full(Method[NoOptions]):
@@ -19,6 +21,7 @@ class Full(Method[NoOptions]):
     family: ClassVar[str] = "pretrained weights"
     learning_rate_scale: ClassVar[float] = 1.0
     per_token: ClassVar[bool] = True
+    recipes: ClassVar[Mapping[tuple[str, str], Recipe]] = recipes_of("full")
     fills: ClassVar[frozenset[Slot] | None] = frozenset({Slot.WEIGHTS})
 
     def adapt(self, backbone: Backbone, generator: torch.Generator) -> None:

@@ -35,10 +35,10 @@ class ReducingViltBlock(ViltBlock):
         query = self._by_head(maps.query(normed[:, : asking.shape[1]]))
         key, value = self._by_head(maps.key(normed)), self._by_head(maps.value(normed))
         mixed, weights = self.attention_style(query, key, value, tokens, rows=tokens.text_length)
-        attended = self.attention.output.dense(mixed.transpose(1, 2).flatten(2))
+        output = self.attention.output
+        attended = output.dropout(output.dense(mixed.transpose(1, 2).flatten(2)))
         left = inputs.result(self._add("attention", attended, asking)).tokens
         if self.reduce is not None and inputs.queries is None:
             left = self.reduce(left, key.mean(dim=1).detach(), None if weights is None else weights.detach())
-        expanded = self.intermediate(self.layernorm_after(left.hidden))
-        fed = self._add("mlp", self.output.dense(expanded), left.hidden)
+        fed = self._add("mlp", self.feed(self.layernorm_after(left.hidden)), left.hidden)
         return BlockOutput(left.with_hidden(fed))

@@ -91,6 +91,8 @@ class Backbone(nn.Module, ABC):
     measured with all tokens, as published. See `Method.per_token`."""
     fixed_tokens: bool = False
     """True if the number of tokens must not change between blocks, because links add encoder states to them."""
+    tunes_text_types: bool = False
+    """True if `common_parameters` includes the text embedding's own token types (ViLT), as in the published DAS."""
     encoder: Callable[[Backbone, Inputs], Streams] | None = None
     """Replaces `encode` in `forward` while it is set (`harness.training.encoder_cache`)."""
 
@@ -206,9 +208,13 @@ class BackboneOptions:
     tokenizer: a folder or file with the vocabulary, for weights without one.
     image_size: short side (ViLT) or side (METER) of the processed image, in pixels.
     text_length: maximum text length in tokens, special tokens included.
+    dropout: probability, in training, where the published code has dropout: on ViLT after the embeddings and in both
+        sublayers of a block; on METER in the fusion layers and in the text encoder. By default 0 on ViLT, and 0.1 in
+        METER's fusion layers alone.
     """
 
     weights: str | None = None
     tokenizer: str | None = None
     image_size: int | None = None
     text_length: int | None = None
+    dropout: float | None = None

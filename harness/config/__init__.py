@@ -106,6 +106,8 @@ class BackboneSettings(Group):
         Annotated[int, Field(ge=3)] | None, About(Decides.INDIRECT, unset="the backbone's")
     ] = None
     """Maximum text length in tokens, special tokens included."""
+    dropout: Annotated[Share | None, About(Decides.INDIRECT, unset="the backbone's")] = None
+    """Dropout in training, where the backbone's published code has it (`drop_rate`)."""
 
 
 class TrainingSettings(Group):
@@ -296,6 +298,11 @@ class RunSettings(Group):
     """Pretrained backbone; `harness list` shows the names."""
     seeds: Annotated[Seeds, About(Decides.INDIRECT)] = (0,)
     """Seeds; every method runs on every task once per seed."""
+    recipe: Annotated[
+        Literal["own", "published"] | None,
+        About(Decides.INDIRECT, unset="published at full size, if the methods' recipes agree"),
+    ] = None
+    """Settings that are not given: the harness's own, or those of the authors' code (docs/recipes.md)."""
 
     data: DataSettings = DataSettings()
     backbone_options: BackboneSettings = BackboneSettings()

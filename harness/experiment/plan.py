@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from harness.config import BackboneSettings, ResolvedTraining, RunSettings
 from harness.digests import digest_json
 from harness.errors import UserError
 from harness.experiment.covered import code_of
+from harness.experiment.published import by_recipe
 from harness.files import cache_folder, disk_errors
 from harness.specs import Spec, canonical, options_label
 from harness.training.encoding_store import Budgets, EncodingStore
@@ -45,6 +46,7 @@ class Testbed:
     training: the run's settings, completed by the task's recipe and the backbone's learning rate.
     settings: the run's; settings without effect here have their defaults.
     encodings: cache of the encoders' output; None: not cached.
+    methods: those of the run that are trained with these settings; None: all.
     """
 
     task: Task[Any]
@@ -58,6 +60,7 @@ class Testbed:
     training: ResolvedTraining
     settings: RunSettings
     encodings: EncodingStore | None = None
+    methods: tuple[Spec, ...] | None = None
 
     def fresh_backbone(self) -> Backbone:
         """A copy with the pretrained weights as loaded."""
@@ -134,18 +137,27 @@ def label_of(spec: Spec, method: Method[Any]) -> str:
 
 
 def open_testbeds(settings: RunSettings) -> list[Testbed]:
-    """The backbone and the data of every task, loaded.
+    """The backbone and the data of every task, loaded; with published recipes, of every set of settings of a task.
 
     Raises:
-        UserError: the device is not available, or the backbone or data cannot be loaded.
+        UserError: the device is not available, the backbone or data cannot be loaded, or a recipe is missing.
     """
     check_device(settings)
     for spec in settings.tasks:
         settings.data.root_of(spec.name)  # all are checked before the first is read
-    backbone = load_backbone(settings.backbone, settings.backbone_options)
-    images = ImageCache(backbone.processor, settings.data.image_budget_mib, settings.data.image_cache)
-    encodings = open_encodings(settings, backbone)
-    return [build_testbed(settings, spec, backbone, images, encodings=encodings) for spec in settings.tasks]
+    testbeds: list[Testbed] = []
+    loaded: list[tuple[BackboneSettings, Backbone, ImageCache, EncodingStore | None]] = []
+    for part in by_recipe(settings):
+        options = part.backbone_options
+        if not any(options == other for other, *_ in loaded):
+            backbone = load_backbone(part.backbone, options)
+            images = ImageCache(backbone.processor, part.data.image_budget_mib, part.data.image_cache)
+            loaded.append((options, backbone, images, open_encodings(part, backbone)))
+        _, backbone, images, encodings = next(each for each in loaded if each[0] == options)
+        for spec in part.tasks:
+            testbed = build_testbed(part, spec, backbone, images, encodings=encodings)
+            testbeds.append(replace(testbed, methods=part.methods if part.recipe == "published" else None))
+    return testbeds
 
 
 def check_device(settings: RunSettings) -> None:
@@ -250,7 +262,7 @@ def build_cells(settings: RunSettings, testbeds: list[Testbed]) -> list[Cell]:
         build_cell(testbed, spec, seed)
         for seed in settings.seeds
         for testbed in testbeds
-        for spec in settings.methods
+        for spec in testbed.methods or settings.methods
     ]
 
 

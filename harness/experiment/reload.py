@@ -111,6 +111,7 @@ def settings_of(
     """
     chosen = record.cell
     kept: dict[str, Any] = {
+        "recipe": "own",  # of records that are older than this setting
         **(record.settings or _of_protocol(record)),
         # Resolved options, as defaults may have changed since.
         "methods": _method_spec(chosen.method) if method is None else method,

@@ -176,8 +176,8 @@ def describe_cache(encoder: CachedEncoder, store: EncodingStore | None) -> dict[
 def is_untouched(backbone: Backbone, name: str, tuned: Collection[str] = ()) -> bool:
     """True if a half of `encode` depends only on its own weights, and these stay fixed.
 
-    False if one of its parameters trains (or has been trained, see `tuned`), if a method has inserted a module, or
-    if it has a hook or an overridden function.
+    False if one of its parameters trains (or has been trained, see `tuned`), if a method has inserted a module, if
+    it has a hook or an overridden function, or if it has dropout.
     """
     if HALVES[name] in vars(backbone):
         return False
@@ -187,7 +187,8 @@ def is_untouched(backbone: Backbone, name: str, tuned: Collection[str] = ()) -> 
     for module in (each for part in backbone.encoders()[name] for each in part.modules()):
         hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
         trains = any(parameter.requires_grad for parameter in module.parameters(recurse=False))
-        if hooked or trains or isinstance(module, Inserted):
+        drops = isinstance(module, nn.Dropout) and module.p > 0
+        if hooked or trains or drops or isinstance(module, Inserted):
             return False
     return True
 

@@ -52,9 +52,13 @@ class SplitColumns:
         """The distinct answer types."""
         return list(Strings.from_arrays(self.arrays, "answer_types"))
 
-    def classes(self, answer_index: Mapping[str, int]) -> np.ndarray:
-        """`(N, 10)` class indices of the annotators' answers in normalised form; -1 outside the vocabulary."""
-        index = [answer_index.get(normalize_answer(answer), -1) for answer in self.answers]
+    def classes(self, answer_index: Mapping[str, int], raw: bool = False) -> np.ndarray:
+        """`(N, 10)` class indices of the annotators' answers in normalised form; -1 outside the vocabulary.
+
+        raw: of the answers as they were given.
+        """
+        texts = self.answers if raw else map(normalize_answer, self.answers)
+        index = [answer_index.get(text, -1) for text in texts]
         classes: np.ndarray = np.array([*index, -1], dtype=np.int32)[self.arrays["answer"]]
         return classes
 

@@ -67,6 +67,8 @@ class VQAOptions(Limits):
     train: "trainval" trains on train2014 and val2014, as for published results on test-dev2015 and test2015.
     holdout: with trainval, the images to choose the epoch on. "vilt": 1,000 images of val2014, left out of training
         (by hash; ViLT's code draws them without a seed). "meter": all of val2014, which METER's code also trains on.
+    targets: soft targets count answers in "normalized" form, or "raw" as the annotators gave them, which is what ViLT's
+        and METER's code does. The accuracy normalises in any case.
     """
 
     answers: str = "auto"
@@ -74,6 +76,7 @@ class VQAOptions(Limits):
     val_fraction: float = 0.1
     train: Literal["train2014", "trainval"] = "train2014"
     holdout: Literal["vilt", "meter"] = "vilt"
+    targets: Literal["normalized", "raw"] = "normalized"
 
     def __post_init__(self) -> None:
         Limits.__post_init__(self)
@@ -104,7 +107,7 @@ class VQA(Task[VQAOptions]):
     recipe: ClassVar[Recipe] = Recipe(epochs=10, batch_size=256)
     embedded_recipe: ClassVar[Recipe] = Recipe(epochs=5, batch_size=16)
     official_splits: ClassVar[tuple[str, ...]] = ("test-dev2015", "test2015")
-    later_options: ClassVar[tuple[str, ...]] = ("train", "holdout")
+    later_options: ClassVar[tuple[str, ...]] = ("train", "holdout", "targets")
 
     answers: tuple[str, ...]
     """The answer of each class; set by `load`."""
@@ -128,7 +131,7 @@ class VQA(Task[VQAOptions]):
             unanswerable = 0
             for official, _, taken in of_split:
                 files |= official.files
-                classes = official.classes(answer_index) if official.annotated else None
+                classes = official.classes(answer_index, self._raw) if official.annotated else None
                 columns = _columns(root, official, classes)
                 if taken is not None:
                     columns = columns.take(np.flatnonzero(taken))
@@ -163,7 +166,11 @@ class VQA(Task[VQAOptions]):
         """All questions of a test split, with annotations if there are any."""
         found = load_split(root, split, has_annotated_split(root, split))
         index = {answer: place for place, answer in enumerate(self.answers)}
-        return _columns(root, found, found.classes(index) if found.annotated else None)
+        return _columns(root, found, found.classes(index, self._raw) if found.annotated else None)
+
+    @property
+    def _raw(self) -> bool:
+        return self.options.targets == "raw"
 
     def without_data(self) -> None:
         """Set as many answers as were published."""

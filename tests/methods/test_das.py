@@ -139,6 +139,45 @@ def test_published_variant_rewards_as_the_authors_do(backbone: ViltBackbone) -> 
     assert DAS(DASOptions(variant="published")).search_holdout == 0.0
 
 
+@pytest.mark.parametrize(
+    ("steps", "period", "expected"),
+    [
+        (30, 10, [(1, 0), (1, 10), (1, 20), (2, 0), (2, 10), (2, 20)]),
+        (7, 5, [(1, 0), (1, 5), (2, 3)]),  # counts on over the end of the epoch
+        (3, 5, [(1, 1)]),
+    ],
+)
+def test_published_counter_of_steps_runs_from_the_warm_up_on_and_over_epochs(
+    backbone: ViltBackbone, steps: int, period: int, expected: list[tuple[int, int]]
+) -> None:
+    trainer = FakeTrainer(backbone)
+    trainer.steps_per_epoch = steps
+    decision = DAS(DASOptions(variant="published", period=period)).search(trainer)
+    assert [(update.epoch, update.step) for update in decision.updates] == expected
+
+
+@pytest.mark.parametrize(("variant", "rewarded"), [("published", "before"), ("sound", "after")])
+def test_published_rewards_come_before_the_step_and_sound_ones_after(
+    backbone: ViltBackbone, variant: Any, rewarded: str
+) -> None:
+    losses = {"before": 0, "after": 0}
+
+    class Ordered(FakeTrainer):
+        def train(self, epochs: int, before_step: Any, after_step: Any, memory: Any = None) -> None:
+            def count(when: str, callback: Any) -> Any:
+                def counted(epoch: int, step: int) -> None:
+                    computed = len(self.rewarded_in_training_mode)
+                    callback(epoch, step)
+                    losses[when] += len(self.rewarded_in_training_mode) - computed
+
+                return counted
+
+            super().train(epochs, count("before", before_step), count("after", after_step), memory)
+
+    DAS(DASOptions(variant=variant, period=10)).search(Ordered(backbone))
+    assert losses == {"before": 0, "after": 0, rewarded: 6 * 3}
+
+
 def test_wrong_options_are_named(backbone: ViltBackbone) -> None:
     with pytest.raises(UserError, match="sets must be at least 2"):
         DASOptions(sets=1)

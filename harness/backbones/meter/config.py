@@ -19,11 +19,13 @@ class MeterConfig(PretrainedConfig):
     intermediate_size: of the fusion layers; text_ and image_intermediate_size: of the encoders.
     image_layers: 11, as METER leaves out the last of CLIP's 12.
     image_size: side of the square image in pixels, which the position embeddings cover.
-    hidden_dropout_prob, attention_probs_dropout_prob: of the fusion layers, 0.1 as published. The encoders have
-        no dropout, so that their output depends on the input alone.
+    hidden_dropout_prob, attention_probs_dropout_prob: of the fusion layers, 0.1 as published.
+    encoder_dropout: of the text encoder. It is 0 by default, so that the encoders' output depends on the input alone;
+        the published code has RoBERTa's 0.1, and none in the image encoder.
     """
 
     model_type = "meter"
+    encoder_dropout: float = 0.0  # no field: the digest of a configuration without it stays the same
 
     def __init__(
         self,
@@ -87,8 +89,8 @@ class MeterConfig(PretrainedConfig):
             num_hidden_layers=self.text_layers,
             num_attention_heads=self.num_attention_heads,
             intermediate_size=self.text_intermediate_size,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
+            hidden_dropout_prob=self.encoder_dropout,
+            attention_probs_dropout_prob=self.encoder_dropout,
             max_position_embeddings=self.max_position_embeddings,
             type_vocab_size=1,
             layer_norm_eps=ENCODER_LAYER_NORM_EPS,

@@ -131,6 +131,9 @@ def assemble(
         UserError: the options or the weights do not fit.
     """
     config: MeterConfig = checkpoint.config
+    if options.dropout is not None:
+        config.hidden_dropout_prob = config.attention_probs_dropout_prob = options.dropout
+        config.encoder_dropout = options.dropout
     length = options.text_length or min(TEXT_LENGTH, config.text_positions)
     if length > config.text_positions:
         raise UserError(f"{name}: text length {length} exceeds its {config.text_positions} text positions.")

@@ -56,7 +56,13 @@ class ViltBlock(Block):
         query = self._by_head(maps.query(asking))
         key, value = self._by_head(maps.key(read)), self._by_head(maps.value(read))
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        return self.attention.output.dense(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        output = self.attention.output
+        return output.dropout(output.dense(mixed.transpose(1, 2).flatten(2)))  # type: ignore[no-any-return]
+
+    def feed(self, read: Tensor) -> Tensor:
+        """The feed-forward layers on normalised states `(B, T, D)`."""
+        expanded = self.output.dropout(self.intermediate(read))
+        return self.output.dropout(self.output.dense(expanded))  # type: ignore[no-any-return]
 
     def _by_head(self, states: Tensor) -> Tensor:
         return states.view(*states.shape[:2], self.heads, -1).transpose(1, 2)
@@ -64,8 +70,7 @@ class ViltBlock(Block):
     def _finish(self, hidden: Tensor, attended: Tensor) -> Tensor:
         """The block after its attention, token by token."""
         hidden = self._add("attention", attended, hidden)
-        expanded = self.intermediate(self.layernorm_after(hidden))
-        return self._add("mlp", self.output.dense(expanded), hidden)
+        return self._add("mlp", self.feed(self.layernorm_after(hidden)), hidden)
 
     def _add(self, sublayer: str, result: Tensor, residual: Tensor) -> Tensor:
         if sublayer in self.sequential:

@@ -74,7 +74,8 @@ def full_size_config() -> ViltConfig:
 
 def _build(checkpoint: Checkpoint, options: BackboneOptions, name: str) -> ViltBackbone:
     config = checkpoint.config
-    config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0  # drop_rate 0 in every recipe
+    config.hidden_dropout_prob = options.dropout or 0.0
+    config.attention_probs_dropout_prob = 0.0  # the original's `drop_rate` leaves it at 0
     length = options.text_length or config.max_position_embeddings
     if length > config.max_position_embeddings:
         raise UserError(

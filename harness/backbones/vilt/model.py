@@ -130,7 +130,7 @@ class ViltBackbone(Backbone):
         pixels = self.framed(inputs.pixels, inputs.image_sizes)
         patches, patch_mask = self._embed_patches(pixels, inputs.image_sizes)
         first = embeddings.cls_token + embeddings.position_embeddings[:, :1]
-        image = torch.cat([first.expand(len(patches), -1, -1), patches], dim=1)
+        image = embeddings.dropout(torch.cat([first.expand(len(patches), -1, -1), patches], dim=1))
         return image + embeddings.token_type_embeddings.weight[inputs.image_token_type], patch_mask
 
     def _embed_patches(self, pixels: Tensor, sizes: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -199,9 +199,11 @@ class ViltBackbone(Backbone):
         return self.model.pooler(first)  # type: ignore[no-any-return]
 
     def common_parameters(self) -> Iterator[nn.Parameter]:
-        """The pooler and the modality-type embeddings."""
+        """The pooler and the modality-type embeddings; the text embedding's token types if `tunes_text_types`."""
         yield from self.model.pooler.parameters()
         yield from self.model.embeddings.token_type_embeddings.parameters()
+        if self.tunes_text_types:
+            yield from self.model.embeddings.text_embeddings.token_type_embeddings.parameters()
 
     def components(self) -> dict[str, list[nn.Module]]:
         """Embeddings, fusion (blocks and final norm), pooler."""

@@ -1,4 +1,4 @@
-"""The recipes in results/recipes: each parameter trains at the rate that the authors' code gives it."""
+"""The published recipes: each parameter trains at the rate that the authors' code gives it."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from torch import nn
 
 from harness.backbones.base import BackboneOptions
 from harness.config import RunSettings
-from harness.config.sources import build_settings, from_file
+from harness.config.sources import make_settings
+from harness.experiment.published import by_recipe
 from harness.registry import build_method, resolve_backbone
+from harness.specs import Spec
 from harness.training.model import TaskModel
 from harness.training.optim import build_optimizer
-from tests.support.paths import ROOT
-
-RECIPES = sorted((ROOT / "results" / "recipes").glob("*.toml"))
 
 
 def settings_of(name: str) -> RunSettings:
-    return build_settings(from_file(ROOT / "results" / "recipes" / f"{name}.toml"))
+    """The settings of a run that names only the method, the task and the backbone."""
+    method, backbone, task = name.split("-")
+    (settings,) = by_recipe(make_settings(methods=method, tasks=task, backbone=backbone, recipe="published"))
+    return settings
 
 
 class Head(nn.Sequential):
@@ -37,7 +39,9 @@ def groups(name: str, blocks: str | None = None) -> dict[str, tuple[float, float
     if blocks is not None:
         spec = type(spec)(spec.name, {**spec.options, "blocks": blocks})
     with torch.device("meta"):
-        backbone = resolve_backbone(settings.backbone)(BackboneOptions(weights="random", image_size=384))
+        backbone = resolve_backbone(settings.backbone)(
+            BackboneOptions(**{**settings.backbone_options.model_dump(), "weights": "random"})
+        )
         method = build_method(spec)
         method.adapt(backbone, torch.Generator())
         model: Any = TaskModel(None, backbone, Head(backbone.feature_dim))  # type: ignore[arg-type]
@@ -55,17 +59,46 @@ def groups(name: str, blocks: str | None = None) -> dict[str, tuple[float, float
     }
 
 
+@pytest.mark.parametrize(
+    ("name", "batch"),
+    [
+        ("das-meter-vqa", 512),
+        ("das-meter-nlvr2", 256),
+        ("das-meter-retrieval", 512),
+        ("das-vilt-vqa", 256),
+        ("das-vilt-nlvr2", 128),
+        ("das-vilt-retrieval", 256),
+    ],
+)
+def test_batches_and_decay_are_the_published_ones(name: str, batch: int) -> None:
+    settings = settings_of(name)
+    assert settings.training.batch_size == batch
+    found = groups(name, "joint.4" if "vilt" in name else "text.1")
+    assert {decay for _, decay in found.values()} == {0.0, 0.01}
+    assert {decay for part, (_, decay) in found.items() if part.endswith("_embeddings.weight")} == {0.01}
+
+
+def test_the_text_token_types_of_vilt_train_in_the_published_variant_alone() -> None:
+    def trained(variant: str) -> set[str]:
+        with torch.device("meta"):
+            backbone = resolve_backbone("vilt")(BackboneOptions(weights="random"))
+            build_method(Spec("das", {"variant": variant, "blocks": "joint.4"})).adapt(
+                backbone, torch.Generator()
+            )
+        own = {id(parameter) for parameter in backbone.common_parameters()}
+        return {name for name, parameter in backbone.named_parameters() if id(parameter) in own}
+
+    (extra,) = trained("published") - trained("sound")
+    assert extra == "model.embeddings.text_embeddings.token_type_embeddings.weight"
+    backbone = resolve_backbone("vilt-mini")(BackboneOptions())
+    text_types = backbone.get_submodule("model.embeddings.text_embeddings.token_type_embeddings").weight
+    assert tuple(text_types.shape) == (2, backbone.width)  # at full size 2 × 768 = 1,536
+
+
 def rates(found: dict[str, tuple[float, float]], part: str) -> set[float]:
     chosen = {rate for name, (rate, _) in found.items() if part in name}
     assert chosen, part
     return chosen
-
-
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_is_a_valid_experiment(path: Any) -> None:
-    settings = build_settings(from_file(path))
-    assert settings.output.results.name == path.stem
-    assert settings.training.batch_size is not None
 
 
 @pytest.mark.parametrize(
@@ -81,6 +114,7 @@ def test_das_on_meter_has_a_rate_per_group(name: str, base: float, block: float,
     assert rates(found, ".shortcut.") == {base}
     assert rates(found, "backbone.prompt.token") == {base}
     assert rates(found, "token_type_embeddings") == {base}
+    assert not any("text_encoder" in name for name in found)
     assert rates(found, ".parallel.") == {block}
     assert rates(found, ".post_norm.") == {block}
     assert rates(found, "_pooler.") == {block}
@@ -93,6 +127,7 @@ def test_das_on_meter_has_a_rate_per_group(name: str, base: float, block: float,
 )
 def test_das_on_vilt_has_one_rate_and_the_heads(name: str, base: float, head: float) -> None:
     found = groups(name, "joint.4")
+    assert rates(found, ".shortcut.") == rates(found, ".parallel.") == rates(found, "_embeddings.") == {base}
     assert rates(found, "backbone.") == {base}
     assert rates(found, "head.") == {head}
 

@@ -69,3 +69,5 @@ def test_soft_scores_count_normalised_answers_inside_the_vocabulary(tmp_path: Pa
     assert soft_scores(classes) == {0: 1.0, 1: 0.6, 2: 0.3, 3: 0.9}
     (classes,) = load_split(tmp_path, "train2014").classes({"cow": 0})
     assert soft_scores(classes) == {}
+    (classes,) = load_split(tmp_path, "train2014").classes({"cat": 0, "2": 1, "dog": 2, "emu": 3}, raw=True)
+    assert soft_scores(classes) == {0: 0.6, 1: 0.3, 2: 0.3, 3: 0.9}
