@@ -20,12 +20,12 @@ ORDERS = 6
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """One statement. id: `{sentence}-{boxes}`. label: the label of all its six images."""
+    """One statement. id: `{sentence}-{boxes}`. label: of all its six images. directory: theirs; None: not given."""
 
     id: str
     sentence: str
     label: str
-    directory: str
+    directory: str | None
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,9 @@ class OfficialSplit:
 
 
 def read_split(root: Path, name: str) -> OfficialSplit:
-    """A split by name (train, dev, test). Raises `UserError` naming the file and place at fault."""
-    path = require_file(root, f"{name}/{name}.json", f"{name}.json")
+    """A split by name (train, dev, test, hidden). Raises `UserError` naming the file and place at fault."""
+    names = [f"{name}.json", *(["hidden_final.json"] if name == "hidden" else [])]
+    path = require_file(root, *(f"{name}/{each}" for each in names), *names)
     statements, digest = read_statements(path)
     return OfficialSplit(name, tuple(statements.values()), {path.name: digest})
 
@@ -58,7 +59,7 @@ def read_statements(path: Path) -> tuple[dict[str, Statement], str]:
             identifier,
             field(entry, "sentence", str, place),
             parse_label(field(entry, "label", str, place), place),
-            field(entry, "directory", str, place),
+            field(entry, "directory", str, place) if "directory" in entry else None,
         )
     return statements, digest
 
@@ -68,9 +69,26 @@ def image_ids(split: str, statement_id: str) -> list[str]:
     return [f"{split}-{statement_id}-{order}" for order in range(ORDERS)]
 
 
-def image_path(root: Path, split: str, statement: Statement, image_id: str) -> Path:
-    """`{split}/images/{directory}/{split}-{identifier}-{order}.png`."""
-    return root / split / "images" / statement.directory / f"{image_id}.png"
+class Images:
+    """Where the images of a split are: `{split}/images/{directory}/{split}-{identifier}-{order}.png`.
+
+    The hidden split's statements do not say the directory, and the images of a few are in several ones. So an image
+    that is not where its statement says is looked up by its name.
+    """
+
+    def __init__(self, root: Path, split: str) -> None:
+        self._folder = root / split / "images"
+        self._found: dict[str, Path] = {}
+        self._all: set[Path] = set()
+        for path in sorted(self._folder.glob("*/*")):
+            self._found.setdefault(path.name, path)
+            self._all.add(path)
+
+    def path(self, statement: Statement, image_id: str) -> Path:
+        """The image's path; if there is no such image, where it should be."""
+        name = f"{image_id}.png"
+        stated = self._folder / (statement.directory or "") / name
+        return stated if stated in self._all else self._found.get(name, stated)
 
 
 def sentence_of(image_id: str) -> str:

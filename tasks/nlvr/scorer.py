@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from tasks.classification.scoring import all_right, judge_label
@@ -16,8 +17,8 @@ UNITS = {"consistency": sentence_of, "consistency (orders)": boxes_of}
 
 
 def read_truths(path: Path) -> dict[str, str]:
-    """Labels by image id. An image id begins with the name of the split, which is that of the file."""
-    split = path.name.partition(".")[0]
+    """Labels by image id. An image id begins with the name of the split, with which the file's name begins too."""
+    split = re.split("[._]", path.name)[0]
     statements = read_statements(path)[0].values()
     return {image: statement.label for statement in statements for image in image_ids(split, statement.id)}
 

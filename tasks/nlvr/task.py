@@ -11,7 +11,7 @@ from tasks.base import Example, Prediction, Recipe, SplitName
 from tasks.classification.task import Classification, Label, Part
 from tasks.data.files import find_file
 from tasks.data.subsets import Limits, cut_off
-from tasks.nlvr.files import OfficialSplit, Statement, image_ids, image_path, read_split, sentence_of
+from tasks.nlvr.files import Images, OfficialSplit, Statement, image_ids, read_split, sentence_of
 from tasks.nlvr.scorer import SCORER
 from tasks.nlvr2.files import LABELS, write_predictions
 from tasks.scorer import Scorer
@@ -24,10 +24,12 @@ class NLVROptions(Limits):
     train: official split to train on. "auto": train if its file exists, else dev. With train, validation is dev;
         with dev, some of its sentences are held out for validation.
     val_fraction: share of dev's sentences that is held out.
+    test: official split to report on: the public test split, or `hidden`, the one that was unreleased at first.
     """
 
     train: Literal["auto", "train", "dev"] = "auto"
     val_fraction: float = 0.1
+    test: Literal["test", "hidden"] = "test"
 
     def __post_init__(self) -> None:
         Limits.__post_init__(self)
@@ -46,10 +48,12 @@ class NLVR(Classification[NLVROptions]):
     recipe: ClassVar[Recipe] = Recipe(epochs=10, batch_size=128)
     """That of NLVR2, as ViLT, METER and DAS do not report NLVR."""
     classes: ClassVar[tuple[str, ...]] = LABELS
+    official_splits: ClassVar[tuple[str, ...]] = ("hidden",)
+    later_options: ClassVar[tuple[str, ...]] = ("test",)
 
     def read_parts(self, root: Path) -> dict[SplitName, Part]:
-        """train, dev and test; without train, dev is divided in two."""
-        dev, test = read_split(root, "dev"), read_split(root, "test")
+        """train, dev and the test split; without train, dev is divided in two."""
+        dev, test = read_split(root, "dev"), read_split(root, self.options.test)
         train = self.options.train
         if train == "auto":
             train = "train" if find_file(root, "train/train.json", "train.json") else "dev"
@@ -58,6 +62,10 @@ class NLVR(Classification[NLVROptions]):
         else:
             parts = self._cut(root, dev)
         return {"train": parts["train"], "val": parts["val"], "test": _part(root, test)}
+
+    def read_official(self, root: Path, split: str) -> Sequence[Example]:
+        """All examples of the hidden split."""
+        return _part(root, read_split(root, split)).examples
 
     def write_submission(self, predictions: Sequence[Prediction], path: Path) -> None:
         """The official script's CSV: `{image}.png,{label}`, labels in lower case as in the corpus."""
@@ -80,11 +88,12 @@ def _sentence(split: OfficialSplit, statement: Statement) -> str:
 def _part(
     root: Path, split: OfficialSplit, part: str = "all", takes: Callable[[str], bool] = lambda sentence: True
 ) -> Part:
+    images = Images(root, split.name)
     examples = [
         Example(
             image_id,
             statement.sentence,
-            (image_path(root, split.name, statement, image_id),),
+            (images.path(statement, image_id),),
             Label(LABELS.index(statement.label)),
             _sentence(split, statement),
         )

@@ -15,6 +15,7 @@ from tasks.base import Example
 from tasks.classification.task import Label
 from tasks.data.images import load_rgb
 from tasks.nlvr.files import read_predictions
+from tasks.nlvr.scorer import read_truths
 from tasks.nlvr.scoring import score
 from tasks.nlvr.task import NLVR, NLVROptions
 from tests.support.paths import SHARED, needs_shared_data
@@ -46,6 +47,37 @@ def test_an_example_has_six_images(root: Path) -> None:
     assert test[8] == Example(
         "test-7-2-2", "s 7-2", (root / "test" / "images" / "3" / "test-7-2-2.png",), Label(0), "test-7"
     )
+
+
+def test_hidden_images_are_found_by_name(root: Path) -> None:
+    statement = {key: value for key, value in entry("9-1").items() if key != "directory"}
+    write(root, "hidden", statement)
+    (root / "hidden" / "hidden.json").rename(root / "hidden" / "hidden_final.json")
+    places = {"hidden-9-1-0.png": "4", "hidden-9-1-1.png": "5", "hidden-9-1-2.png": "4"}
+    for name, folder in places.items():
+        (root / "hidden" / "images" / folder).mkdir(parents=True, exist_ok=True)
+        (root / "hidden" / "images" / folder / name).touch()
+    test = build_task(parse_spec("nlvr[test=hidden]")).load(root).splits["test"]
+    assert [example.id for example in test] == [f"hidden-9-1-{k}" for k in range(6)]
+    images = root / "hidden" / "images"
+    assert [example.images[0] for example in test[:3]] == [
+        images / folder / name for name, folder in places.items()
+    ]
+    assert test[3].images[0] == images / "hidden-9-1-3.png"  # missing
+    assert list(NLVR().read_official(root, "hidden")) == list(test)
+    assert list(read_truths(root / "hidden" / "hidden_final.json")) == [
+        example.id for example in test
+    ]
+
+
+def test_an_image_in_another_folder_than_stated_is_found(root: Path) -> None:
+    images = root / "test" / "images"
+    for folder in ("3", "8"):
+        (images / folder).mkdir(parents=True)
+        (images / folder / "test-7-0-0.png").touch()
+    (images / "8" / "test-7-0-1.png").touch()
+    test = NLVR().load(root).splits["test"]
+    assert [example.images[0].parent.name for example in test[:2]] == ["3", "8"]
 
 
 def test_dev_is_split_by_sentence_if_train_is_missing(root: Path) -> None:
