@@ -118,9 +118,9 @@ def describe(cells: Sequence[Cell]) -> list[str]:
     lines.append(
         "Computed, not measured: live tensors and MACs of a step on the meta device, in float32, at "
         f"{height}x{width} pixels and {shape.text_length} tokens. Memory includes attention scores, "
-        "which fused kernels do not keep, so it may be less on a GPU. Decoding of images, communication and encodings "
-        f"from the cache are left out. Hours assume {UTILISATION:.0%} of the {PEAK_TFLOPS[precision]:g} TFLOP/s of an {GPU} "
-        f"in {precision}."
+        "which fused kernels do not keep, so it may be less on a GPU. Decoding of images, communication and "
+        f"encodings from the cache are left out. Hours assume {UTILISATION:.0%} of the {PEAK_TFLOPS[precision]:g} "
+        f"TFLOP/s of an {GPU} in {precision}."
     )
     return lines
 

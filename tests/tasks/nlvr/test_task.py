@@ -65,9 +65,7 @@ def test_hidden_images_are_found_by_name(root: Path) -> None:
     ]
     assert test[3].images[0] == images / "hidden-9-1-3.png"  # missing
     assert list(NLVR().read_official(root, "hidden")) == list(test)
-    assert list(read_truths(root / "hidden" / "hidden_final.json")) == [
-        example.id for example in test
-    ]
+    assert list(read_truths(root / "hidden" / "hidden_final.json")) == [example.id for example in test]
 
 
 def test_an_image_in_another_folder_than_stated_is_found(root: Path) -> None:
