@@ -246,6 +246,8 @@ class Method(ABC, Generic[OptionsT]):
 
     recipes: ClassVar[Mapping[tuple[str, str], Recipe]] = MappingProxyType({})
     """Settings of the authors' code, by backbone and task."""
+    uncounted: ClassVar[bool] = False
+    """True if the authors' count of the method's parameters leaves out what it trains at `Backbone.prompt`."""
     rivals: ClassVar[tuple[str, ...]] = ()
     """Specs of methods that make the same choice by simpler rules, with an option `skip`; `harness audit` compares."""
 

@@ -92,6 +92,7 @@ class DAS(SkippingMethod[DASOptions]):
     family: ClassVar[str] = "block skipping"
     Options: ClassVar[type[Any]] = DASOptions
     Decision: ClassVar[type[Any]] = DASDecision
+    uncounted: ClassVar[bool] = True
     recipes: ClassVar[Mapping[tuple[str, str], Recipe]] = recipes_of("das")
     rivals: ClassVar[tuple[str, ...]] = (
         "skip[choice=last]",

@@ -91,6 +91,8 @@ class Backbone(nn.Module, ABC):
     measured with all tokens, as published. See `Method.per_token`."""
     fixed_tokens: bool = False
     """True if the number of tokens must not change between blocks, because links add encoder states to them."""
+    unread_parameters: int = 0
+    """Parameters of the published model that no forward pass reads. They are not built; papers' totals have them."""
     tunes_text_types: bool = False
     """True if `common_parameters` includes the text embedding's own token types (ViLT), as in the published DAS."""
     encoder: Callable[[Backbone, Inputs], Streams] | None = None

@@ -63,21 +63,29 @@ class Case:
 
 @dataclass(frozen=True)
 class Row:
-    """Costs of one case: parameters in training, parameters and compute when finalised."""
+    """Costs of one case: parameters in training, parameters and compute when finalised.
+
+    uncounted: trained parameters that the authors' count of the method leaves out.
+    """
 
     case: Case
     trained: ParameterCounts
     deployed: ParameterCounts
     compute: ComputeCounts
+    uncounted: int = 0
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Rows of one setting, the reference first. latency: by label, if it was measured, each way of running."""
+    """Rows of one setting, the reference first. latency: by label, if it was measured, each way of running.
+
+    unread: parameters that papers count and no forward pass reads (`Backbone.unread_parameters`).
+    """
 
     setting: Setting
     rows: tuple[Row, ...]
     latency: Mapping[str, tuple[LatencyPair, ...]]
+    unread: int = 0
 
 
 @dataclass(frozen=True)
@@ -141,7 +149,7 @@ def profile_setting(
         for case in cases:
             on_case(f"{case.label}, latency")
             pairs[case.label] = tuple(time_case(setting, case, reference, latency_on, batch_sizes, on_case))
-    return Profile(setting, tuple(rows), pairs)
+    return Profile(setting, tuple(rows), pairs, backbone.unread_parameters)
 
 
 def find_cases(spec: Spec, backbone: Backbone) -> Iterator[Case]:
@@ -155,6 +163,8 @@ def count_case(setting: Setting, case: Case) -> Row:
     """Parameters and compute of one case, on the meta device."""
     method, backbone, head = _adapted(setting, case, "meta")
     trained = count_parameters(backbone, head, method.method_modules(backbone))
+    token = backbone.prompt if method.uncounted else None
+    uncounted = 0 if token is None else sum(parameter.numel() for parameter in token.parameters())
     method.finalize(backbone)
     return Row(
         case,
@@ -168,6 +178,7 @@ def count_case(setting: Setting, case: Case) -> Row:
             image_size=setting.image_size,
             text_length=setting.text_length,
         ),
+        uncounted,
     )
 
 

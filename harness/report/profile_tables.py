@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 NOTES = (
     "Parameters: *updated* is what papers report for a method (its own parameters and those of the backbone that it "
     "tunes). *common* (poolers, token types) and *head* train with every method. Weights that no forward pass reads "
-    "(RoBERTa's pooler, CLIP's text encoder) are neither built nor counted.",
+    "(RoBERTa's pooler, CLIP's text encoder) are neither built nor counted in the tables.",
     "MACs: multiply-accumulates of matrix products, convolutions and attention of the finalised model (LoRA merged), "
     "batch size 1, no padding. Papers of this field report them as FLOPs. *With LayerNorm*: 5 more for each element "
     "that a LayerNorm normalises, the convention behind DAS's −11.97 % on METER.",
@@ -169,7 +169,26 @@ def to_markdown(profiles: Sequence[Profile], command: str) -> str:
 def notes_of(profiles: Sequence[Profile]) -> tuple[str, ...]:
     """What the columns mean, and whether a latency was disturbed."""
     pairs = [pair for profile in profiles for each in profile.latency.values() for pair in each]
-    return (*NOTES, BUSY_NOTE) if any(_busy(pair) for pair in pairs) else NOTES
+    busy = (BUSY_NOTE,) if any(_busy(pair) for pair in pairs) else ()
+    return (*NOTES, *_other_counts(profiles), *busy)
+
+
+def _other_counts(profiles: Sequence[Profile]) -> Iterator[str]:
+    """Figures that papers count in another way."""
+    for profile in profiles:
+        where = f"{profile.setting.backbone}, {profile.setting.task.title}"
+        if profile.unread:
+            total = profile.rows[0].trained.total
+            yield (
+                f"{where}: total with the {profile.unread:,} weights that no forward pass reads, as papers count: "
+                f"{total + profile.unread:,} for full tuning (here {total:,})."
+            )
+        for row in profile.rows:
+            if row.uncounted:
+                yield (
+                    f"{where}: {row.case.label} updates {row.trained.updated - row.uncounted:,} parameters without "
+                    f"its trained token of {row.uncounted:,}, as its authors count (here {row.trained.updated:,})."
+                )
 
 
 def _busy(pair: LatencyPair) -> bool:

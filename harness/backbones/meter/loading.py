@@ -56,6 +56,10 @@ UNUSED = {
 """Keys of original checkpoints that the forward pass never reads, with the reason."""
 
 
+CLIP_TEXT_POSITIONS, CLIP_TEXT_WIDTH = 77, 512
+"""Of CLIP's text encoder, whose positions and final norm are among the unused keys."""
+
+
 POSITIONS = "image_encoder.embeddings.position_embedding.weight"
 
 
@@ -114,7 +118,13 @@ def build_meter(checkpoint: Checkpoint, options: BackboneOptions, name: str) -> 
         UserError: the options or the weights do not fit.
     """
     checkpoint.config.image_size = options.image_size or IMAGE_SIZE
-    return assemble(MeterBackbone, checkpoint, options, name, "METER")
+    backbone = assemble(MeterBackbone, checkpoint, options, name, "METER")
+    if name == "meter":
+        roberta_pooler = backbone.width * (backbone.width + 1)
+        backbone.unread_parameters = (
+            roberta_pooler + CLIP_TEXT_POSITIONS * CLIP_TEXT_WIDTH + 2 * CLIP_TEXT_WIDTH
+        )
+    return backbone
 
 
 BackboneT = TypeVar("BackboneT", bound=MeterBackbone)

@@ -172,3 +172,14 @@ def test_disturbed_latency_is_marked_and_explained() -> None:
         assert (f"-50.0{BUSY}" in text) is marked
         assert (BUSY_NOTE in text) is marked
         assert flat(measured)["full"]["busy_batch_16_graph"] == str(marked)
+
+
+def test_counts_of_the_papers_are_printed_beside_ours() -> None:
+    from harness.report.profile_tables import notes_of
+
+    setting = make_setting("meter", Spec("vqa"), None, 50)
+    notes = "\n".join(
+        notes_of([profile_setting(setting, parse_specs("das[blocks=text.1+text.2+image.1+image.2]"))])
+    )
+    assert "326,647,865 for full tuning (here 326,016,825)" in notes
+    assert "updates 5,376,384 parameters without its trained token of 768" in notes
