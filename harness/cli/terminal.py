@@ -50,7 +50,8 @@ def run_and_show(settings: RunSettings, dry_run: bool, found: list[Record] | Non
         console = Console(quiet=True)
     _print_plan(console, plan)
     if dry_run:
-        for line in describe(plan.to_run) if plan.to_run else []:
+        real = [cell for cell in plan.to_run if not cell.testbed.embedded]  # mini needs next to nothing
+        for line in describe(real) if real else []:
             console.print(line, markup=False, soft_wrap=True)
         return 0
     interrupts = Interrupts()
