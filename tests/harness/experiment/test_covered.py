@@ -94,6 +94,7 @@ COVERED = (
     "methods.das",
     "methods.das_decision",
     "methods.das_decoder",
+    "methods.decision",
     "methods.decoder_adapters",
     "methods.decoder_blocks",
     "methods.decoder_forms",
