@@ -73,7 +73,7 @@ class SearchTrainer(Protocol):
         """The next batch of the held-out part (`fresh=False`: always the first one)."""
 
     def training_batch(self) -> Any:
-        """The first batch of the part that is trained on; the published DAS computes its rewards on it."""
+        """The first batch of the part that is trained on, unaugmented; the published DAS computes its rewards on it."""
 
     def loss(self, batch: Any, training_mode: bool = False) -> float:
         """The task's mean loss per example on `batch`, without gradient.

@@ -133,12 +133,14 @@ def _run(
         save_checkpoint(checkpoint, state)
         keep_done(scratch, "search", trainer.cost.examples / planned)
 
+    order = derived_seed(cell.seed, "search order")
     trainer = FabricSearchTrainer(
         fabric,
         testbed.task,
         backbone,
         head,
-        loader(testbed, "train", derived_seed(cell.seed, "search order"), kept, augmented=True, ranks=ranks),
+        loader(testbed, "train", order, kept, augmented=True, ranks=ranks),
+        loader(testbed, "train", order, kept, ranks=ranks),
         loader(testbed, "train", derived_seed(cell.seed, "reward order"), held, ranks=ranks)
         if held
         else None,

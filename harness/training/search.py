@@ -44,6 +44,7 @@ def cut(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Exam
 class FabricSearchTrainer:
     """`methods.base.SearchTrainer` over a Fabric training loop.
 
+    rewards_part: the training part, without augmentation; `training_batch` comes from it.
     saved: the state last passed to `save` in an interrupted run; the search resumes from it.
     save: called with everything needed to resume: tensors and plain values only.
     """
@@ -53,6 +54,7 @@ class FabricSearchTrainer:
     backbone: Backbone
     head: nn.Module
     training_part: Batches
+    rewards_part: Batches
     held_out_part: Batches | None
     training: ResolvedTraining
     learning_rate: float
@@ -195,9 +197,9 @@ class FabricSearchTrainer:
         return batch
 
     def training_batch(self) -> Batch:
-        """The first batch of the training part, the same at every call."""
+        """The first batch of the training part without augmentation, the same at every call."""
         if self._first_training is None:
-            part = copy.copy(self.training_part)
+            part = copy.copy(self.rewards_part)
             part.set_epoch(0)
             self._first_training = next(iter(part))
         return self._first_training
