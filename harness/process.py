@@ -153,5 +153,11 @@ def prepare_process() -> None:
 
     if not sys.warnoptions:
         warnings.filterwarnings("ignore", module="lightning_fabric")
-    for name in ("lightning_fabric", "lightning_fabric.utilities.seed", "transformers", "adapters"):
+    for name in (
+        "lightning_fabric",
+        "lightning_fabric.utilities.seed",
+        "transformers",
+        "adapters",
+        "matplotlib",
+    ):
         logging.getLogger(name).setLevel(logging.ERROR)

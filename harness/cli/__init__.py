@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Annotated
 
@@ -84,4 +85,5 @@ def main() -> None:
     if not os.environ.get("TRANSFORMERS_VERBOSITY"):
         os.environ["TRANSFORMERS_VERBOSITY"] = "error"  # its hints are about other programs than this
     os.environ["MPLBACKEND"] = "agg"  # figures go to files; a notebook's backend cannot be loaded here
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # without a home folder it uses a temporary one
     raise SystemExit(run_command(app))

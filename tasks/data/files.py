@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -43,6 +44,7 @@ def require_file(root: Path, *names: str) -> Path:
 def read_json(path: Path) -> tuple[Any, str]:
     """Content of a JSON file, and the SHA-256 (hex) of its bytes on disk. See `harness.files.read_json`."""
     content = files.read_json(path)
+    _report(path, content.replaced)
     return content.value, content.digest
 
 
@@ -54,7 +56,15 @@ def read_json_lines(path: Path) -> tuple[list[Line], str]:
     content = files.read_json_lines(path)
     if not content.value:
         raise UserError(f"{path}: is empty")
+    _report(path, content.replaced)
     return content.value, content.digest
+
+
+def _report(path: Path, replaced: int) -> None:
+    """Say on standard error how many characters of a file were replaced."""
+    if replaced:
+        what = "1 lone surrogate was" if replaced == 1 else f"{replaced:,} lone surrogates were"
+        print(f"harness: {path}: {what} read as U+FFFD", file=sys.stderr)
 
 
 def field(entry: Any, key: str, kind: type[Value], place: str) -> Value:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import UserError
-from harness.files import read_csv
+from harness.files import read_csv, write_atomically
 from tasks.data.files import field, find_file, read_json_lines, require_file
 
 FOLDERS = ("", "nlvr2/data/", "data/")
@@ -129,7 +129,7 @@ def write_predictions(answers: Iterable[tuple[str, str]], path: Path) -> None:
     """The CSV that the official script reads: `identifier,prediction`, sorted, without a header."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(sorted(answers))
-    path.write_text(text.getvalue(), encoding="utf-8")
+    write_atomically(path, text.getvalue().encode())
 
 
 def read_predictions(path: Path) -> dict[str, str]:

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from harness.backbones.base import Backbone
 from harness.errors import UserError
+from harness.files import write_atomically
 from tasks.base import Batch, Data, Example, Prediction, Recipe, Share, SplitName, Task
 from tasks.data.files import describe_images
 from tasks.data.loader import Loader
@@ -235,7 +236,7 @@ class Retrieval(Task[RetrievalOptions]):
         """JSON lines with each caption's best images and its image's best captions. There is no server."""
         kept = ("id", "top_images", "top_captions")
         lines = [json.dumps({key: each[key] for key in kept}) for each in predictions]
-        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        write_atomically(path, "".join(f"{line}\n" for line in lines).encode())
 
     def _chosen(self, captions: Captions, split: SplitName, names: tuple[str, ...]) -> Sequence[Photograph]:
         found = captions.of(*names)

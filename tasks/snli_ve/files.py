@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import UserError
+from harness.files import write_atomically
 from tasks.data.files import field, follow_link, read_json_lines, require_file
 
 LABELS = ("contradiction", "neutral", "entailment")
@@ -84,4 +85,4 @@ def image_folder(root: Path) -> Path:
 def write_predictions(answers: Iterable[tuple[str, str]], path: Path) -> None:
     """JSON lines `{"pairID": …, "prediction": …}`, sorted. SNLI-VE has neither a server nor a format for this."""
     lines = [json.dumps({"pairID": pair, "prediction": label}) for pair, label in sorted(answers)]
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    write_atomically(path, "".join(f"{line}\n" for line in lines).encode())

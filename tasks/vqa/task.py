@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from harness.backbones.base import Backbone
 from harness.errors import UserError
+from harness.files import write_atomically
 from tasks.base import Batch, Data, Example, Prediction, Recipe, SplitName, Task
 from tasks.data.columns import Columns, Numbers, image_paths
 from tasks.data.files import describe_images
@@ -240,7 +241,7 @@ class VQA(Task[VQAOptions]):
         """EvalAI's result file: `[{"question_id": int, "answer": str}]`, by question id."""
         results = [{"question_id": int(each["id"]), "answer": each["answer"]} for each in predictions]
         results.sort(key=lambda result: result["question_id"])
-        path.write_text(json.dumps(results), encoding="utf-8")
+        write_atomically(path, json.dumps(results).encode())
 
     def _parts(self, root: Path, train: SplitColumns, other: SplitColumns) -> Parts:
         """Which official questions become train, val and test."""

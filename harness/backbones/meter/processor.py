@@ -24,6 +24,10 @@ STANDARD_DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 """CLIP's mean and standard deviation of each channel, for pixels in 0…1."""
 
 
+_LONGEST = 16
+"""Longer images, in short sides, are cropped before they are scaled; no photograph is that long."""
+
+
 class MeterProcessor:
     """Byte-level BPE tokens; images scaled to a short side of `image_size` and cropped to the central square.
 
@@ -76,9 +80,14 @@ class MeterProcessor:
         width, height = image.size
         short = min(width, height)
         scaled = (max(side, int(side * width / short)), max(side, int(side * height / short)))
+        left, top = (round((length - side) / 2) for length in scaled)
+        if max(scaled) > _LONGEST * side:
+            # Only the square is computed: scaled as a whole, a strip of 1×5000 pixels takes gigabytes.
+            x, y = width / scaled[0], height / scaled[1]
+            square = (left * x, top * y, (left + side) * x, (top + side) * y)
+            return np.asarray(image.resize((side, side), Image.Resampling.BICUBIC, square))
         if image.size != scaled:
             image = image.resize(scaled, Image.Resampling.BICUBIC)
-        left, top = (round((length - side) / 2) for length in scaled)
         return np.asarray(image.crop((left, top, left + side, top + side)))
 
     def normalize(self, images: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,6 +59,28 @@ def test_wrong_vocabulary_is_a_user_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [(32, 32), (64, 32), (33, 100), (5, 9)])
 def test_images_are_cropped_to_the_central_square(size: tuple[int, int]) -> None:
     assert processor().resize(Image.new("RGB", size)).shape == (32, 32, 3)
+
+
+@pytest.mark.parametrize("size", [(2, 20_000), (20_000, 2)])
+def test_a_long_strip_is_not_scaled_as_a_whole(
+    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[int, int]] = []
+    resize = Image.Image.resize
+
+    def noted(image: Image.Image, size: tuple[int, int], *rest: Any) -> Image.Image:
+        made.append(size)
+        return resize(image, size, *rest)
+
+    monkeypatch.setattr(Image.Image, "resize", noted)
+    width, height = size
+    along = np.minimum(np.arange(20_000) // 40, 255).astype(np.uint8)
+    rows = np.broadcast_to(along[None, :] if width > height else along[:, None], (height, width))
+    found = processor().resize(Image.fromarray(rows.copy()).convert("RGB"))
+    side = processor().image_size
+    assert made == [(side, side)]
+    assert found.shape == (side, side, 3)
+    assert set(np.unique(found)) <= {249, 250}  # the values at the middle of the strip
 
 
 def test_crop_is_central_and_a_fitting_image_is_unchanged() -> None:
