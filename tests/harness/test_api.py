@@ -177,7 +177,9 @@ def test_a_run_is_loaded_and_its_cells_are_evaluated_again(made: Results, data: 
     assert api.evaluate(cell, folder, data_root=data, method=Here()) == made.records[2].metrics["test"]
     with pytest.raises(UserError, match="name its folder with data_root"):
         api.evaluate(made.records[0].cell.id, folder)
-    with pytest.raises(UserError, match=r"^split: must be val or test, not 'train'"):
+    with pytest.raises(
+        UserError, match=r"^split: must be one of val, test, test-dev2015, test2015; not 'train'"
+    ):
         api.evaluate(cell, folder, split="train")
 
 

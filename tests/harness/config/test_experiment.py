@@ -102,7 +102,10 @@ RUN = "[run]\nmethods = 'lora'\ntasks = 'vqa'\n"
         ("[methods.lora]\ntargets = 'a,b'\n", "cannot be an option"),
         ("[run]\nmethods = 'lora,lora[r=8]'\n[methods.lora]\nr = 8\n", r"lora\[r=8\] would run twice"),
         (f"{RUN}[methods.lora]\nrank = 8\n", r"methods: lora: no option 'rank'"),
-        (f"{RUN}[backbones.vilt]\nsize = 8\n", r"backbone: vilt: no option 'size'. Known: image_size"),
+        (
+            f"{RUN}[backbones.vilt]\nsize = 8\n",
+            r"backbone: vilt: no option 'size'. Known: dropout, image_size",
+        ),
         (f"{RUN}backbone = ['vilt', 'meter']\n", r"\[run\]: backbone: one backbone expected, not 2"),
     ],
 )

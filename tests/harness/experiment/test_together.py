@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from harness.config import RunSettings
@@ -53,7 +52,12 @@ def assert_equal(cells: list[Cell], found: Path, expected: Path) -> None:
         one, other = (load_file(Store(folder).folder(cell.id) / WEIGHTS) for folder in (found, expected))
         assert one.keys() == other.keys()
         for name in one:
-            torch.testing.assert_close(one[name], other[name], rtol=0, atol=1e-5)
+            difference = (one[name] - other[name]).abs()
+            # An adapter's hidden unit whose input is within rounding of 0, where ReLU has its kink, may get another
+            # gradient: all weights of that unit, which is one row, then differ by a little more.
+            units = (difference.reshape(len(difference), -1) > 1e-5).any(1).sum() if difference.ndim else 0
+            assert units <= (1 if difference.ndim == 2 else 0), (name, difference.max())
+            assert difference.max() <= 1e-4, name
         answers = [
             [
                 {key: each[key] for key in each if key != "score"}
