@@ -2,9 +2,10 @@
 
     pytest -o addopts= tests/benchmarks/test_retrieval_speed.py
 
-Times are per pair. The plain way takes the captions in the order of the file, pads each to the longest one, and
-embeds both sides of every pair again, in float32. It ranks a few of the images, between batches of the evaluation, so
-that the load of the machine affects both alike.
+Times are per pair. The evaluation runs the deployed form, as a run does. The plain way runs the model as loaded, in
+float32: it takes the captions in the order of the file, pads each to the longest one, and embeds both sides of every
+pair again. It ranks a few of the images, between batches of the evaluation, so that the load of the machine affects
+both alike.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ import torch
 
 from harness.backbones.inputs import Inputs
 from harness.config.sources import make_settings
-from harness.experiment.build import adapted_model, loader
+from harness.experiment.build import adapted_model, deployed_model, loader
 from harness.experiment.plan import build_cells, open_testbeds
 from harness.process import prepare_process
+from harness.training.conversion import converted_once
 from harness.training.fabric import make_fabric
 from tasks.base import Batch
 from tasks.data.batches import pad_text, stack_images
@@ -55,7 +57,8 @@ def _measure(precision: str, tolerance: float, folder: Path) -> Measured:
     )
     (cell,) = build_cells(settings, open_testbeds(settings))
     fabric = make_fabric(cell.testbed.settings)
-    model = adapted_model(cell, cell.method()).requires_grad_(False)
+    model = deployed_model(cell, None, None)
+    as_loaded = adapted_model(cell, cell.method()).requires_grad_(False).eval()
     batches = loader(cell.testbed, "test")
     assert isinstance(batches, Loader)
     processor, images = batches.cache.processor, batches.cache
@@ -72,7 +75,7 @@ def _measure(precision: str, tolerance: float, folder: Path) -> Measured:
             for start in range(0, len(tokens), CAPTIONS_AT_ONCE):
                 rows = slice(start, start + CAPTIONS_AT_ONCE)
                 one = Inputs(ids[rows], None if mask is None else mask[rows], pixels, sizes)
-                scores.append(model.head(model.backbone(one.paired())).flatten())
+                scores.append(as_loaded.head(as_loaded.backbone(one.paired())).flatten())
         plain[group] = torch.cat(scores)
 
     def evaluated(batch: Batch) -> torch.Tensor:
@@ -85,11 +88,11 @@ def _measure(precision: str, tolerance: float, folder: Path) -> Measured:
         with torch.inference_mode(), fabric.autocast():
             return model(batch).float()  # type: ignore[no-any-return]
 
-    model.eval()
     started = time.perf_counter()
-    matrix, _, firsts = score_matrix(
-        evaluated, batches.examples, batches.tokens, images, cell.testbed.task.options.pairs
-    )
+    with converted_once(fabric, model):
+        matrix, _, firsts = score_matrix(
+            evaluated, batches.examples, batches.tokens, images, cell.testbed.task.options.pairs
+        )
     evaluation = time.perf_counter() - started - seconds
     assert matrix.shape == (IMAGES, 5 * IMAGES)
     row_of = {example.group: row for row, example in enumerate(firsts)}
