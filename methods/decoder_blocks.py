@@ -5,19 +5,18 @@ DAS and EAS as published for LLaVA and LaVIN, and this harness's EAS on LLaVA, a
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness.backbones.block import Block, BlockInput, BlockOutput
-from harness.backbones.folded import FoldedPart
 from harness.backbones.folding import Affine, Norm, structure_of
 from harness.backbones.llava.block import LlavaBlock, attend, close
 from methods.decoder_search import Summary
 from methods.eas_adapters import InputAdapter, SkipAdapter
-from methods.eas_merging import merged_projection, without
+from methods.eas_merging import FoldedSkip, merged_projection, without
 
 Unit = Literal["attention", "layer"]
 
@@ -108,36 +107,19 @@ class AdaptedLlavaBlock(LlavaBlock):
         return self
 
 
-class FoldedLlavaSkip(FoldedPart):
-    """A layer without attention as it is deployed: a feed-forward on the first norm's result.
+class FoldedLlavaSkip(FoldedSkip):
+    """A layer without attention as it is deployed; the mean is over the prompt. M is twice the feed-forward's size."""
 
-    Adapter and both gains are in the matrix of gate and up. What depends on the mean over the prompt is a bias of the
-    example's own, with r (D + 2 M) multiplications, M the feed-forward's hidden size.
-    """
+    offsets: ClassVar[bool] = False
 
     def __init__(self, block: AdaptedLlavaBlock) -> None:
-        super().__init__()
-        self.name, self.stream, self.summary = block.name, block.stream, block.summary
-        self.eps = float(block.input_layernorm.variance_epsilon)
-        self.activation = block.mlp.act_fn
-        adapter: Any = block.skips["attention"]
         like = block.mlp.down_proj.weight
         before, after = _norm(block.input_layernorm), _norm(block.post_attention_layernorm)
         expand = Affine.stack(Affine.of(block.mlp.gate_proj), Affine.of(block.mlp.up_proj))
-        up = adapter.up.dense()
-        down, context = Affine.of(adapter.down), Affine.of(adapter.context)
-        mixed = Affine(up.weight / 2, up.bias).after(Affine(down.weight, down.bias + context.bias))
-        own = expand.after_norm(after).after(mixed.plus_identity()).after_norm(before)
-        shared = Affine(context.weight, torch.zeros_like(context.bias)).after_norm(before)
-        self._hold("weight", own.weight, like)
-        self._hold("bias", own.bias, like)
-        self._hold("context_weight", shared.weight, like)
-        self._hold("up_weight", (expand.weight * after.gain) @ up.weight / 2, like)
+        adapter: Any = block.skips["attention"]
+        super().__init__(block, adapter, before, after, expand, like)
+        self.activation = block.mlp.act_fn
         self._hold("down_weight", like, like)
-
-    def inserted(self) -> list[Tensor]:
-        """The maps of the example's own bias."""
-        return [value for name, value in self.named_parameters() if name.startswith(("context", "up"))]
 
     def forward(self, inputs: BlockInput) -> BlockOutput:
         """`(B, T, D)` → `(B, T, D)`."""

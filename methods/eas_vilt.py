@@ -9,11 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness.backbones.block import Block, BlockInput, BlockOutput
-from harness.backbones.folded import FoldedPart
 from harness.backbones.folding import Affine, Norm
 from harness.backbones.vilt.block import ViltBlock
 from methods.eas_adapters import InputAdapter, SkipAdapter, token_mean
-from methods.eas_merging import merged_projection, without
+from methods.eas_merging import FoldedSkip, merged_projection, without
 
 
 class EasViltBlock(ViltBlock):
@@ -72,39 +71,17 @@ class EasViltBlock(ViltBlock):
         return self
 
 
-class FoldedSkippedAttention(FoldedPart):
-    """A block without attention as it is deployed: a feed-forward on the first norm's result.
-
-    Adapter and both norms' gains are in its first matrix. What depends on the mean over tokens is a bias of the
-    example's own, with r (D + M) multiplications, M the feed-forward's hidden size.
-    """
+class FoldedSkippedAttention(FoldedSkip):
+    """A block without attention as it is deployed. M is the feed-forward's hidden size."""
 
     def __init__(self, block: Any) -> None:
-        super().__init__()
-        self.name, self.stream = block.name, block.stream
-        self.eps = block.layernorm_before.eps
-        self.activation = block.intermediate.intermediate_act_fn
-        adapter: SkipAdapter = block.skips["attention"]
         like = block.output.dense.weight
         before, after = Norm.of(block.layernorm_before), Norm.of(block.layernorm_after)
         expand = Affine.of(block.intermediate.dense)
-        up = adapter.up.dense()
-        down, context = Affine.of(adapter.down), Affine.of(adapter.context)
-        # z + B (C z + A m + c + a) / 2 + b, of which A m is the example's own
-        mixed = Affine(up.weight / 2, up.bias).after(Affine(down.weight, down.bias + context.bias))
-        own = expand.after_norm(after).after(mixed.plus_identity()).after_norm(before)
-        shared = Affine(context.weight, torch.zeros_like(context.bias)).after_norm(before)
-        self._hold("weight", own.weight, like)
-        self._hold("bias", own.bias, like)
-        self._hold("context_weight", shared.weight, like)
-        self._hold("context_bias", shared.bias, like)
-        self._hold("up_weight", (expand.weight * after.gain) @ up.weight / 2, like)
-        self._hold("down_weight", block.output.dense.weight, like)
+        super().__init__(block, block.skips["attention"], before, after, expand, like)
+        self.activation = block.intermediate.intermediate_act_fn
+        self._hold("down_weight", like, like)
         self._hold("down_bias", block.output.dense.bias, like)
-
-    def inserted(self) -> list[Tensor]:
-        """The maps of the example's own bias."""
-        return [value for name, value in self.named_parameters() if name.startswith(("context", "up"))]
 
     def forward(self, inputs: BlockInput) -> BlockOutput:
         """`(B, T, D)` → `(B, queries, D)`."""
