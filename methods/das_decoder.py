@@ -32,26 +32,21 @@ def adapt_decoder(
     """
     # Imported only here: the list of methods should not wait for transformers.
     from harness.backbones.llava.block import LlavaBlock
-    from methods.decoder_forms import published_block
+    from methods.decoder_forms import insert_published
 
-    recipe = recipe_of("das", options)
+    if any(type(block) is not LlavaBlock for block in backbone.blocks):
+        raise UserError(f"das: form={options.form} is for LLaVA; leave it out on {backbone.name}.")
     freeze(backbone)
-    for index, block in enumerate(cast(Sequence[Any], backbone.blocks)):
-        if type(block) is not LlavaBlock:
-            raise UserError(f"das: form={options.form} is for LLaVA; leave it out on {backbone.name}.")
-        gone = str(block.name) in (skipped or ())
-        backbone.blocks[index] = published_block(
-            "das",
-            options.form,
-            block,
-            recipe,
-            generator,
-            width=backbone.width,
-            keep=not gone,
-            skip=gone or skipped is None,
-            bottleneck=options.bottleneck,
-            skip_bottleneck=options.shortcut_bottleneck,
-        )
+    insert_published(
+        "das",
+        backbone,
+        options.form,
+        recipe_of("das", options),
+        generator,
+        skipped,
+        bottleneck=options.bottleneck,
+        skip_bottleneck=options.shortcut_bottleneck,
+    )
 
 
 def search_decoder(trainer: SearchTrainer, options: Any, skip: int) -> DASDecision:

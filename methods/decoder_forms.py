@@ -2,14 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
 from torch import nn
 
+from harness.backbones.base import Backbone
 from methods.decoder_adapters import ExpertAdapter, SequentialBottleneck
 from methods.decoder_blocks import AdaptedLlavaBlock
 from methods.decoder_search import Recipe, scaled
+
+
+def insert_published(
+    method: str,
+    backbone: Backbone,
+    form: str,
+    recipe: Recipe,
+    generator: torch.Generator,
+    skipped: Collection[str] | None,
+    *,
+    name_of: Callable[[str], str] = str,
+    **options: Any,
+) -> None:
+    """Give every layer its adapters (see `published_block`, also for `options`).
+
+    skipped: what is skipped, by the name that `name_of` makes of a block's; None: all layers get the adapters of both
+        cases, for a search.
+    """
+    blocks = backbone.blocks
+    for index, block in enumerate(blocks):
+        gone = name_of(str(block.name)) in (skipped or ())
+        blocks[index] = published_block(
+            method,
+            form,
+            block,
+            recipe,
+            generator,
+            width=backbone.width,
+            keep=not gone,
+            skip=gone or skipped is None,
+            **options,
+        )
 
 
 def published_block(

@@ -175,24 +175,21 @@ class EAS(Method[EASOptions]):
     def _insert_published(
         self, backbone: Backbone, generator: torch.Generator, skipped: set[str] | None
     ) -> None:
-        from methods.decoder_forms import published_block
+        from methods.decoder_forms import insert_published
 
         options = self.options
-        for index, block in enumerate(cast(Sequence[Any], backbone.blocks)):
-            gone = module_name(block.name, "attention") in (skipped or ())
-            backbone.blocks[index] = published_block(
-                "eas",
-                options.form,
-                block,
-                self._recipe,
-                generator,
-                width=backbone.width,
-                keep=not gone,
-                skip=gone or skipped is None,
-                dropout=options.dropout,
-                bottleneck=options.bottleneck,
-                skip_bottleneck=options.skip_bottleneck,
-            )
+        insert_published(
+            "eas",
+            backbone,
+            options.form,
+            self._recipe,
+            generator,
+            skipped,
+            name_of=lambda block: module_name(block, "attention"),
+            dropout=options.dropout,
+            bottleneck=options.bottleneck,
+            skip_bottleneck=options.skip_bottleneck,
+        )
 
     def _skipped_by(self, gates: Sequence[str]) -> tuple[str, ...]:
         """The modules that gates skip; with `order=published` they may be fewer than the gates."""

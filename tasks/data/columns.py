@@ -9,6 +9,7 @@ import io
 import json
 import os
 import zipfile
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import accumulate
@@ -24,7 +25,26 @@ from tasks.base import Example
 Arrays = Mapping[str, np.ndarray]
 
 
-class Strings(Sequence[str]):
+class Texts(Sequence[str]):
+    """Base of sequences that make one text at a time."""
+
+    @abstractmethod
+    def _at(self, place: int) -> str:
+        """The text at a place from 0 on, which exists."""
+
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[str]: ...
+    def __getitem__(self, place: int | slice) -> str | list[str]:
+        if isinstance(place, slice):
+            return [self._at(index) for index in range(*place.indices(len(self)))]
+        if not -len(self) <= place < len(self):
+            raise IndexError(place)
+        return self._at(place % len(self))
+
+
+class Strings(Texts):
     """Texts in one array of UTF-8 bytes. offsets: `(N + 1,)` int64 where each text begins and ends."""
 
     def __init__(self, content: np.ndarray, offsets: np.ndarray) -> None:
@@ -48,16 +68,7 @@ class Strings(Sequence[str]):
         """The arrays to save under a name."""
         return {f"{name}.content": self.content, f"{name}.offsets": self.offsets}
 
-    @overload
-    def __getitem__(self, place: int) -> str: ...
-    @overload
-    def __getitem__(self, place: slice) -> list[str]: ...
-    def __getitem__(self, place: int | slice) -> str | list[str]:
-        if isinstance(place, slice):
-            return [self[index] for index in range(*place.indices(len(self)))]
-        if not -len(self) <= place < len(self):
-            raise IndexError(place)
-        place %= len(self)
+    def _at(self, place: int) -> str:
         start, end = self.offsets[place], self.offsets[place + 1]
         return self.content[start:end].tobytes().decode("utf-8")
 
@@ -83,23 +94,14 @@ class Numbers(Sequence[str]):
         return len(self.numbers)
 
 
-class Chained(Sequence[str]):
+class Chained(Texts):
     """The texts of several sequences, one sequence after the other."""
 
     def __init__(self, parts: Sequence[Sequence[str]]) -> None:
         self._parts = parts
         self._starts = [0, *accumulate(map(len, parts))]
 
-    @overload
-    def __getitem__(self, place: int) -> str: ...
-    @overload
-    def __getitem__(self, place: slice) -> list[str]: ...
-    def __getitem__(self, place: int | slice) -> str | list[str]:
-        if isinstance(place, slice):
-            return [self[index] for index in range(*place.indices(len(self)))]
-        if not -len(self) <= place < len(self):
-            raise IndexError(place)
-        place %= len(self)
+    def _at(self, place: int) -> str:
         part = bisect.bisect_right(self._starts, place) - 1
         return self._parts[part][place - self._starts[part]]
 
