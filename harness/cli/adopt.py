@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from harness.cli.locations import DataRoot, Tokenizer, Weights
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -22,14 +24,9 @@ def adopt(
     seed: Annotated[
         int | None, typer.Option(min=0, help="Seed for drawing the sample; default: random.")
     ] = None,
-    data_root: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the official data, for cells not trained on the embedded benchmark."),
-    ] = None,
-    weights: Annotated[
-        str | None, typer.Option(help="Pretrained weights, as given to `harness run`.")
-    ] = None,
-    tokenizer: Annotated[str | None, typer.Option(help="Vocabulary, as given to `harness run`.")] = None,
+    data_root: DataRoot = None,
+    weights: Weights = None,
+    tokenizer: Tokenizer = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the stale cells and stop.")] = False,
 ) -> None:
     """Keep results after a change of code that does not change results.

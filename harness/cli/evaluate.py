@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from harness.cli.locations import Tokenizer, Weights
+
 
 def evaluate(
     cell: Annotated[str, typer.Argument(help="Cell id, or its first characters.")],
@@ -17,10 +19,8 @@ def evaluate(
     data_root: Annotated[
         Path | None, typer.Option(help="Folder of other official data for the same task.")
     ] = None,
-    weights: Annotated[
-        str | None, typer.Option(help="Pretrained weights, as given to `harness run`.")
-    ] = None,
-    tokenizer: Annotated[str | None, typer.Option(help="Vocabulary, as given to `harness run`.")] = None,
+    weights: Weights = None,
+    tokenizer: Tokenizer = None,
     submission: Annotated[
         Path | None, typer.Option(help="File to write in the format of the official evaluation server.")
     ] = None,

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from harness.cli.locations import DataRoot, Tokenizer, Weights
+
 
 def export(
     cell: Annotated[str, typer.Argument(help="Cell id, or its first characters.")],
@@ -16,14 +18,9 @@ def export(
         Literal["adapters", "peft"],
         typer.Option("--format", "-f", help="adapters: LoRA, adapter, parallel; peft: LoRA."),
     ] = "adapters",
-    data_root: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the official data, for cells not trained on the embedded benchmark."),
-    ] = None,
-    weights: Annotated[
-        str | None, typer.Option(help="Pretrained weights, as given to `harness run`.")
-    ] = None,
-    tokenizer: Annotated[str | None, typer.Option(help="Vocabulary, as given to `harness run`.")] = None,
+    data_root: DataRoot = None,
+    weights: Weights = None,
+    tokenizer: Tokenizer = None,
 ) -> None:
     """Write a cell's tuned LoRA or adapter weights so that `adapters` or `peft` loads them on ViltModel."""
     from harness.experiment.export import export_cell

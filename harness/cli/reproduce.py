@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from harness.cli.locations import DataRoot, Tokenizer, Weights
+
 
 def reproduce(
     record: Annotated[
@@ -19,14 +21,9 @@ def reproduce(
         Path | None,
         typer.Option("--output", "-o", help="Results folder for the new run; default: a temporary one."),
     ] = None,
-    data_root: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the official data, for cells not trained on the embedded benchmark."),
-    ] = None,
-    weights: Annotated[
-        str | None, typer.Option(help="Pretrained weights, as given to `harness run`.")
-    ] = None,
-    tokenizer: Annotated[str | None, typer.Option(help="Vocabulary, as given to `harness run`.")] = None,
+    data_root: DataRoot = None,
+    weights: Weights = None,
+    tokenizer: Tokenizer = None,
 ) -> None:
     """Run a record's cell again with the settings it stores and compare figure by figure.
 

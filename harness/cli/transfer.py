@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from harness.cli.locations import DataRoot
+
 
 def transfer(
     cells: Annotated[list[str], typer.Argument(help="Cell ids, or their first characters.")],
@@ -18,10 +20,7 @@ def transfer(
             help="A finished cell on the other backbone, whose head is used; default: one of classifier."
         ),
     ] = None,
-    data_root: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the official data, for cells not trained on the embedded benchmark."),
-    ] = None,
+    data_root: DataRoot = None,
     weights: Annotated[
         str | None, typer.Option(help="Pretrained weights of the other backbone, as given to `harness run`.")
     ] = None,
