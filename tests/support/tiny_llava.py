@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 from transformers import LlavaConfig
 
 from harness.backbones.base import BackboneOptions
@@ -10,12 +11,12 @@ from harness.backbones.inputs import Inputs
 from harness.backbones.llava.loading import build_llava
 from harness.backbones.llava.model import LlavaBackbone
 
-PATCHES = 4
+VOCABULARY, IMAGE_ID, PATCHES = 60, 59, 4
 
 
-def tiny_llava() -> LlavaBackbone:
-    """Four layers of width 64 with grouped-query attention; gains are random too."""
-    config = LlavaConfig(
+def tiny_config() -> LlavaConfig:
+    """Four layers of width 64 with grouped-query attention."""
+    return LlavaConfig(
         vision_config={
             "model_type": "clip_vision_model",
             "hidden_size": 48,
@@ -32,19 +33,28 @@ def tiny_llava() -> LlavaBackbone:
             "num_hidden_layers": 4,
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
-            "vocab_size": 60,
+            "vocab_size": VOCABULARY,
             "max_position_embeddings": 64,
         },
-        image_token_index=59,
+        image_token_index=IMAGE_ID,
         image_seq_length=PATCHES,
     )
-    backbone = build_llava(config, {}, None, BackboneOptions())
+
+
+@torch.no_grad()
+def randomize(model: nn.Module) -> None:
+    """Draw all parameters; gains are random too."""
     generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in backbone.parameters():
-            scale = 0.3 if parameter.dim() == 1 else 0.15
-            noise = scale * torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(noise + 1 if parameter.dim() == 1 else noise)
+    for parameter in model.parameters():
+        scale = 0.3 if parameter.dim() == 1 else 0.15
+        noise = scale * torch.randn(parameter.shape, generator=generator)
+        parameter.copy_(noise + 1 if parameter.dim() == 1 else noise)
+
+
+def tiny_llava() -> LlavaBackbone:
+    """The backbone of this configuration with random weights."""
+    backbone = build_llava(tiny_config(), {}, None, BackboneOptions())
+    randomize(backbone)
     return backbone
 
 

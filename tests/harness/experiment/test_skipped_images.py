@@ -40,16 +40,16 @@ def root(tmp_path: Path) -> Path:
     return found
 
 
-def cell(root: Path, skip: bool) -> Cell:
+def cell(root: Path, skip: bool, task: str = "snli_ve", size: tuple[int, int] | None = (64, 64)) -> Cell:
     settings = make_settings(
         methods="classifier",
-        tasks="snli_ve",
+        tasks=task,
         accelerator="cpu",
         data_root=root,
         epochs=1,
         batch_size=9,
         skip_bad_images=skip,
-        measured_image_size=(64, 64),
+        measured_image_size=size,
     )
     (found,) = build_cells(settings, open_testbeds(settings))
     # As if another task's image of the same run had been unreadable: it is none of this cell's.
@@ -71,17 +71,8 @@ def test_retrieval_ranks_without_the_images_that_cannot_be_read(kept: int, tmp_p
     first = next(image["filename"] for image in images if image["split"] == "test")
     path = root / "mini-images" / first
     path.write_bytes(path.read_bytes()[:kept])
-    settings = make_settings(
-        methods="classifier",
-        tasks="retrieval[negatives=3]",
-        accelerator="cpu",
-        data_root=root,
-        epochs=1,
-        batch_size=10,
-        skip_bad_images=True,
-    )
-    (found,) = build_cells(settings, open_testbeds(settings))
-    outcome = run_cell(found, tmp_path / "scratch", Silent())
+    # The measured size is that of the images that can be read.
+    outcome = run_cell(cell(root, True, "retrieval[negatives=3]", None), tmp_path / "scratch", Silent())
     assert outcome.skipped_files == (first,)
     assert outcome.skipped_examples == {"train": 0, "val": 0, "test": 5}
     assert len(outcome.predictions["test"]) == 10

@@ -13,7 +13,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
-from transformers import LlavaConfig, LlavaForConditionalGeneration
+from transformers import LlavaForConditionalGeneration
 
 from harness.backbones.base import BackboneOptions
 from harness.backbones.block import BlockInput, BlockOutput
@@ -25,44 +25,16 @@ from harness.backbones.llava.processor import LlavaProcessor
 from harness.errors import UserError
 from harness.registry import build_method
 from harness.specs import parse_spec
+from tests.support.tiny_llava import IMAGE_ID, PATCHES, randomize, tiny_config
 
-VOCABULARY, IMAGE_ID, PATCHES = 60, 59, 4
 WORDS = ["<s>", "</s>", "<unk>", "USER", ":", "ASSISTANT", "what", "is", "this", "a", "dog", "red", "image"]
 
 
 @pytest.fixture(scope="module")
 def reference() -> LlavaForConditionalGeneration:
     """Hugging Face's model, small and random, with grouped-query attention."""
-    config = LlavaConfig(
-        vision_config={
-            "model_type": "clip_vision_model",
-            "hidden_size": 48,
-            "intermediate_size": 64,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 4,
-            "image_size": 32,
-            "patch_size": 16,
-        },
-        text_config={
-            "model_type": "llama",
-            "hidden_size": 64,
-            "intermediate_size": 96,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "vocab_size": VOCABULARY,
-            "max_position_embeddings": 64,
-        },
-        image_token_index=IMAGE_ID,
-        image_seq_length=PATCHES,
-    )
-    model = LlavaForConditionalGeneration(config).eval()
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            scale = 0.3 if parameter.dim() == 1 else 0.15
-            noise = scale * torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(noise + 1 if parameter.dim() == 1 else noise)
+    model = LlavaForConditionalGeneration(tiny_config()).eval()
+    randomize(model)
     return model
 
 
