@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import Any
 
 import torch
@@ -20,12 +21,12 @@ class MixedAdamW(torch.optim.AdamW):
             if not group.get("normalized"):
                 continue
             own = [parameter for parameter in group["params"] if parameter.grad is not None]
-            norm = (
-                torch.stack([each.grad.float().square().sum() for each in own]).sum().sqrt() if own else None
-            )
+            if not own:
+                continue
+            norm = torch.stack([each.grad.float().square().sum() for each in own]).sum().sqrt()
+            moves = 0 < float(norm) < inf
             for parameter in own:
-                assert norm is not None
-                if bool(norm > 0) and bool(norm.isfinite()):
+                if moves:
                     parameter.sub_((group["lr"] / norm * parameter.grad).to(parameter.dtype))
                 parameter.grad = None  # AdamW leaves it alone
         return super().step(closure)
