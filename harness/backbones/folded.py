@@ -132,16 +132,12 @@ class Reading(FoldedPart):
             branch, self.activation, factor, None if factor is None else self.rescaled_bias
         )
 
-    def activated(self, joint: Tensor, factor: Tensor | None, hidden: Tensor) -> tuple[Tensor | None, Tensor]:
-        """A product whose main part gets GELU: the branch's hidden state `(N, r)` if any, and all of it.
-
-        The branch's rows, where it has some, are activated in their place.
-        """
+    def activated(self, joint: Tensor, factor: Tensor | None) -> Tensor:
+        """A product whose main part gets GELU. The branch's rows, where it has some, are activated in their place."""
         if self.activation is None or not self.rows:
-            return self.inner(None, None, hidden), kernels.gelu(joint)
+            return kernels.gelu(joint)
         bias = None if factor is None else self.rescaled_bias
-        joint = kernels.activate_jointly(joint, self.rows, self.activation, factor, bias)
-        return joint[:, : self.rows], joint
+        return kernels.activate_jointly(joint, self.rows, self.activation, factor, bias)
 
 
 class Closing(FoldedPart):
@@ -265,9 +261,13 @@ class FeedForward(nn.Module):
 
     def _feed(self, hidden: Tensor, read: Tensor, factor: Tensor | None) -> Tensor:
         reading, closing = self.reading, self.closing
-        inner, joint = reading.activated(reading.product(read), factor, hidden)
-        main = joint if closing.columns or not reading.rows else joint[:, reading.rows :]
-        return closing.close(main, inner, hidden)
+        joint = reading.activated(reading.product(read), factor)
+        if closing.columns:
+            return closing.close(joint, None, hidden)
+        if reading.rows:
+            inner, main = reading.split(joint)
+            return closing.close(main, inner, hidden)
+        return closing.close(joint, reading.inner(None, None, hidden), hidden)
 
 
 class SelfAttention(nn.Module):

@@ -8,7 +8,7 @@ its blocks in `Block.folded`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol, Self, runtime_checkable
 
 import torch
@@ -18,6 +18,8 @@ from harness.backbones.base import Backbone
 from harness.backbones.block import Block
 
 Activation = Literal["relu", "gelu"]
+
+GELU_SCALE = 2.0**20
 
 
 @runtime_checkable
@@ -113,6 +115,21 @@ class Branch:
     def size(self) -> int:
         """Hidden size between the two maps."""
         return len(self.down.bias)
+
+    def with_gelu_if_faster(self, eps: float) -> Branch:
+        """The branch for a product whose other rows get GELU, so that one operator activates all of them.
+
+        ReLU is replaced by GELU: relu(x) = gelu(s·x) / s up to 0.17 / s, which is 1.6e-7. s is a power of two, so
+        nothing else is rounded. Where there is an accelerator ReLU stays: one kernel does both there, and float16
+        cannot hold the scaled numbers.
+
+        eps: epsilon of the block's norm; a branch with another one is rescaled before its activation.
+        """
+        apart = self.norm is None or self.norm.eps != eps
+        if self.activation == "gelu" or apart or torch.accelerator.is_available():
+            return self
+        up = Affine(self.up.weight / GELU_SCALE, self.up.bias)
+        return replace(self, down=self.down.scaled(GELU_SCALE), up=up, activation="gelu")
 
     def reading(self) -> Affine:
         """The down-projection, with the gain and offset of the norm, if there is one, merged into it."""

@@ -85,12 +85,17 @@ def add(residual: Tensor, result: Tensor) -> Tensor:
 def activate(
     branch: Tensor, activation: Activation, factor: Tensor | None = None, bias: Tensor | None = None
 ) -> Tensor:
-    """ReLU or GELU of `(N, r)`, or of `branch · factor + bias` with factor `(N, 1)` and bias `(r,)`."""
+    """ReLU or GELU of `(N, r)`, or of `branch · factor + bias` with factor `(N, 1)` and bias `(r,)`.
+
+    `branch` may be overwritten.
+    """
     if _fused(branch):
         return _kernels().activate(branch, activation, factor, bias)
     if factor is not None and bias is not None:
         branch = torch.addcmul(bias, branch, factor)
-    return torch.relu(branch) if activation == "relu" else F.gelu(branch)
+    if activation == "gelu":
+        return F.gelu(branch)
+    return torch.relu(branch) if branch.requires_grad else branch.relu_()
 
 
 def activate_jointly(
@@ -99,8 +104,10 @@ def activate_jointly(
     """`activate` of the first `rows` columns of `(N, rows + M)` and GELU of the others, in their place."""
     if _fused(joint):
         return _kernels().activate_jointly(joint, rows, activation, factor, bias)
+    if activation == "gelu" and factor is None:
+        return gelu(joint)
     branch = joint[:, :rows]
-    inner = activate(branch, activation, factor, bias)
+    inner = activate(branch.clone() if factor is None else branch, activation, factor, bias)
     if joint.requires_grad:
         return torch.cat((inner, F.gelu(joint[:, rows:])), 1)
     # Of the whole, as oneDNN's GELU needs contiguous memory and is twice as fast.
@@ -113,7 +120,8 @@ def product_with_relu(read: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """ReLU of a linear map, `(N, D)` → `(N, r)`; on CUDA as part of the matrix product."""
     if _fused(read) and read.dtype == weight.dtype:  # autocast does not know this operator
         return torch._addmm_activation(bias, read, weight.t())
-    return torch.relu(F.linear(read, weight, bias))
+    inner = F.linear(read, weight, bias)
+    return torch.relu(inner) if inner.requires_grad else inner.relu_()
 
 
 def gelu(hidden: Tensor) -> Tensor:

@@ -29,12 +29,18 @@ class FoldedViltBlock(nn.Module):
         like = projections["mlp.up"].weight
         query_key_value = Affine.stack(*(maps[f"attention.{role}"] for role in ("query", "key", "value")))
 
+        parallel = dict(slots.parallel)
+        if "mlp" in parallel:
+            parallel["mlp"] = parallel["mlp"].with_gelu_if_faster(norms["mlp"].eps)
+
         def reading(sublayer: str, main: Affine) -> Reading:
-            return Reading(main, Norm.of(norms[sublayer]), slots.parallel.get(sublayer), like)
+            return Reading(main, Norm.of(norms[sublayer]), parallel.get(sublayer), like)
 
         def closing(sublayer: str, main: Affine, joined: bool = False) -> Closing:
-            parallel, sequential = slots.parallel.get(sublayer), slots.sequential.get(sublayer)
-            return Closing(main, parallel=parallel, sequential=sequential, joined=joined, like=like)
+            sequential = slots.sequential.get(sublayer)
+            return Closing(
+                main, parallel=parallel.get(sublayer), sequential=sequential, joined=joined, like=like
+            )
 
         self.attention = SelfAttention(
             reading("attention", query_key_value), closing("attention", maps["attention.output"]), heads

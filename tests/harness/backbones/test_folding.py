@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness.backbones.base import Backbone
 from harness.backbones.block import BlockInput, Tokens
 from harness.backbones.folded import FoldedPart, Reading
-from harness.backbones.folding import Affine, Norm, fold
+from harness.backbones.folding import Affine, Branch, Norm, fold
 from harness.backbones.inputs import Stream, Streams
 from harness.backbones.meter.block import MeterBlock
 from harness.backbones.meter.folded import FoldedMeterBlock
@@ -46,6 +47,30 @@ HOOKED = ("seq_bn", "par_bn")
 @pytest.fixture(params=["vilt", "meter"])
 def fresh(request: pytest.FixtureRequest, make_meter: Callable[..., Backbone]) -> Callable[[], Backbone]:
     return tiny_vilt if request.param == "vilt" else make_meter  # type: ignore[no-any-return]
+
+
+def branch_on(norm: Norm, activation: Any = "relu") -> Branch:
+    """Two hidden units, x and −x of the first feature, that are passed on as they are."""
+    down = Affine(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]), torch.zeros(2))
+    return Branch(down, Affine(torch.eye(2), torch.zeros(2)), activation, norm, residual=False)
+
+
+def test_relu_beside_gelu_becomes_a_steep_gelu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    norm = Norm(torch.ones(2), torch.zeros(2), eps=1e-12)
+    found = branch_on(norm).with_gelu_if_faster(eps=1e-12)
+    assert found.activation == "gelu"
+    x = torch.cat([torch.linspace(-8, 8, 10_001), torch.tensor([-1e30, 1e30])])[:, None]
+    inner = F.gelu(F.linear(F.pad(x, (0, 1)), found.down.weight, found.down.bias))
+    result = F.linear(inner, found.up.weight, found.up.bias)
+    torch.testing.assert_close(result, torch.cat([x, -x], 1).relu(), atol=2e-7, rtol=0)
+
+
+@pytest.mark.parametrize("kept", ["gelu", "another epsilon", "an accelerator"])
+def test_relu_stays_where_gelu_would_not_be_faster(kept: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: kept == "an accelerator")
+    branch = branch_on(Norm(torch.ones(2), torch.zeros(2), 1e-12), "gelu" if kept == "gelu" else "relu")
+    assert branch.with_gelu_if_faster(eps=1e-5 if kept == "another epsilon" else 1e-12) is branch
 
 
 def doubled(streams: Streams) -> Streams:
