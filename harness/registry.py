@@ -49,6 +49,8 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
         "snli_ve": "tasks.snli_ve.task:SNLIVE",
         "retrieval": "tasks.retrieval.task:Retrieval",
         "nlvr": "tasks.nlvr.task:NLVR",
+        "scienceqa": "tasks.scienceqa.task:ScienceQA",
+        "pope": "tasks.pope.task:POPE",
     },
     "backbones": {
         "vilt": "harness.backbones.vilt.loading:load_vilt",
@@ -67,6 +69,8 @@ SCORERS: Mapping[str, str] = {
     "snli_ve": "tasks.snli_ve.scorer:SCORER",
     "retrieval": "tasks.retrieval.scorer:SCORER",
     "nlvr": "tasks.nlvr.scorer:SCORER",
+    "scienceqa": "tasks.scienceqa.scorer:SCORER",
+    "pope": "tasks.pope.scorer:SCORER",
 }
 """`module:attribute` of the scorer of each built-in task, so that it can be read without importing torch."""
 

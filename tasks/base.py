@@ -183,7 +183,14 @@ class Task(ABC, Generic[OptionsT]):
 
     @abstractmethod
     def forward(self, backbone: Backbone, head: nn.Module, batch: Batch) -> Tensor:
-        """Logits of a batch."""
+        """Logits of a batch; what the loss reads.
+
+        On generative backbones: of the true answers' tokens, or of the first token if the batch has no targets.
+        """
+
+    def answer(self, backbone: Backbone, head: nn.Module, batch: Batch) -> Tensor:
+        """What `predict` reads, one row per example; by default the logits. Generative backbones write answers."""
+        return self.forward(backbone, head, batch)
 
     @abstractmethod
     def collate_targets(self, examples: Sequence[Example]) -> Tensor | None:

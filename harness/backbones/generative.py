@@ -7,20 +7,39 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Collection, Sequence
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-from harness.backbones.base import Backbone
+from harness.backbones.base import Backbone, Processor
 from harness.backbones.block import BlockInput, Causal, KeyValueCache, Tokens, run_block
 from harness.backbones.inputs import Inputs, Stream, Streams
+
+
+class GenerativeProcessor(Processor, Protocol):
+    """Turns prompts and images into inputs, and answers into tokens and back."""
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Tokens that end an answer."""
+
+    def answer_ids(self, text: str) -> list[int]:
+        """Ids of an answer after a prompt, including the token that ends it."""
+
+    def answer_text(self, ids: Sequence[int]) -> str:
+        """The text of an answer's ids up to the first token that ends it."""
+
+
+Images = Inputs | tuple[Inputs, ...]
+"""A prompt with one image, or the same prompt once for each of its images."""
 
 
 class GenerativeBackbone(Backbone):
     """An image encoder followed by a decoder, whose one stream holds the prompt with its image tokens."""
 
     stream_names: ClassVar[tuple[str, ...]] = ("joint",)  # type: ignore[misc]
+    processor: GenerativeProcessor
 
     @abstractmethod
     def embed(self, tokens: Tensor) -> Tensor:
@@ -34,6 +53,11 @@ class GenerativeBackbone(Backbone):
     @abstractmethod
     def image_end(self) -> int:
         """Number of tokens of a prompt up to the end of its image, which stands at the same place in all prompts."""
+
+    @property
+    @abstractmethod
+    def image_start(self) -> int:
+        """Number of tokens of a prompt before its image."""
 
     @abstractmethod
     def normed(self, hidden: Tensor) -> Tensor:
@@ -49,12 +73,21 @@ class GenerativeBackbone(Backbone):
         hidden = self._run(stream.hidden, stream.mask, None)
         return self.normed(hidden[:, -1])
 
-    def answer_logits(self, inputs: Inputs, answers: Tensor) -> Tensor:
+    def token_states(self, inputs: Inputs) -> Tensor:
+        """The state of every token of the prompt after the norm, `(B, T, D)`, T with the image's tokens."""
+        stream = self._prompted({"joint": self._streamed(inputs)})
+        return self.normed(self._run(stream.hidden, stream.mask, None))
+
+    def prompt_logits(self, inputs: Images) -> Tensor:
+        """Logits `(B, V)` of the first token after each prompt."""
+        return self.vocabulary_logits(self.fuse({"joint": self._streamed(inputs)}))
+
+    def answer_logits(self, inputs: Images, answers: Tensor) -> Tensor:
         """Logits `(B, A, V)` for each token of the answers `(B, A)`, given the prompt and the earlier answer tokens.
 
         answers: padded on the right; the logits of padding have no meaning.
         """
-        stream = self._prompted(self.encoded(inputs))
+        stream = self._prompted({"joint": self._streamed(inputs)})
         hidden = torch.cat([stream.hidden, self.embed(answers[:, :-1]).to(stream.hidden.dtype)], dim=1)
         mask = stream.mask
         if mask is not None:
@@ -64,12 +97,12 @@ class GenerativeBackbone(Backbone):
         return self.vocabulary_logits(self.normed(hidden))
 
     @torch.no_grad()
-    def answer_scores(self, inputs: Inputs, candidates: Sequence[Sequence[int]]) -> Tensor:
+    def answer_scores(self, inputs: Images, candidates: Sequence[Sequence[int]]) -> Tensor:
         """Log-likelihood `(B, C)` of each candidate's tokens after each prompt, summed over the tokens.
 
         The prompts run once; each candidate continues from their keys and values.
         """
-        stream, past = self._prompted(self.encoded(inputs)), KeyValueCache()
+        stream, past = self._prompted({"joint": self._streamed(inputs)}), KeyValueCache()
         last = self._run(stream.hidden, stream.mask, past)[:, -1:]
         rows, scores = len(last), []
         for candidate in candidates:
@@ -83,12 +116,12 @@ class GenerativeBackbone(Backbone):
         return torch.stack(scores, dim=1)
 
     @torch.no_grad()
-    def generate(self, inputs: Inputs, length: int, stop: Collection[int]) -> Tensor:
+    def generate(self, inputs: Images, length: int, stop: Collection[int]) -> Tensor:
         """Greedy continuation of each prompt, `(B, N)` token ids, N ≤ `length`.
 
         A row ends with its first token of `stop`, which fills the rest of the row.
         """
-        stream, past = self._prompted(self.encoded(inputs)), KeyValueCache()
+        stream, past = self._prompted({"joint": self._streamed(inputs)}), KeyValueCache()
         hidden = self._run(stream.hidden, stream.mask, past)[:, -1:]
         written: list[Tensor] = []
         stopping = torch.tensor(sorted(stop), device=hidden.device)
@@ -101,6 +134,35 @@ class GenerativeBackbone(Backbone):
                 return torch.cat(written, dim=1)
             embedded = self.embed(written[-1]).to(hidden.dtype)
             hidden = self._run(embedded, stream.mask, past, stream, len(written) - 1)
+
+    def _streamed(self, inputs: Images) -> Stream:
+        """The prompt with all its images, one behind the other in place of the only one."""
+        parts = (inputs,) if isinstance(inputs, Inputs) else inputs
+        first, *others = (self.encoded(part)["joint"] for part in parts)
+        if not others:
+            return first
+        # Every part is the same but for its image, so that images stand at the same places.
+        start, count = self.image_start, self.image_end - self.image_start
+        rows, length, width = first.hidden.shape
+        padding = 0 if first.mask is None else length - first.mask.sum(dim=1, keepdim=True)
+        places = torch.arange(count, device=first.hidden.device).expand(rows, -1) + start + padding
+        images = [
+            part.hidden.gather(1, places[:, :, None].expand(-1, -1, width)) for part in (first, *others)
+        ]
+        added = len(others) * count
+        hidden = torch.cat([first.hidden, *images], dim=1)
+        # Tokens up to the first image, the other images (behind all tokens), the rest.
+        order = torch.arange(length + added, device=hidden.device).expand(rows, -1)
+        behind = order - start - padding - count
+        source = torch.where(
+            behind < 0, order, torch.where(behind < added, length + count + behind, order - added)
+        )
+        mask = (
+            None
+            if first.mask is None
+            else torch.cat([first.mask, first.mask.new_ones(rows, count + added)], dim=1).gather(1, source)
+        )
+        return Stream(hidden.gather(1, source[:, :, None].expand(-1, -1, width)), mask)
 
     def _prompted(self, streams: Streams) -> Stream:
         return (streams if self.prompt is None else self.prompt(streams))["joint"]

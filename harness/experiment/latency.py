@@ -149,7 +149,7 @@ def _batches(
     """Batches of `examples`, or one random batch of the measured input size if None."""
     if examples is not None:
         return [
-            batch.to(device)
+            replace(batch, targets=None).to(device)
             for batch in loader(testbed, "test", examples=examples, batch_size=batch_size)
             if len(batch) == min(batch_size, len(examples))  # a smaller last batch would distort the times
         ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -69,7 +69,7 @@ def count_examples(
         if alike is not None and key in known:
             counted.append(known[key])
             continue
-        moved = batch.to(device)
+        moved = replace(batch, targets=None).to(device)
         height, width = moved.inputs[0].pixels.shape[-2:]
 
         def run(batch: Batch = moved) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from harness.backbones.base import BackboneOptions
 from harness.backbones.meter import loading as meter_loading
 from harness.backbones.vilt import loading as vilt_loading
-from harness.pretrain.model import Pretrainable
+from harness.pretrain.loop import Pretrainable
 from harness.pretrain.recipe import METER_STAGES, VILT_STAGES, Recipe
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -19,13 +19,17 @@ from safetensors.torch import save_file
 from torch import nn
 
 from harness.backbones.base import BackboneOptions
+from harness.backbones.llava.model import LlavaBackbone
 from harness.errors import UserError
+from harness.pretrain.dialogues import DialogueModel
 from harness.pretrain.launch import OnStep, launch
-from harness.pretrain.model import Pretrainable, PretrainingModel
+from harness.pretrain.model import Captioned, PretrainingModel
 from harness.pretrain.recipe import Recipe
-from harness.pretrain.scenes import CaptionedScenes
 from harness.training.checkpoint import load_checkpoint, save_checkpoint
 from tasks.mini.captions import caption_words
+
+Pretrainable: TypeAlias = Captioned | LlavaBackbone
+"""Backbones that have pre-training objectives."""
 
 BuildBackbone = Callable[[], Pretrainable]
 """Builds the backbone to train. Must be picklable."""
@@ -91,7 +95,7 @@ def _pretrain(
     """Pre-training in one process; only rank 0 writes files."""
     torch.manual_seed(recipe.seed)
     backbone = build()
-    model = PretrainingModel(backbone, len(caption_words())).train()
+    model = pretraining_model(backbone).train()
     optimizer = torch.optim.AdamW(
         _decay_groups(model, recipe.weight_decay), lr=recipe.learning_rate, betas=(0.9, 0.98), fused=True
     )
@@ -116,7 +120,7 @@ def _pretrain(
         step, seconds = state["step"], state["seconds"]
     wrapped, wrapped_optimizer = fabric.setup(model, optimizer)
     wrapped.mark_forward_method("losses")
-    stream = CaptionedScenes(recipe, backbone.processor, step, fabric.global_rank)
+    stream = model.batches(recipe, step, fabric.global_rank)
     started = time.monotonic() - seconds
     with (folder / "curve.csv" if fabric.is_global_zero else Path(os.devnull)).open("a", newline="") as curve:
         writer = csv.writer(curve)
@@ -150,8 +154,7 @@ def _pretrain(
     if not fabric.is_global_zero:
         return {}
     figures = evaluate(model, recipe)
-    state = {key: value.to(torch.float16).contiguous() for key, value in backbone.model.state_dict().items()}
-    state |= {f"itm_score.fc.{k}": v.to(torch.float16) for k, v in model.itm_score.state_dict().items()}
+    state = {key: value.to(torch.float16).contiguous() for key, value in model.state().items()}
     save_file(state, folder / "model.safetensors")
     report = {
         "recipe": asdict(recipe),
@@ -164,11 +167,18 @@ def _pretrain(
     return report
 
 
+def pretraining_model(backbone: Pretrainable) -> PretrainingModel | DialogueModel:
+    """A backbone with its objectives."""
+    if isinstance(backbone, LlavaBackbone):
+        return DialogueModel(backbone)
+    return PretrainingModel(backbone, len(caption_words()))
+
+
 @torch.no_grad()
-def evaluate(model: PretrainingModel, recipe: Recipe, batches: int = 32) -> dict[str, float]:
+def evaluate(model: PretrainingModel | DialogueModel, recipe: Recipe, batches: int = 32) -> dict[str, float]:
     """Mean losses and accuracies over scenes that no training step draws."""
     model.eval()
-    stream = CaptionedScenes(recipe, model.backbone.processor)
+    stream: Any = model.batches(recipe)
     totals: dict[str, float] = {}
     for index in range(batches):
         _, figures = model.losses(stream.batch(np.random.default_rng([recipe.seed + 1, index, 0])))
@@ -178,6 +188,7 @@ def evaluate(model: PretrainingModel, recipe: Recipe, batches: int = 32) -> dict
 
 
 def _decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    matrices = [p for p in trained if p.ndim > 1]
+    others = [p for p in trained if p.ndim <= 1]
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from harness.backbones.inputs import Inputs
 from harness.backbones.meter.model import MeterBackbone
 from harness.backbones.vilt.model import ViltBackbone
-from harness.pretrain.scenes import IGNORED, Scenes
+from harness.pretrain.recipe import Recipe
+from harness.pretrain.scenes import IGNORED, CaptionedScenes, Scenes
 from tasks.mini.world import COLORS, SHAPES, SIZES
 
 CHANGED_WEIGHT = 5.0
@@ -21,8 +22,8 @@ EMPTY_WEIGHT = 0.15
 """Weight of an empty patch relative to one with an object, as empty patches are many."""
 ATTRIBUTES = ("color", "shape", "size")
 
-Pretrainable: TypeAlias = ViltBackbone | MeterBackbone
-"""Backbones that have pre-training objectives."""
+Captioned: TypeAlias = ViltBackbone | MeterBackbone
+"""Backbones that are pre-trained on captions."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class States:
     encoded_patches: Tensor | None = None
 
 
-def read_states(backbone: Pretrainable, inputs: Inputs) -> States:
+def read_states(backbone: Captioned, inputs: Inputs) -> States:
     """Hidden states from one forward pass."""
     length = inputs.input_ids.shape[1]
     encoded = backbone.encode(inputs)
@@ -77,7 +78,7 @@ class PretrainingModel(nn.Module):
     words: number of classes of masked words.
     """
 
-    def __init__(self, backbone: Pretrainable, words: int) -> None:
+    def __init__(self, backbone: Captioned, words: int) -> None:
         super().__init__()
         width = backbone.width
         self.backbone = backbone
@@ -92,6 +93,15 @@ class PretrainingModel(nn.Module):
         self.encoded_patch_head = (
             None if isinstance(backbone, ViltBackbone) else nn.Linear(width, sum(self.patch_sizes))
         )
+
+    def batches(self, recipe: Recipe, start: int = 0, rank: int = 0) -> CaptionedScenes:
+        """The training batches of one rank."""
+        return CaptionedScenes(recipe, self.backbone.processor, start, rank)
+
+    def state(self) -> dict[str, Tensor]:
+        """The tensors to save: the backbone's and the matching head's."""
+        head = {f"itm_score.fc.{name}": tensor for name, tensor in self.itm_score.state_dict().items()}
+        return {**self.backbone.model.state_dict(), **head}
 
     def forward(self, batch: Scenes) -> Logits:
         """Logits of all heads."""

@@ -19,6 +19,7 @@ class Recipe:
     mask_probability: probability of masking a content word of a caption; a third of it for function words.
     single: fraction of the masked captions in which exactly one word, a content word, is masked.
     hard: fraction of the negatives that differ from a true caption in one word.
+    dialogue_tokens: turns about one scene are added while they fit; 0 for backbones that learn from captions.
     warmup: fraction of the steps with linear warm-up; the learning rate then decays as a half cosine to 1 %.
     """
 
@@ -33,6 +34,7 @@ class Recipe:
     single: float = 0.6
     hard: float = 0.6
     seed: int = 20231
+    dialogue_tokens: int = 0
 
 
 STYLES: dict[str, Style] = {"dark": DARK, "plain": PLAIN}
@@ -45,3 +47,7 @@ METER_STAGES = (
     Recipe(steps=3600, seed=20233),
 )
 """Stages of `meter-mini`."""
+LLAVA_STAGES = (
+    Recipe(steps=1500, batch_size=32, processes=1, learning_rate=1e-3, dialogue_tokens=80, seed=20234),
+)
+"""The only stage of `llava-mini`."""

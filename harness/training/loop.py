@@ -172,7 +172,7 @@ def _predict(
     def logits_of(batch: Batch) -> Tensor:
         if fabric.world_size == 1:
             REQUESTS.check()
-        return micro.forward(fabric, model, batch).float().cpu()
+        return micro.forward(fabric, model, batch, answer=True).float().cpu()
 
     if task.evaluates_splits:
         if fabric.world_size == 1:

@@ -79,11 +79,11 @@ class MicroBatches:
 
         return self._retried(run, fabric.device, model, len(batch))
 
-    def forward(self, fabric: Fabric, model: nn.Module, batch: Batch) -> Tensor:
-        """Logits of the batch, without gradient."""
+    def forward(self, fabric: Fabric, model: nn.Module, batch: Batch, answer: bool = False) -> Tensor:
+        """Logits of the batch, or what the task predicts from, without gradient."""
 
         def run() -> Tensor:
-            logits = [model(part.to(fabric.device)) for part in self._parts(batch)]
+            logits = [model(part.to(fabric.device), answer=answer) for part in self._parts(batch)]
             return torch.cat(logits) if len(logits) > 1 else logits[0]
 
         return self._retried(run, fabric.device, model, len(batch))

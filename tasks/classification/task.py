@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from harness.backbones.base import Backbone
 from harness.errors import UserError
+from tasks.answers import Answering, Answers, answer_forward, find_answers, headless, make_answers
 from tasks.base import Batch, Data, Example, Prediction, SplitName, Task
 from tasks.data.columns import image_paths
 from tasks.data.files import describe_images
@@ -55,6 +56,12 @@ class Classification(Task[OptionsT]):
     classes: ClassVar[tuple[str, ...]]
     """The label of each class index, as the official files write it."""
     primary_metric: ClassVar[str] = "accuracy"
+    answering: Answering = "likelihood"
+    """How a generative backbone answers."""
+    answer_length: ClassVar[int] = 1
+    """Longest answer that a generative backbone writes, in tokens."""
+    spoken: Answers | None = None
+    """The labels as answers of a generative backbone; set by `build_head`."""
 
     @abstractmethod
     def read_parts(self, root: Path) -> dict[SplitName, Part]:
@@ -96,14 +103,20 @@ class Classification(Task[OptionsT]):
     def build_head(self, backbone: Backbone, generator: torch.Generator) -> nn.Module:
         """Two layers over the concatenated features; hidden size twice the width (ViLT and METER: 1536).
 
-        Also adds the backbone's token types for further images, which are trained with the head.
+        Also adds the backbone's token types for further images, which are trained with the head. There is no head on
+        generative backbones, which read all images in one prompt and whose vocabulary gives the labels.
         """
+        self.spoken = make_answers(backbone, [label.lower() for label in self.classes], self.answer_length)
+        if self.spoken is not None:
+            return headless()
         backbone.widen_token_types(1 + self.images_per_example)
         features = self.images_per_example * backbone.feature_dim
         return build_classifier(features, 2 * backbone.width, len(self.classes), generator)
 
     def forward(self, backbone: Backbone, head: nn.Module, batch: Batch) -> Tensor:
         """Logits `(B, classes)` of one pass per image, image k with token type k + 1 (from 0)."""
+        if self.spoken is not None:
+            return answer_forward(self.spoken, backbone, batch, batch.targets)
         # Changes nothing unless the head was built for another copy of the backbone.
         backbone.widen_token_types(1 + self.images_per_example)
         features = [
@@ -112,6 +125,12 @@ class Classification(Task[OptionsT]):
         ]
         logits: Tensor = head(torch.cat(features, dim=-1))
         return logits
+
+    def answer(self, backbone: Backbone, head: nn.Module, batch: Batch) -> Tensor:
+        """Logits `(B, classes)`; on a generative backbone log-likelihoods of the labels, or what it writes."""
+        if self.spoken is None:
+            return self.forward(backbone, head, batch)
+        return find_answers(self.spoken, backbone, batch, self.answering)
 
     def collate_targets(self, examples: Sequence[Example]) -> Tensor | None:
         """Class indices `(B,)` int64."""
@@ -122,20 +141,33 @@ class Classification(Task[OptionsT]):
         return [self.classes[index] for index in targets.tolist()]
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy, averaged over the batch."""
+        """Cross-entropy of the classes, or of the label's tokens, averaged over the batch."""
+        if self.spoken is not None:
+            return self.spoken.loss(logits, targets)
         return functional.cross_entropy(logits, targets)
 
+    def choices(self, logits: Tensor, examples: Sequence[Example]) -> list[int | None]:
+        """The predicted class of each example, from what `answer` returns; None: what was written is no class."""
+        if self.spoken is not None and self.answering == "generation":
+            return [self.class_of(text) for text in self.spoken.read(logits)]
+        return list(logits.argmax(dim=-1).tolist())
+
+    def class_of(self, text: str) -> int | None:
+        """The class that a written answer means; None if there is none."""
+        labels = [label.lower() for label in self.classes]
+        return labels.index(text.lower()) if text.lower() in labels else None
+
     def predict(self, logits: Tensor, examples: Sequence[Example]) -> list[Prediction]:
-        """The most probable label, the true one, and whether they agree (1 or 0)."""
+        """The written or most probable label, the true one, and whether they agree (1 or 0)."""
         predictions = []
-        for example, choice in zip(examples, logits.argmax(dim=-1).tolist(), strict=True):
+        for example, choice in zip(examples, self.choices(logits, examples), strict=True):
             target = cast(Label, example.target)
             predictions.append(
                 {
                     "id": example.id,
                     "group": example.group,
                     "text": example.text,
-                    "prediction": self.classes[choice],
+                    "prediction": None if choice is None else self.classes[choice],
                     "label": self.classes[target.index],
                     "score": float(choice == target.index),
                     **({"subsets": list(target.subsets)} if target.subsets else {}),

@@ -2,8 +2,8 @@
 
 They are disjoint by construction. Pre-training moves things at most `PRETRAINING.jitter_pixels` from the middle of
 their cell; every scene drawn here has a thing that is farther off. A hash of its things assigns each scene to one of
-`OWNERS`. VQA draws from all scenes, so nothing rules out a scene that it shares with another task; there are so many
-that the chance of a single one is about one in ten thousand.
+`OWNERS`. VQA, ScienceQA and POPE draw from all scenes, so nothing rules out a scene that they share with another task;
+there are so many that the chance of a single one is about one in ten thousand.
 """
 
 from __future__ import annotations
@@ -41,6 +41,14 @@ def new_scene(owner: str, theme: Theme, taken: Set[Things], rng: np.random.Gener
     while True:
         scene = _in_theme(sample_scene(rng, TASK), theme, rng)
         if beyond_pretraining(scene) and owner_of(scene) == owner and frozenset(scene.things) not in taken:
+            return scene
+
+
+def free_scene(taken: Set[Things], rng: np.random.Generator) -> Scene:
+    """A scene beyond pre-training that is not in `taken`. As VQA's, it is drawn from all scenes, whoever owns them."""
+    while True:
+        scene = sample_scene(rng, TASK)
+        if beyond_pretraining(scene) and frozenset(scene.things) not in taken:
             return scene
 
 

@@ -17,6 +17,7 @@ from torch.nn import functional
 from harness.backbones.base import Backbone
 from harness.errors import UserError
 from harness.files import write_atomically
+from tasks.answers import Answering, Answers, answer_forward, find_answers, headless, make_answers
 from tasks.base import Batch, Data, Example, Prediction, Recipe, SplitName, Task
 from tasks.data.columns import Columns, Numbers, image_paths
 from tasks.data.files import describe_images
@@ -38,6 +39,9 @@ from tasks.vqa.scoring import AnnotatorAnswer, normalize_answer, soft_accuracy
 
 PUBLISHED_ANSWERS = 3129
 """Classes of the published vocabulary of VQA2.0."""
+
+ANSWER_LENGTH = 10
+"""Longest answer that a generative backbone writes, in tokens."""
 
 HELD_OUT = 1000
 """Images of val2014 that ViLT holds out where it trains on both official splits."""
@@ -70,6 +74,7 @@ class VQAOptions(Limits):
         (by hash; ViLT's code draws them without a seed). "meter": all of val2014, which METER's code also trains on.
     targets: soft targets count answers in "normalized" form, or "raw" as the annotators gave them, which is what ViLT's
         and METER's code does. The accuracy normalises in any case.
+    answering: on generative backbones, answers are written greedily, or the most likely one of the list is taken.
     """
 
     answers: str = "auto"
@@ -78,6 +83,7 @@ class VQAOptions(Limits):
     train: Literal["train2014", "trainval"] = "train2014"
     holdout: Literal["vilt", "meter"] = "vilt"
     targets: Literal["normalized", "raw"] = "normalized"
+    answering: Answering = "generation"
 
     def __post_init__(self) -> None:
         Limits.__post_init__(self)
@@ -108,10 +114,12 @@ class VQA(Task[VQAOptions]):
     recipe: ClassVar[Recipe] = Recipe(epochs=10, batch_size=256)
     embedded_recipe: ClassVar[Recipe] = Recipe(epochs=5, batch_size=16)
     official_splits: ClassVar[tuple[str, ...]] = ("test-dev2015", "test2015")
-    later_options: ClassVar[tuple[str, ...]] = ("train", "holdout", "targets")
+    later_options: ClassVar[tuple[str, ...]] = ("train", "holdout", "targets", "answering")
 
     answers: tuple[str, ...]
     """The answer of each class; set by `load`."""
+    written: Answers | None = None
+    """The answers on a generative backbone; set by `build_head`."""
 
     def load(self, root: Path) -> Data:
         """Read questions, annotations and the answer vocabulary. Images are opened later, by the loader.
@@ -187,14 +195,29 @@ class VQA(Task[VQAOptions]):
         return majority_answer_accuracy(data) if annotated else None
 
     def build_head(self, backbone: Backbone, generator: torch.Generator) -> nn.Module:
-        """Linear → LN → GELU → Linear; hidden size twice the backbone's width (ViLT and METER: 1536)."""
+        """Linear → LN → GELU → Linear; hidden size twice the backbone's width (ViLT and METER: 1536).
+
+        None on generative backbones, whose vocabulary gives the answers.
+        """
+        self.written = make_answers(backbone, self.answers, ANSWER_LENGTH)
+        if self.written is not None:
+            return headless()
         return build_classifier(backbone.feature_dim, 2 * backbone.width, len(self.answers), generator)
 
     def forward(self, backbone: Backbone, head: nn.Module, batch: Batch) -> Tensor:
-        """Logits `(B, answers)`."""
+        """Logits `(B, answers)`; on generative backbones of the tokens of the answer with the highest target."""
+        if self.written is not None:
+            chosen = None if batch.targets is None else batch.targets.argmax(dim=1)
+            return answer_forward(self.written, backbone, batch, chosen)
         (inputs,) = batch.inputs
         logits: Tensor = head(backbone(inputs))
         return logits
+
+    def answer(self, backbone: Backbone, head: nn.Module, batch: Batch) -> Tensor:
+        """Logits `(B, answers)`, or a generative backbone's answers."""
+        if self.written is None:
+            return self.forward(backbone, head, batch)
+        return find_answers(self.written, backbone, batch, self.options.answering)
 
     def collate_targets(self, examples: Sequence[Example]) -> Tensor | None:
         """Soft targets `(B, answers)` float32."""
@@ -216,14 +239,19 @@ class VQA(Task[VQAOptions]):
         return [self.answers[index] for index in targets.argmax(dim=1).tolist()]
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Binary cross-entropy, mean × number of labels (ViLT, `compute_vqa`)."""
+        """Binary cross-entropy, mean × number of labels (ViLT, `compute_vqa`); of answers' tokens cross-entropy."""
+        if self.written is not None:
+            return self.written.loss(logits, targets.argmax(dim=1))
         return functional.binary_cross_entropy_with_logits(logits, targets) * targets.shape[1]
 
     def predict(self, logits: Tensor, examples: Sequence[Example]) -> list[Prediction]:
-        """The most probable answer, and its official soft accuracy in [0, 1] (None without annotations)."""
+        """The written or most probable answer, and its official soft accuracy in [0, 1] (None without annotations)."""
         predictions = []
-        for example, choice in zip(examples, logits.argmax(dim=-1).tolist(), strict=True):
-            answer = self.answers[choice]
+        if self.written is not None and self.options.answering == "generation":
+            answers = self.written.read(logits)
+        else:
+            answers = [self.answers[choice] for choice in logits.argmax(dim=-1).tolist()]
+        for example, answer in zip(examples, answers, strict=True):
             target: VQATarget | None = example.target
             predictions.append(
                 {

@@ -13,7 +13,7 @@ from harness.backbones.vilt.loading import load_vilt_mini
 from harness.registry import BUILT_IN, build_task
 from harness.specs import parse_spec
 
-OUTPUTS = {"vqa": 3129, "nlvr2": 2, "snli_ve": 3, "retrieval": 1, "nlvr": 2}
+OUTPUTS = {"vqa": 3129, "nlvr2": 2, "snli_ve": 3, "retrieval": 1, "nlvr": 2, "scienceqa": 5, "pope": 2}
 
 
 def last_linear(head: nn.Module) -> nn.Linear:

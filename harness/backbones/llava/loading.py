@@ -22,6 +22,9 @@ from harness.backbones.llava.model import LlavaBackbone
 from harness.backbones.llava.processor import LlavaProcessor
 from harness.errors import UserError
 
+MINI_FOLDER = Path(__file__).parent.parent / "weights" / "llava-mini"
+
+
 TEXT_LENGTH = 128
 """Maximum length of a prompt in tokens, without image tokens."""
 
@@ -66,8 +69,34 @@ def load_llava(options: BackboneOptions) -> LlavaBackbone:
     return build_llava(config, read_folder(folder), folder, options)
 
 
+def load_llava_mini(options: BackboneOptions) -> LlavaBackbone:
+    """The embedded small LLaVA (8 layers of width 128); with `weights="random"` it is untrained.
+
+    Raises:
+        UserError: the folder has no such weights.
+    """
+    folder = MINI_FOLDER if options.weights in (None, "random") else Path(str(options.weights))
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"{folder}: no config.json in this folder; create the weights with `harness pretrain llava-mini`."
+        )
+    config = LlavaConfig.from_dict(read_settings(folder, "llava"))
+    if options.weights == "random":
+        with fixed_generator():
+            backbone = build_llava(config, {}, folder, options, "llava-mini")
+    else:
+        backbone = build_llava(config, read_folder(folder), folder, options, "llava-mini")
+    backbone.base_learning_rate = 2e-4
+    backbone.head_learning_rate_scale = 50.0
+    return backbone
+
+
 def build_llava(
-    config: LlavaConfig, state: Mapping[str, Tensor], vocabulary: Path | None, options: BackboneOptions
+    config: LlavaConfig,
+    state: Mapping[str, Tensor],
+    vocabulary: Path | None,
+    options: BackboneOptions,
+    name: str = "llava",
 ) -> LlavaBackbone:
     """Build the backbone and load `state`; empty: random weights.
 
@@ -76,14 +105,14 @@ def build_llava(
     """
     side, patch = config.vision_config.image_size, config.vision_config.patch_size
     if options.image_size not in (None, side):
-        raise UserError(f"llava: its images have {side} pixels a side; leave out --image-size.")
+        raise UserError(f"{name}: its images have {side} pixels a side; leave out --image-size.")
     length = options.text_length or TEXT_LENGTH
     tokenizer = Path(options.tokenizer).expanduser() if options.tokenizer else vocabulary
-    backbone = LlavaBackbone(config, LlavaProcessor(tokenizer, side, patch, length))
+    backbone = LlavaBackbone(config, LlavaProcessor(tokenizer, side, patch, length), name)
     if state:
         expected = set(backbone.model.state_dict())
         kept = {name: tensor for name, tensor in state.items() if name in expected or not _unread(name)}
-        load_strictly(backbone.model, kept, "llava", "LLaVA")
+        load_strictly(backbone.model, kept, name, "LLaVA")
     backbone.requires_grad_(True)
     return backbone.eval()
 

@@ -119,6 +119,11 @@ class LlavaBackbone(GenerativeBackbone):
         return {"joint": Stream(hidden, mask.gather(1, source))}
 
     @property
+    def image_start(self) -> int:
+        """The tokens before the image."""
+        return self.processor.image_position
+
+    @property
     def image_end(self) -> int:
         """The tokens before the image, and those of its patches."""
         vision = self.config.vision_config

@@ -95,11 +95,23 @@ class LlavaProcessor(MeterProcessor):
         room = self.max_text_length - len(head) - len(tail)
         return [[*head, *ids[len(head) + 1 : len(ids) - len(tail)][: max(0, room)], *tail] for ids in prompts]
 
+    def turn_ids(self, text: str, first: bool) -> list[int]:
+        """Ids of one turn of a dialogue, up to its answer; only the first has an image."""
+        if first:
+            return self.tokenize([text])[0]
+        turn = TEMPLATE.format(image="", text=text.replace(IMAGE, "image")).replace("\n", "")
+        return self.tokenizer.encode(turn, add_special_tokens=False).ids  # type: ignore[no-any-return]
+
     def answer_ids(self, text: str) -> list[int]:
         """Ids of an answer after a prompt, including the token that ends it."""
         plain = self._ids("")
         whole = self.tokenizer.encode(TEMPLATE.format(image=IMAGE, text="") + f" {text}").ids
         return [*whole[len(plain) :], self.end_ids[0]]
+
+    def answer_text(self, ids: Sequence[int]) -> str:
+        """The text of an answer's ids up to the first token that ends it."""
+        ends = [place for place, token in enumerate(ids) if token in self.end_ids]
+        return self.tokenizer.decode(list(ids[: ends[0]] if ends else ids)).strip()  # type: ignore[no-any-return]
 
     def describe(self) -> dict[str, Any]:
         """Like METER's, and the template of the prompt."""

@@ -150,7 +150,7 @@ class Hungry(nn.Module):
         self.value = nn.Parameter(torch.tensor(2.0))
         self.sizes: list[int] = []
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: Batch, answer: bool = False) -> Tensor:
         self.sizes.append(len(batch))
         noise = torch.rand(())
         if len(batch) > self.fits:
