@@ -16,7 +16,7 @@ from harness.errors import UserError
 from methods.base import Method, Slot, freeze
 from methods.bottleneck import BottleneckAdapter, bottleneck_size
 from methods.exporting import Blocks, export_bottlenecks
-from methods.option_checks import at_least, positive
+from methods.option_checks import module_size, width_divisor
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class SequentialAdapterOptions:
     activation: Activation = "relu"
 
     def __post_init__(self) -> None:
-        at_least("adapter", 1, bottleneck=self.bottleneck)
-        positive("adapter", reduction_factor=self.reduction_factor)
+        module_size("adapter", bottleneck=self.bottleneck)
+        width_divisor("adapter", reduction_factor=self.reduction_factor)
         if self.bottleneck is not None and self.reduction_factor is not None:
             raise UserError(
                 "adapter: bottleneck and reduction_factor both set the hidden size; give one of them."

@@ -13,18 +13,19 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args, get_type_hints
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
+from transformers.activations import ACT2FN
 
 from harness.backbones.base import Backbone
 from harness.backbones.block import own_blocks
 from harness.backbones.inputs import Streams
 from harness.errors import UserError, did_you_mean
 from methods.base import Method, NoOptions, Slot, freeze
-from methods.option_checks import fraction, positive
+from methods.option_checks import LARGEST, between, fraction, positive, width_divisor
 
 Override = str | int | float | bool
 
@@ -69,6 +70,25 @@ INTERFACES: dict[str, dict[str, str | None]] = {
 }
 """The library's plug-in interface by the class of `backbone.model`."""
 
+CHOICES: dict[str, tuple[str, ...]] = {
+    "non_linearity": ("leakyrelu", *ACT2FN),
+    "init_weights": ("bert", "mam_adapter", "houlsby", "lora", "ia3"),
+    "scaling": ("learned", "channel"),
+    "composition_mode": ("add", "scale"),
+    "residual_before_ln": ("post_add",),
+    "phm_c_init": ("normal", "uniform"),
+    "hypercomplex_nonlinearity": ("phm", "glorot-normal", "glorot-uniform", "normal"),
+}
+"""Texts that a setting may be."""
+
+_WORDS: Mapping[object, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    type(None): "none",
+}
+
 WORKING = ("bottleneck", "lora")
 """Kinds of configuration that work without the model's own forward pass."""
 
@@ -111,8 +131,9 @@ class AdaptersMethod(Method[NoOptions]):
                 f"{self.name}: the adapters library has no plug-in interface for {backbone.name}; "
                 f"it works on: {', '.join(INTERFACES)}."
             )
+        self._check_left_out(len(model.get_submodule(interface["model_layers"])))
         adapters = load_library()
-        seed = int(torch.randint(2**62, (), generator=generator))
+        seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
         kinds = adapters.AdapterMethod.get_from_config(self.settings)
         if "bottleneck" in kinds:
             # With it, the library (1.3.0) puts the cross-attention's adapter in place of the self-attention's.
@@ -130,6 +151,13 @@ class AdaptersMethod(Method[NoOptions]):
             model.set_active_adapters(ADAPTER)
         # A partial, not a closure: a copy of the backbone must run its own blocks.
         backbone.fuse = partial(_fuse_in_context, backbone)  # type: ignore[method-assign]
+
+    def _check_left_out(self, layers: int) -> None:
+        for index in self.settings.leave_out:
+            if not isinstance(index, int) or not 0 <= index < layers:
+                raise UserError(
+                    f"{self.name}: leave_out must be layers from 0 to {layers - 1}, joined by '+'; got '{index}'."
+                )
 
     def merge(self, backbone: Backbone) -> None:
         """Replace each updated projection by one plain linear map.
@@ -202,7 +230,7 @@ def load_configuration(name: str, overrides: Mapping[str, Override]) -> Any:
         if key not in defaults:
             raise UserError(f"{name}: no setting '{key}'.{did_you_mean(key, defaults)}")
         changes[key] = _convert(value, defaults[key])
-    _check(name, changes)
+        _check(name, key, changes[key], get_type_hints(type(known[name]))[key])
     configuration = adapters.AdapterConfig.load(name, **changes)
     failing = sorted(set(adapters.AdapterMethod.get_from_config(configuration)).difference(WORKING))
     if failing:
@@ -213,25 +241,47 @@ def load_configuration(name: str, overrides: Mapping[str, Override]) -> Any:
     return configuration
 
 
-def _check(name: str, changes: Mapping[str, object]) -> None:
-    """Check numbers that the library takes as they are, and with which it computes sizes.
+def _check(name: str, key: str, value: Any, hint: object) -> None:
+    """Check a setting that the library takes as it is; its own messages do not name it.
+
+    hint: the declared type.
 
     Raises:
-        UserError: one does not fit.
+        UserError: the value is of another type, or does not fit.
     """
-    for key, value in changes.items():
-        if key in ("reduction_factor", "r", "phm_dim", "phm_rank", "scaling", "alpha", "phm_init_range"):
-            if isinstance(value, str) and (key, value) != ("scaling", "learned"):
-                raise UserError(f"{name}: {key} must be a number, got '{value}'.")
-            if isinstance(value, int | float):
-                positive(name, **{key: value})
-        if key in ("dropout", "stochastic_depth") and isinstance(value, int | float):
+    choices = CHOICES.get(key, ())
+    allowed = {float, *get_args(hint)} if key == "alpha" else set(get_args(hint)) or {hint}
+    wanted = [word for kind, word in _WORDS.items() if kind in allowed and not (kind is str and choices)]
+    kinds = allowed | ({int} if float in allowed else set())
+    if isinstance(value, str) and choices:
+        fits = str in allowed and value in choices
+    else:
+        fits = type(value) in kinds or isinstance(value, list)
+    if key == "attn_matrices" and not (value and set(value) <= {"q", "k", "v"}):
+        raise UserError(
+            f"{name}: attn_matrices must be some of q, k, v, joined by '+'; got '{'+'.join(map(str, value))}'."
+        )
+    if not fits:
+        one_of = [f"one of {', '.join(choices)}"] if choices else []
+        raise UserError(f"{name}: {key} must be {' or '.join([*one_of, *wanted])}, got '{value}'.")
+    if type(value) is bool or not isinstance(value, int | float):
+        return
+    match key:
+        case "reduction_factor":
+            width_divisor(name, **{key: value})
+        case "r" | "phm_dim" | "phm_rank":
+            between(name, 1, LARGEST, **{key: value})
+        case "scaling" | "alpha" | "phm_init_range":
+            positive(name, **{key: value})
+        case "dropout" | "stochastic_depth":
             fraction(name, **{key: value})
 
 
 def _convert(value: Override, default: object) -> object:
     """`value` converted to the type of `default`: lists from `q+v`, numbers and booleans from text."""
     converted: object = value
+    if isinstance(default, list) and not isinstance(value, str):
+        return [value]
     if isinstance(value, str):
         if isinstance(default, list):
             return [_convert(part, None) for part in re.split(r"[+,\s]+", value) if part]

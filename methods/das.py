@@ -22,7 +22,7 @@ from methods.bottleneck import LAYER_NORM_EPS
 from methods.das_decision import DASDecision
 from methods.das_decoder import adapt_decoder, published_skip, search_decoder
 from methods.decoder_search import Form, recipe_of
-from methods.option_checks import at_least, positive
+from methods.option_checks import at_least, module_size, positive
 from methods.recipes import recipes_of
 from methods.skipping import SkippingMethod, skip_only, skippable_sets
 
@@ -79,7 +79,7 @@ class DASOptions:
     def __post_init__(self) -> None:
         positive("das", gate_step=self.gate_step)
         at_least("das", 0, skip=self.skip)
-        at_least("das", 1, bottleneck=self.bottleneck, shortcut_bottleneck=self.shortcut_bottleneck)
+        module_size("das", bottleneck=self.bottleneck, shortcut_bottleneck=self.shortcut_bottleneck)
         check_search("das", self, searches=not self.blocks)
 
 

@@ -26,7 +26,7 @@ from methods.base import CostCase, Method, SearchTrainer, freeze
 from methods.das_decision import DASDecision
 from methods.decoder_search import LAYERS, Form, Recipe, recipe_of, search_by_recipe
 from methods.eas_adapters import InputAdapter, SkipAdapter
-from methods.option_checks import at_least, fraction, positive
+from methods.option_checks import LARGEST, at_least, fraction, positive
 from methods.skipping import add_classification_token
 
 SHORT = {"self_attention": "self", "cross_attention": "cross", "attention": "attention"}
@@ -83,8 +83,8 @@ class EASOptions:
         fraction("eas", dropout=self.dropout)
         for name in ("bottleneck", "skip_bottleneck"):
             size = getattr(self, name)
-            if size is not None and (size < 2 or size % 2):
-                raise UserError(f"eas: {name} must be an even number of at least 2, got {size}.")
+            if size is not None and (not 2 <= size <= LARGEST or size % 2):
+                raise UserError(f"eas: {name} must be an even number from 2 to {LARGEST:,}, got {size}.")
         check_search("eas", self, searches=not self.modules)
 
 
@@ -205,7 +205,10 @@ class EAS(Method[EASOptions]):
                 skip = max(1, self._recipe.skip * len(backbone.block_names) // LAYERS)
         names = attention_names(backbone)
         if skip >= len(names):
-            raise UserError(f"eas: skip={skip}, but {backbone.name} has {len(names)} attention modules.")
+            raise UserError(
+                f"eas: skip must be from 1 to {len(names) - 1}, as {backbone.name} has {len(names)} attention modules; "
+                f"got {skip}."
+            )
         return skip
 
     def search(self, trainer: SearchTrainer) -> DASDecision:

@@ -18,7 +18,7 @@ from harness.backbones.block import Block, own_blocks
 from harness.errors import UserError, did_you_mean
 from methods.base import Inserted, Method, Slot, freeze
 from methods.exporting import LOAD_PEFT, NAME, Blocks, export_adapters, load_peft
-from methods.option_checks import at_least, fraction, positive
+from methods.option_checks import fraction, module_size, positive
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class LoRAOptions:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        at_least("lora", 1, r=self.r)
+        module_size("lora", r=self.r)
         positive("lora", alpha=self.alpha)
         fraction("lora", dropout=self.dropout)
         if not self.targets:

@@ -22,7 +22,7 @@ from harness.backbones.inputs import Streams
 from harness.errors import UserError
 from methods.base import Inserted, Method, freeze
 from methods.bottleneck import linear
-from methods.option_checks import at_least
+from methods.option_checks import module_size
 
 GATE_TEMPERATURE = 0.1
 """A gate is `sigmoid(α / 0.1)`, as in the public code."""
@@ -38,7 +38,7 @@ class LSTOptions:
     reduction: int = 4
 
     def __post_init__(self) -> None:
-        at_least("lst", 1, reduction=self.reduction)
+        module_size("lst", reduction=self.reduction)
 
 
 @runtime_checkable

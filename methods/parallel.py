@@ -15,7 +15,7 @@ from harness.backbones.folding import Activation
 from methods.base import Method, Slot, freeze
 from methods.bottleneck import BottleneckAdapter, bottleneck_size, eps_beside
 from methods.exporting import Blocks, export_bottlenecks
-from methods.option_checks import at_least, positive
+from methods.option_checks import module_size, positive
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class ParallelAdapterOptions:
     activation: Activation = "relu"
 
     def __post_init__(self) -> None:
-        at_least("parallel", 1, bottleneck=self.bottleneck)
+        module_size("parallel", bottleneck=self.bottleneck)
         positive("parallel", scale=self.scale)
 
 

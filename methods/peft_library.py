@@ -17,6 +17,7 @@ from harness.backbones.base import Backbone
 from harness.backbones.block import own_blocks
 from harness.errors import UserError, did_you_mean
 from methods.base import Method, NoOptions, Slot, freeze
+from methods.option_checks import LARGEST, at_least, between, fraction, positive
 from methods.peft_tuners import REFUSED, TUNERS, defaults_that_fit
 
 Override = str | int | float | bool
@@ -30,6 +31,9 @@ OURS = frozenset(
     | {"feedforward_modules", "fan_in_fan_out", "target_parameters", "sample_at_inference", "megatron_core"}
 )
 """Settings of the library that are not options here: they say where, or suit other models only."""
+
+MOST = 2**24
+"""Largest number of other things, such as trained frequencies."""
 
 INITIALIZATIONS = ("true", "gaussian", "orthogonal", "pissa", "olora")
 """`init_lora_weights` that need no data."""
@@ -99,14 +103,30 @@ class PeftMethod(Method[NoOptions]):
                     )
             elif expected is float and type(value) is int:
                 value = float(value)
-            elif defaults[key] is not None and type(value) is not expected:
+            elif defaults[key] is None:
+                expected = int
+            if key != "init_lora_weights" and type(value) is not expected:
                 raise UserError(f"{self.name}: {key} must be of type {expected.__name__}, not '{value}'.")
+            self._check_number(key, value, defaults[key])
             found[key] = value
         if found.get("boft_n_butterfly_factor", 1) != 1:
             raise UserError(
                 f"{self.name}: boft_n_butterfly_factor must be 1: without its CUDA extension peft sets it to 1."
             )
         return found
+
+    def _check_number(self, key: str, value: Any, default: object) -> None:
+        """Check a number that differs from the library's default; some defaults, such as -1, have a meaning."""
+        if isinstance(value, bool | str) or value == default:
+            return
+        if "seed" in key or "prng" in key:
+            at_least(self.name, 0, **{key: value})
+        elif key.endswith("dropout"):
+            fraction(self.name, **{key: value})
+        elif isinstance(value, int):
+            between(self.name, 1, LARGEST if key == "r" else MOST, **{key: value})
+        else:
+            positive(self.name, **{key: value})
 
     def config(self) -> dict[str, Any]:
         """All settings of the tuner that can be chosen, and the targets."""
@@ -125,7 +145,7 @@ class PeftMethod(Method[NoOptions]):
         settings = self.resolve(found)
         if next(backbone.parameters()).is_meta and isinstance(settings.get("init_lora_weights"), str):
             settings["init_lora_weights"] = True  # decomposes weights, of which there are none
-        seed = int(torch.randint(2**62, (), generator=generator))
+        seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
         if self.tuner == "shira":
             settings.setdefault("random_seed", seed % 2**31)
             # It builds sparse tensors; without a word about their checks torch warns.

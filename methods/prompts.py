@@ -14,7 +14,7 @@ from harness.backbones.block import Block, BlockInput, BlockOutput, run_block
 from harness.backbones.folding import fold_block
 from harness.backbones.inputs import Streams
 from methods.base import Inserted, Method, Slot, freeze
-from methods.option_checks import at_least
+from methods.option_checks import module_size
 
 INITIAL_STD = 0.02
 """Standard deviation of new tokens, drawn from a normal distribution. VPT draws them from a uniform one with a standard
@@ -32,7 +32,7 @@ class PromptOptions:
     tokens: int | None = None
 
     def __post_init__(self) -> None:
-        at_least("prompt", 1, tokens=self.tokens)
+        module_size("prompt", tokens=self.tokens)
 
 
 class Prompt(Inserted):

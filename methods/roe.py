@@ -24,7 +24,7 @@ from torch.nn.utils import skip_init
 from harness.backbones.base import Backbone
 from harness.errors import UserError
 from methods.base import CostCase, Decision, Method, ParameterGroup, Slot, TrainingPart, freeze
-from methods.option_checks import at_least, fraction, positive
+from methods.option_checks import fraction, module_size, positive
 from methods.roe_blocks import RoutedBlock, RoutedShortcut, Router, RoutingTokens
 from methods.roe_layouts import CausalLayout, CrossLayout, JoinedLayout, Layout
 from methods.roe_schedule import Routing, phase_at
@@ -64,7 +64,7 @@ class RoEOptions:
     backbone_rate: float | None = None
 
     def __post_init__(self) -> None:
-        at_least("roe", 1, bottleneck=self.bottleneck)
+        module_size("roe", bottleneck=self.bottleneck)
         fraction("roe", adapter_stage=self.adapter_stage, router_stage=self.router_stage)
         positive("roe", temperature=self.temperature, backbone_rate=self.backbone_rate)
         for name in ("sparsity", "weight", "easiness", "cooling", "bias_decay"):

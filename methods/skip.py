@@ -10,7 +10,7 @@ from harness.backbones.base import Backbone
 from harness.errors import UserError
 from methods.bandit import Bandit, Findings
 from methods.base import CostCase, SearchTrainer
-from methods.option_checks import at_least
+from methods.option_checks import at_least, module_size
 from methods.skip_choices import (
     alternate_blocks,
     block_influences,
@@ -62,7 +62,7 @@ class SkipOptions:
     def __post_init__(self) -> None:
         at_least("skip", 0, draw=self.draw)
         at_least("skip", 1, skip=self.skip, batches=self.batches, search_epochs=self.search_epochs)
-        at_least("skip", 1, bottleneck=self.bottleneck, shortcut_bottleneck=self.shortcut_bottleneck)
+        module_size("skip", bottleneck=self.bottleneck, shortcut_bottleneck=self.shortcut_bottleneck)
         if self.draw and self.choice != "random":
             raise UserError(f"skip: draw numbers random sets; choice={self.choice} has only one.")
         if self.keep_final and self.choice != "last":

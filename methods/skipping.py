@@ -205,9 +205,11 @@ class SkippingMethod(Method[OptionsT]):
         skip = self.options.skip
         if skip is None:
             skip = 2 if len(backbone.stream_names) == 1 else 4
-        if skip >= len(backbone.block_names):
-            blocks = len(backbone.block_names)
-            raise UserError(f"{self.name}: skip={skip}, but {backbone.name} has {blocks} blocks.")
+        blocks = len(backbone.block_names)
+        if skip >= blocks:
+            raise UserError(
+                f"{self.name}: skip must be from 0 to {blocks - 1}, as {backbone.name} has {blocks} blocks; got {skip}."
+            )
         return skip
 
     def resolve_blocks(self, blocks: Sequence[str], backbone: Backbone) -> tuple[str, ...]:

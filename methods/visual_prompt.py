@@ -22,7 +22,7 @@ from harness.backbones.inputs import Inputs
 from harness.errors import UserError
 from methods.base import Method, ParameterGroup, Slot, TrainingPart, freeze
 from methods.frame import Frame, frame_size, frame_width
-from methods.option_checks import at_least, positive
+from methods.option_checks import module_size, positive
 
 PUBLISHED_VALUES = 69_840
 """Values of a frame of width 30 at 224 pixels."""
@@ -92,7 +92,7 @@ class TVPOptions:
 
 def check_frame(method: str, options: FrameOptions) -> None:
     """Raise `UserError` if an option of the frame is out of range."""
-    at_least(method, 1, width=options.width)
+    module_size(method, width=options.width)
     positive(method, step=options.step)
 
 

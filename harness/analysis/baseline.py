@@ -33,7 +33,7 @@ from pydantic import AwareDatetime, Field, ValidationError
 from harness.analysis.bootstrap import resample
 from harness.analysis.scores import read_scores
 from harness.errors import UserError
-from harness.files import write_atomically
+from harness.files import read_json, write_atomically
 from harness.measure.latency import LatencySample, latency_ratio
 from harness.records.protocol import newest, protocol_of
 from harness.records.record import Compute, Failure, Latency, Part, Record
@@ -164,10 +164,7 @@ def read_baseline(path: Path) -> Baseline:
     """
     if not path.exists():
         raise UserError(f"{path}: no such file; --update writes a baseline from the results.")
-    try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a baseline: {error}.") from error
+    content: Any = read_json(path).value
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != SCHEMA_VERSION:
         raise UserError(

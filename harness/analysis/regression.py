@@ -9,7 +9,7 @@ from typing import Literal
 from xml.etree import ElementTree
 
 from harness.analysis.baseline import Baseline, BaselineCell
-from harness.errors import counted
+from harness.errors import counted, escaped
 from harness.files import write_atomically
 
 Verdict = Literal["same", "better", "worse", "changed", "missing", "new"]
@@ -182,7 +182,7 @@ def write_junit(findings: Sequence[Finding], path: Path) -> None:
                 name=f"{each.figure}, seed {each.cell.seed}",
             )
             if each.fails:
-                message = f"{each.cell.name}: {each.figure} {each.text}"
+                message = escaped(f"{each.cell.name}: {each.figure} {each.text}")
                 failure = ElementTree.SubElement(case, "failure", message=message, type=each.verdict)
                 failure.text = message
             elif each.verdict != "same":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -42,6 +43,7 @@ def _register() -> None:
     from harness.cli.compare import compare
     from harness.cli.evaluate import evaluate
     from harness.cli.export import export
+    from harness.cli.locations import with_home
     from harness.cli.methods import list_names, methods
     from harness.cli.plot import plot
     from harness.cli.pretrain import pretrain
@@ -56,25 +58,14 @@ def _register() -> None:
     from harness.cli.transfer import transfer
     from harness.cli.tune import tune
 
-    app.command(cls=SettingsCommand)(run)
-    app.command(cls=SettingsCommand)(tune)
-    app.command()(table)
-    app.command()(compare)
-    app.command()(plot)
-    app.command()(report)
-    app.command()(check)
-    app.command()(show)
-    app.command()(evaluate)
-    app.command()(reproduce)
-    app.command()(adopt)
-    app.command(cls=SettingsCommand)(audit)
-    app.command()(export)
-    app.command()(transfer)
-    app.command()(profile)
-    app.command()(score)
-    app.command()(pretrain)
-    app.command()(methods)
-    app.command("list")(list_names)
+    commands: list[Callable[..., None]] = [
+        *(run, tune, table, compare, plot, report, check, show, evaluate, reproduce, adopt, audit, export),
+        *(transfer, profile, score, pretrain, methods),
+    ]
+    for command in commands:
+        kind = SettingsCommand if command in (run, tune, audit) else None
+        app.command(cls=kind)(with_home(command))
+    app.command("list")(with_home(list_names))
 
 
 _register()

@@ -14,7 +14,7 @@ from harness.config.sources import flag_of
 from harness.errors import UserError
 from harness.experiment.build import loader
 from harness.experiment.reload import cell_of, deployed, tuned_weights
-from harness.files import write_atomically
+from harness.files import read_json, write_atomically
 from harness.records.record import Record
 from harness.records.store import Store
 from harness.registry import build_method
@@ -122,8 +122,8 @@ def transfers(results: Path) -> list[Transfer]:
     if not path.is_file():
         return []
     try:
-        return [Transfer(**each) for each in json.loads(path.read_text(encoding="utf-8"))]
-    except (ValueError, TypeError) as error:
+        return [Transfer(**each) for each in read_json(path).value]
+    except TypeError as error:
         raise UserError(
             f"{path}: cannot be read ({error}); delete it and run `harness transfer` again."
         ) from None

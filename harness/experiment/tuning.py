@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from math import inf
 
 from harness.analysis.stats import mean
@@ -16,28 +16,11 @@ from harness.config import RunSettings
 from harness.errors import UserError
 from harness.experiment.plan import label_of
 from harness.files import write_atomically
+from harness.records.choices import Choice
 from harness.records.record import Record
 from harness.records.store import TUNING, Store
 from harness.registry import build_method
 from harness.specs import Spec
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The multiple of a method's default learning rate that is best on a task's validation split.
-
-    method: label. scores: mean validation score over the seeds, by multiple. runs, seconds: number and duration of the
-    tuning runs, searches included.
-    """
-
-    backbone: str
-    task: str
-    method: str
-    scale: float
-    scores: Mapping[str, float]
-    seeds: tuple[int, ...]
-    runs: int
-    seconds: float
 
 
 def tune(
@@ -157,9 +140,9 @@ def write_choices(choices: Sequence[Choice], store: Store) -> None:
     Raises:
         UserError: the folder cannot be written.
     """
-    new = {(each.backbone, each.task, each.method) for each in choices}
-    kept = [each for each in store.tuning() if (each["backbone"], each["task"], each["method"]) not in new]
-    content = [*kept, *(asdict(choice) for choice in choices)]
+    new = {each.key for each in choices}
+    kept = [each for each in store.tuning() if each.key not in new]
+    content = [asdict(choice) for choice in [*kept, *choices]]
     write_atomically(store.root / f"{TUNING}.json", (json.dumps(content, indent=1) + "\n").encode())
 
 

@@ -31,6 +31,7 @@ from filelock import Timeout, UnixFileLock
 
 from harness.errors import UserError, did_you_mean
 from harness.files import disk_errors, make_folder, read_json_lines, write_atomically
+from harness.records.choices import Choice, read_choices
 from harness.records.record import Record
 from harness.records.record_file import RECORD, read_record, write_record
 from harness.records.routes import RouteFile, write_routes
@@ -76,21 +77,13 @@ class Store:
         """Folder of the latest tables; need not exist."""
         return self.root / "tables"
 
-    def tuning(self) -> list[dict[str, Any]]:
+    def tuning(self) -> list[Choice]:
         """What `harness tune` has chosen, one entry per backbone, task and method; [] if it was not used.
 
         Raises:
             UserError: the file is not what was written.
         """
-        path = self.root / f"{TUNING}.json"
-        if not path.is_file():
-            return []
-        try:
-            return list(json.loads(path.read_text(encoding="utf-8")))
-        except ValueError as error:
-            raise UserError(
-                f"{path}: cannot be read ({error}); delete it and run `harness tune` again."
-            ) from None
+        return read_choices(self.root / f"{TUNING}.json")
 
     def folder(self, cell_id: str) -> Path:
         """A cell's folder; need not exist.

@@ -11,16 +11,16 @@ from harness.records.store import Store
 def tuning_sentence(records: Sequence[Record], store: Store) -> str:
     """What was tuned for the methods of a table, with the number and the duration of the runs; "" if nothing was."""
     shown = {(r.cell.backbone.name, r.cell.task.name, r.cell.method.label) for r in records}
-    chosen = [each for each in store.tuning() if (each["backbone"], each["task"], each["method"]) in shown]
+    chosen = [each for each in store.tuning() if each.key in shown]
     if not chosen:
         return ""
-    tasks = {each["task"] for each in chosen}
+    tasks = {each.task for each in chosen}
     rates = ", ".join(
-        f"{each['method']}{_of_task(each['task'], tasks)} {each['scale']:g} of {'/'.join(each['scores'])}"
+        f"{each.method}{_of_task(each.task, tasks)} {each.scale:g} of {'/'.join(each.scores)}"
         for each in chosen
     )
-    seeds = ", ".join(map(str, sorted({seed for each in chosen for seed in each["seeds"]})))
-    runs, seconds = sum(each["runs"] for each in chosen), sum(each["seconds"] for each in chosen)
+    seeds = ", ".join(map(str, sorted({seed for each in chosen for seed in each.seeds})))
+    runs, seconds = sum(each.runs for each in chosen), sum(each.seconds for each in chosen)
     return (
         "Learning rates, as multiples of the methods' defaults, were chosen on validation data with seeds "
         f"{seeds}: {rates}. That took {runs} more runs and {seconds:,.0f} s of training."

@@ -31,8 +31,8 @@ def test_every_sublayer_gets_one_of_the_chosen_size() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"bottleneck": 0}, "adapter: bottleneck must be at least 1"),
-        ({"reduction_factor": 0}, "adapter: reduction_factor must be above 0"),
+        ({"bottleneck": 0}, "adapter: bottleneck must be from 1 to 65,536"),
+        ({"reduction_factor": 0}, "adapter: reduction_factor must be from 0.015625 to 65,536"),
         ({"bottleneck": 8, "reduction_factor": 2}, "give one of them"),
     ],
 )

@@ -142,12 +142,33 @@ def test_vera_which_is_not_vera_is_refused_with_a_pointer() -> None:
 @pytest.mark.parametrize(
     ("name", "setting", "value", "message"),
     [
-        ("seq_bn", "reduction_factor", "-3", "seq_bn: reduction_factor must be above 0, got -3"),
-        ("seq_bn", "reduction_factor", "0", "seq_bn: reduction_factor must be above 0, got 0"),
+        (
+            "seq_bn",
+            "reduction_factor",
+            "-3",
+            "seq_bn: reduction_factor must be from 0.015625 to 65,536, got -3",
+        ),
+        (
+            "seq_bn",
+            "reduction_factor",
+            "0",
+            "seq_bn: reduction_factor must be from 0.015625 to 65,536, got 0",
+        ),
         ("par_bn", "reduction_factor", "nan", "par_bn: reduction_factor must be a number, got 'nan'"),
-        ("compacter", "phm_dim", "-4", "compacter: phm_dim must be above 0, got -4"),
-        ("adapters:lora", "r", "0", "lora: r must be above 0, got 0"),
+        ("compacter", "phm_dim", "-4", "compacter: phm_dim must be from 1 to 65,536, got -4"),
+        ("adapters:lora", "r", "0", "lora: r must be from 1 to 65,536, got 0"),
         ("ia3", "alpha", "-1", "ia3: alpha must be above 0, got -1"),
+        ("seq_bn", "reduction_factor", "1e-9", "reduction_factor must be from 0.015625 to 65,536, got 1e-09"),
+        ("compacter", "hypercomplex_nonlinearity", "zz", "must be one of phm, glorot-normal, glorot-uniform"),
+        ("adapters:lora", "alpha", "zz", "lora: alpha must be a number, got 'zz'"),
+        ("seq_bn", "ln_before", "3", "seq_bn: ln_before must be true or false, got '3'"),
+        ("adapters:lora", "r", "2.5", "lora: r must be a whole number, got '2.5'"),
+        (
+            "adapters:lora",
+            "attn_matrices",
+            "q+z",
+            "attn_matrices must be some of q, k, v, joined by '+'; got 'q+z'",
+        ),
         ("seq_bn", "dropout", "1.5", "seq_bn: dropout must be at least 0 and below 1, got 1.5"),
     ],
 )
@@ -184,6 +205,14 @@ def test_settings_refused_by_the_library_are_user_errors() -> None:
     method = AdaptersMethod("compacter", {"phm_dim": 7})
     with pytest.raises(UserError, match="compacter: the adapters library refuses these settings"):
         method.adapt(mini(), torch.Generator())
+
+
+def test_layers_to_leave_out_must_exist() -> None:
+    AdaptersMethod("seq_bn", {"leave_out": 3}).adapt(mini(), torch.Generator())
+    with pytest.raises(
+        UserError, match=r"^seq_bn: leave_out must be layers from 0 to 11, joined by '\+'; got '99'"
+    ):
+        AdaptersMethod("seq_bn", {"leave_out": "3+99"}).adapt(mini(), torch.Generator())
 
 
 def test_a_backbone_without_interface_is_named() -> None:

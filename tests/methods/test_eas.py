@@ -299,5 +299,5 @@ def test_wrong_options_are_named(make_meter: Maker) -> None:
         EASOptions(search_epochs=1, warmup_epochs=1)
     with pytest.raises(UserError, match=r"no attention 'text-self\.9'"):
         resolve_modules(("text-self.9",), make_meter())
-    with pytest.raises(UserError, match="skip=8, but meter has 8 attention modules"):
+    with pytest.raises(UserError, match="skip must be from 1 to 7, as meter has 8 attention modules; got 8"):
         EAS(EASOptions(skip=8)).search(Untrained(make_meter()))  # type: ignore[arg-type]

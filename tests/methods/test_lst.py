@@ -138,5 +138,5 @@ def test_width_of_the_side_network_must_be_a_multiple_of_the_heads() -> None:
         UserError, match="lst: reduction=64: the width of vilt-mini, 128, divided by it must be"
     ):
         LST(LSTOptions(64)).adapt(mini(), torch.Generator())
-    with pytest.raises(UserError, match="lst: reduction must be at least 1"):
+    with pytest.raises(UserError, match="lst: reduction must be from 1 to 65,536"):
         LSTOptions(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 
 import pytest
@@ -181,6 +182,22 @@ def test_what_does_not_work_is_refused_with_the_reason(spec: str, message: str) 
     with pytest.raises(UserError) as raised:
         build_method(parse_spec(spec))
     assert message in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("peft:lora[r=100000000]", "r must be from 1 to 65,536"),
+        ("peft:lokr[decompose_factor=0]", "decompose_factor must be from 1 to 16,777,216, got 0"),
+        ("peft:lora[lora_dropout=1.5]", "lora_dropout must be at least 0 and below 1"),
+        ("peft:shira[random_seed=-1]", "random_seed must be at least 0, got -1"),
+        ("peft:shira[random_seed=x]", "random_seed must be of type int, not 'x'"),
+        ("peft:vera[d_initial=-1.0]", "d_initial must be above 0, got -1.0"),
+    ],
+)
+def test_numbers_that_the_library_takes_as_they_are_have_a_range(spec: str, message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        build_method(parse_spec(spec))
 
 
 def test_targets_and_settings_that_do_not_fit_are_refused_on_the_backbone() -> None:

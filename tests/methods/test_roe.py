@@ -364,7 +364,7 @@ def test_meter_needs_the_other_stream(make_meter: Maker) -> None:
     ("options", "message"),
     [
         ({"sparsity": 0.6}, "sparsity must be between 0 and 0.5"),
-        ({"bottleneck": 0}, "bottleneck must be at least 1"),
+        ({"bottleneck": 0}, "bottleneck must be from 1 to 65,536"),
         ({"cooling": 0.0}, "cooling must be above 0"),
         ({"easiness": -1.0}, "easiness must be at least 0"),
         ({"adapter_stage": 0.6, "router_stage": 0.4}, "leave nothing of training"),

@@ -134,5 +134,5 @@ def test_wrong_options_are_named() -> None:
     trainer: Any = Trainer(load_meter_mini(RANDOM))
     with pytest.raises(UserError, match="needs more blocks in each stream than the 6 of meter-mini"):
         Skip(SkipOptions("last", skip=11, keep_final=True)).search(trainer)
-    with pytest.raises(UserError, match="skip=12, but meter-mini has 12 blocks"):
+    with pytest.raises(UserError, match="skip must be from 0 to 11, as meter-mini has 12 blocks; got 12"):
         Skip(SkipOptions("influence", skip=12)).search(trainer)

@@ -268,7 +268,7 @@ def test_a_frame_is_carried_over_to_another_size() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: VPOptions(width=0), "width must be at least 1"),
+        (lambda: VPOptions(width=0), "width must be from 1 to 65,536"),
         (lambda: VPOptions(step=0.0), "step must be above 0"),
         (lambda: TVPOptions(fca=-1.0), "fca must be at least 0"),
         (

@@ -209,7 +209,7 @@ def test_failed_cell_is_reported_with_its_reason(store: Store, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "not a baseline"),
+        ("{", "line 1, column 2: not valid JSON"),
         ("[]", "schema None"),
         (json.dumps({"schema_version": 0}), "schema 0, but this harness reads schema 1"),
         (json.dumps({"schema_version": 1}), "accepted: Field required"),

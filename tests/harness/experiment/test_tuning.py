@@ -13,7 +13,8 @@ import harness
 from harness.cli import app
 from harness.config.sources import make_settings
 from harness.errors import UserError
-from harness.experiment.tuning import Choice, choose, tuned_settings, tuning_settings, write_choices
+from harness.experiment.tuning import choose, tuned_settings, tuning_settings, write_choices
+from harness.records.choices import Choice
 from harness.records.record import Record
 from harness.records.store import Store
 from tasks.mini.vqa import Sizes, ensure_vqa
@@ -80,10 +81,14 @@ def test_choices_of_other_methods_stay(tmp_path: Path) -> None:
     assert store.tuning() == []
     write_choices(choose({1.0: [tuning_run("lora", 5, 1.0), tuning_run("full", 5, 1.0)]}), store)
     write_choices(choose({2.0: [tuning_run("lora", 5, 1.0)]}), store)
-    assert {each["method"]: each["scale"] for each in store.tuning()} == {"full": 1.0, "lora": 2.0}
-    (tmp_path / "tuning.json").write_text("{")
-    with pytest.raises(UserError, match=r"tuning.json: cannot be read .*; delete it"):
-        store.tuning()
+    assert {each.method: each.scale for each in store.tuning()} == {"full": 1.0, "lora": 2.0}
+    for content, message in {
+        "{": r"tuning.json: line 1, column 2: not valid JSON",
+        '[{"task": "vqa"}]': r"tuning.json: 0.backbone: Field required; delete it",
+    }.items():
+        (tmp_path / "tuning.json").write_text(content)
+        with pytest.raises(UserError, match=message):
+            store.tuning()
 
 
 def test_tune_runs_with_the_chosen_rate_and_the_table_says_so(tmp_path: Path) -> None:
