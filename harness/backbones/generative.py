@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import torch
@@ -33,6 +34,19 @@ class GenerativeProcessor(Processor, Protocol):
 
 Images = Inputs | tuple[Inputs, ...]
 """A prompt with one image, or the same prompt once for each of its images."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prefilled:
+    """A prompt that has been run.
+
+    prompt: its tokens before the first block, `(B, T, D)`. past: their keys and values. hidden: the state of the last
+    one after the last block, `(B, 1, D)`.
+    """
+
+    prompt: Stream
+    past: KeyValueCache
+    hidden: Tensor
 
 
 class GenerativeBackbone(Backbone):
@@ -96,21 +110,36 @@ class GenerativeBackbone(Backbone):
         hidden = self._run(hidden, mask, None, prompt=prompt)[:, prompt - 1 :]
         return self.vocabulary_logits(self.normed(hidden))
 
+    def prefill(self, inputs: Images) -> Prefilled:
+        """Run the prompts and keep their keys and values."""
+        prompt, past = self._prompted({"joint": self._streamed(inputs)}), KeyValueCache()
+        return Prefilled(prompt, past, self._run(prompt.hidden, prompt.mask, past)[:, -1:])
+
+    def decode(self, before: Prefilled, token: Tensor, written: int = 0) -> Tensor:
+        """The state `(B, 1, D)` of one more token `(B, 1)` after the last block, before the norm.
+
+        written: number of tokens between the prompt and this one; `before.past` holds them, and then this one too.
+        """
+        embedded = self.embed(token).to(before.hidden.dtype)
+        return self._run(embedded, before.prompt.mask, before.past, before.prompt, written)
+
     @torch.no_grad()
     def answer_scores(self, inputs: Images, candidates: Sequence[Sequence[int]]) -> Tensor:
         """Log-likelihood `(B, C)` of each candidate's tokens after each prompt, summed over the tokens.
 
         The prompts run once; each candidate continues from their keys and values.
         """
-        stream, past = self._prompted({"joint": self._streamed(inputs)}), KeyValueCache()
-        last = self._run(stream.hidden, stream.mask, past)[:, -1:]
+        before = self.prefill(inputs)
+        stream, last = before.prompt, before.hidden
         rows, scores = len(last), []
         for candidate in candidates:
             tokens = torch.tensor(candidate, device=last.device).expand(rows, -1)
             states = last
             if len(candidate) > 1:
                 embedded = self.embed(tokens[:, :-1]).to(last.dtype)
-                states = torch.cat([last, self._run(embedded, stream.mask, past.frozen(), stream)], dim=1)
+                states = torch.cat(
+                    [last, self._run(embedded, stream.mask, before.past.frozen(), stream)], dim=1
+                )
             logits = self.vocabulary_logits(self.normed(states)).float().log_softmax(dim=-1)
             scores.append(logits.gather(2, tokens[:, :, None]).sum(dim=(1, 2)))
         return torch.stack(scores, dim=1)
@@ -121,8 +150,8 @@ class GenerativeBackbone(Backbone):
 
         A row ends with its first token of `stop`, which fills the rest of the row.
         """
-        stream, past = self._prompted({"joint": self._streamed(inputs)}), KeyValueCache()
-        hidden = self._run(stream.hidden, stream.mask, past)[:, -1:]
+        before = self.prefill(inputs)
+        hidden = before.hidden
         written: list[Tensor] = []
         stopping = torch.tensor(sorted(stop), device=hidden.device)
         ended = torch.zeros(len(hidden), 1, dtype=torch.bool, device=hidden.device)
@@ -132,8 +161,7 @@ class GenerativeBackbone(Backbone):
             ended = ended | torch.isin(token, stopping)
             if len(written) == length or bool(ended.all()):
                 return torch.cat(written, dim=1)
-            embedded = self.embed(written[-1]).to(hidden.dtype)
-            hidden = self._run(embedded, stream.mask, past, stream, len(written) - 1)
+            hidden = self.decode(before, written[-1], len(written) - 1)
 
     def _streamed(self, inputs: Images) -> Stream:
         """The prompt with all its images, one behind the other in place of the only one."""

@@ -11,11 +11,14 @@ from itertools import cycle
 import torch
 from safetensors.torch import load_file
 
+from harness.backbones.base import Backbone
 from harness.backbones.folding import fold
+from harness.backbones.generative import GenerativeBackbone
 from harness.digests import digest_json
 from harness.errors import UserError, counted, one_line
 from harness.experiment.build import deployed_model, loader
 from harness.experiment.plan import Cell, Testbed
+from harness.measure.decoding import next_token
 from harness.measure.latency import LatencySample, executions, measure_latency, weights_type
 from harness.measure.per_example import chosen_examples
 from harness.records.record import Failure, Latency, Record
@@ -116,14 +119,14 @@ def _measure(
     examples = chosen_examples(testbed.data.splits["test"]) if dynamic else None
     for batch_size, least, seconds in _efforts(testbed):
         batches = [_in_type(batch, dtype) for batch in _batches(testbed, batch_size, examples, fabric.device)]
-        eager = {name: _runner(model, batches) for name, model in models.items()}
-        for execution, runs in executions(eager, fabric.device, on_stage, graphs=not dynamic).items():
-            samples = measure_latency(runs, fabric.device, min_iterations=least, min_seconds=seconds)
-            for name, sample in samples.items():
-                found = _latency(testbed, sample, batch_size, group, examples)
-                measured[name].append(
-                    found.model_copy(update={"execution": execution, "precision": _name(dtype)})
-                )
+        for part, runner in _parts(backbone).items():
+            eager = {name: runner(model, batches) for name, model in models.items()}
+            for execution, runs in executions(eager, fabric.device, on_stage, graphs=not dynamic).items():
+                samples = measure_latency(runs, fabric.device, min_iterations=least, min_seconds=seconds)
+                how = {"part": part, "execution": execution, "precision": _name(dtype)}
+                for name, sample in samples.items():
+                    found = _latency(testbed, sample, batch_size, group, examples)
+                    measured[name].append(found.model_copy(update=how))
         on_step()
     changed = []
     for cell in cells:
@@ -161,6 +164,16 @@ def _batches(
     return [Batch(parts, None, tuple(str(row) for row in range(batch_size)))]
 
 
+Runner = Callable[[TaskModel, Sequence[Batch]], Callable[[], object]]
+
+
+def _parts(backbone: Backbone) -> dict[str, Runner]:
+    """What is timed: a forward pass, or a generative backbone's prompt and each further token."""
+    if isinstance(backbone, GenerativeBackbone):
+        return {"prompt": _runner, "token": _token_runner}
+    return {"pass": _runner}
+
+
 def _runner(model: TaskModel, batches: Sequence[Batch]) -> Callable[[], object]:
     """A forward pass on the next batch. All models use the same batch in a round."""
     turns = cycle(batches)
@@ -168,6 +181,20 @@ def _runner(model: TaskModel, batches: Sequence[Batch]) -> Callable[[], object]:
     def run() -> object:
         with torch.inference_mode():
             return model(next(turns))
+
+    return run
+
+
+def _token_runner(model: TaskModel, batches: Sequence[Batch]) -> Callable[[], object]:
+    """One token more behind the next batch's prompts, which have been run before."""
+    backbone = model.backbone
+    assert isinstance(backbone, GenerativeBackbone)
+    with torch.inference_mode():
+        turns = cycle([next_token(backbone, backbone.prefill(batch.inputs)) for batch in batches])
+
+    def run() -> object:
+        with torch.inference_mode():
+            return next(turns)()
 
     return run
 

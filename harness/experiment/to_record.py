@@ -22,6 +22,7 @@ from harness.records.record import (
     Compute,
     ComputePerExample,
     DataProvenance,
+    DecodingCost,
     Diagram,
     Environment,
     Memory,
@@ -154,6 +155,7 @@ def _compute(counts: ComputeCounts) -> Compute:
         flops_total=counts.flops_total,
         layer_norm_elements=dict(counts.layer_norm_elements),
         convention=CONVENTION,
+        decoding=None if counts.decoding is None else DecodingCost(**asdict(counts.decoding)),
     )
 
 

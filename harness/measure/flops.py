@@ -18,7 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.backbones.base import Backbone
 from harness.backbones.folded import inserted_in
+from harness.backbones.generative import GenerativeBackbone
 from harness.backbones.kernels import only_operators
+from harness.measure.decoding import Decoding, next_token
 from harness.measure.operators import FORMULAS, operator_macs
 from methods.base import Method
 from tasks.base import Batch
@@ -38,6 +40,7 @@ class ComputeCounts:
     macs, layer_norm_elements: by component: the backbone's own, "method" and "head"; "other" and "backward" only
         if they occur. "method" is the cost inside the method's modules. Work that it adds to other modules, as
         prompts do, counts as theirs.
+    decoding: cost of what a generative backbone writes after the prompt that `macs` count; None for other backbones.
     """
 
     macs: Mapping[str, int]
@@ -45,6 +48,7 @@ class ComputeCounts:
     text_length: int
     image_size: tuple[int, int]
     batch_size: int = 1
+    decoding: Decoding | None = None
 
     @property
     def macs_total(self) -> int:
@@ -100,19 +104,33 @@ def count_forward(
     batch = Batch(parts, None, tuple(str(index) for index in range(batch_size)))
 
     def run() -> Tensor:
-        with torch.no_grad():
-            return task.forward(backbone, head, batch)
+        return task.forward(backbone, head, batch)
 
-    with _evaluating(backbone), _evaluating(head):
+    modules = method.method_modules(backbone) if method is not None else ()
+
+    def count(run: Callable[[], object]) -> ComputeCounts:
         return count_macs(
             backbone,
             head,
             run,
-            method.method_modules(backbone) if method is not None else (),
+            modules,
             text_length=text_length,
             image_size=image_size,
             batch_size=batch_size,
         )
+
+    with _evaluating(backbone), _evaluating(head), torch.no_grad():
+        counts = count(run)
+        if not isinstance(backbone, GenerativeBackbone):
+            return counts
+        before = backbone.prefill(batch.inputs)
+        decoding = Decoding(
+            prompt_tokens=before.prompt.hidden.shape[1],
+            token_macs=count(next_token(backbone, before)).macs_total,
+            cache_bytes=before.past.nbytes,
+            precision=str(before.hidden.dtype).removeprefix("torch."),
+        )
+        return replace(counts, decoding=decoding)
 
 
 def count_macs(

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from harness.backbones.base import Backbone, BackboneOptions
+from harness.backbones.generative import GenerativeBackbone
+from harness.measure.decoding import next_token
 from harness.measure.flops import ComputeCounts, count_forward
 from harness.measure.latency import Execution, LatencySample, executions, measure_latency
 from harness.measure.parameters import ParameterCounts, count_parameters
@@ -90,12 +93,16 @@ class Profile:
 
 @dataclass(frozen=True)
 class LatencyPair:
-    """Latencies of a case and of the reference, measured interleaved, in ms."""
+    """Latencies of a case and of the reference, measured interleaved, in ms.
+
+    part: "pass", or on a generative backbone "prompt" or "token" (one more token after the prompt).
+    """
 
     batch_size: int
     execution: Execution
     case: LatencySample
     reference: LatencySample
+    part: str = "pass"
 
 
 def make_setting(backbone: str, task: Spec, image_size: tuple[int, int] | None, text_length: int) -> Setting:
@@ -205,11 +212,13 @@ def time_case(
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     models = {each.label: _deployed(setting, each, device, dtype) for each in (case, reference)}
     for size in batch_sizes:
-        eager = {label: _pass(setting, *model, size, dtype) for label, model in models.items()}
-        for execution, runs in executions(eager, device, on_failure).items():
-            least = 5 if size == 1 else 3
-            samples = measure_latency(runs, device, min_iterations=least, warmup=2)
-            yield LatencyPair(size, execution, samples[case.label], samples[reference.label])
+        parts = {label: _parts(setting, *model, size, dtype) for label, model in models.items()}
+        for part in parts[case.label]:
+            eager = {label: runs[part] for label, runs in parts.items()}
+            for execution, runs in executions(eager, device, on_failure).items():
+                least = 5 if size == 1 else 3
+                samples = measure_latency(runs, device, min_iterations=least, warmup=2)
+                yield LatencyPair(size, execution, samples[case.label], samples[reference.label], part)
 
 
 def _deployed(
@@ -220,20 +229,20 @@ def _deployed(
     return backbone.to(device, dtype), head.to(device, dtype)
 
 
-def _pass(
+def _parts(
     setting: Setting, backbone: Backbone, head: nn.Module, size: int, dtype: torch.dtype
-) -> Callable[[], Tensor]:
-    """One forward pass of the task, ready to be called."""
+) -> dict[str, Callable[[], Tensor]]:
+    """What is timed, ready to be called: a forward pass of the task, or of its prompts and of one more token."""
     generator = torch.Generator().manual_seed(0)
     device = next(backbone.parameters()).device
-    parts = []
+    images = []
     for _ in range(setting.task.images_per_example):
         inputs = backbone.example_inputs(size, setting.text_length, setting.image_size, generator).to(device)
-        parts.append(replace(inputs, pixels=inputs.pixels.to(dtype)))
-    batch = Batch(tuple(parts), None, tuple(map(str, range(size))))
-
-    @torch.inference_mode()
-    def run() -> Tensor:
-        return setting.task.forward(backbone, head, batch)
-
-    return run
+        images.append(replace(inputs, pixels=inputs.pixels.to(dtype)))
+    batch = Batch(tuple(images), None, tuple(map(str, range(size))))
+    whole = torch.inference_mode()(partial(setting.task.forward, backbone, head, batch))
+    if not isinstance(backbone, GenerativeBackbone):
+        return {"pass": whole}
+    with torch.inference_mode():
+        token = next_token(backbone, backbone.prefill(batch.inputs))
+    return {"prompt": whole, "token": torch.inference_mode()(token)}

@@ -123,8 +123,19 @@ class Parameters(Part):
         return self
 
 
+class DecodingCost(Part):
+    """What a generative backbone's further tokens cost, beside the prompt's pass."""
+
+    prompt_tokens: Count = Field(
+        description="Length of the prompt, its images and the method's tokens included."
+    )
+    token_macs: Count = Field(description="MACs of the first token after the prompt, all components.")
+    cache_bytes: Count = Field(description="Keys and values that are kept of the prompt, in bytes.")
+    precision: str = Field(description="Type of the keys and values, such as float32.")
+
+
 class Compute(Part):
-    """Multiply-accumulates of one pass of the finalised model."""
+    """Multiply-accumulates of one pass of the finalised model; of the prompt on a generative backbone."""
 
     image_size: tuple[int, int] = Field(description="Height and width of the image, in pixels.")
     text_length: Count = Field(description="Length of the text, in tokens.")
@@ -136,6 +147,9 @@ class Compute(Part):
         default={}, description="Elements normalised, by component; not in the MACs."
     )
     convention: str = Field(description="What is counted, one line.")
+    decoding: DecodingCost | None = Field(
+        default=None, description="Of each token after the prompt; None: the backbone writes none."
+    )
 
     @model_validator(mode="after")
     def _adds_up(self) -> Compute:
@@ -168,6 +182,10 @@ class Routes(Part):
 class Latency(Part):
     """Latency of the finalised model at one input."""
 
+    part: Literal["pass", "prompt", "token"] = Field(
+        default="pass",
+        description="A whole pass; on a generative backbone the prompt up to its first token, or one more token.",
+    )
     batch_size: Count = Field(description="Examples in a call.")
     image_size: tuple[int, int] = Field(description="Height and width of the image, in pixels.")
     text_length: Count = Field(description="Length of the text, in tokens.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -156,7 +156,21 @@ def _inference(rows: Sequence[dict[Any, Any]]) -> list[Column]:
         replace(compute_change, usual=_unless_empty(compute_change, "files")),
         _latency(rows),
         replace(latency_change, usual=_unless_empty(latency_change, "files")),
+        *_decoding(rows),
     ]
+
+
+def _decoding(rows: Sequence[dict[Any, Any]]) -> Iterator[Column]:
+    """What a generative backbone's further tokens cost, and what is kept of the prompt for them."""
+    if "token_macs" not in rows[0]:
+        return
+    unit, size = _unit([row["token_macs"] for row in rows], ("M", 1e6), ("G", 1e9), 1e9)
+    for column in (
+        _column(rows, "token_flops", f"Token FLOPs ({unit})†", "token_macs", _scaled_to(size), "min"),
+        _column(rows, "token_latency", "Token p50 (ms)", "token_p50_ms", _short),
+        _column(rows, "kv_cache", "KV cache (KiB)", "cache_kib", _short, "min"),
+    ):
+        yield replace(column, usual=_unless_empty(column, "everywhere"))
 
 
 def _latency(rows: Sequence[dict[Any, Any]]) -> Column:

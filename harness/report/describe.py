@@ -90,9 +90,17 @@ def _compute(compute: Compute | Failure | None) -> str:
         return f"failed: {compute.error}"
     parts = ", ".join(f"{name} {count / 1e9:.4g} G" for name, count in compute.macs.items())
     height, width = compute.image_size
+    decoding = compute.decoding
+    further = (
+        ""
+        if decoding is None
+        else f"; the next token after the prompt of {decoding.prompt_tokens} tokens "
+        f"{decoding.token_macs / 1e9:.4g} GMACs; keys and values of the prompt {decoding.cache_bytes:,} bytes "
+        f"({decoding.precision})"
+    )
     return (
         f"{compute.macs_total / 1e9:.4g} GMACs = {compute.flops_total / 1e9:.4g} GFLOPs "
-        f"at {height}×{width} pixels, {compute.text_length} tokens: {parts}"
+        f"at {height}×{width} pixels, {compute.text_length} tokens: {parts}{further}"
     )
 
 
@@ -120,8 +128,10 @@ def _latency(record: Record) -> Iterator[tuple[str, str]]:
         yield "latency", f"failed: {record.latency.error}"
         return
     for each in record.latency:
+        of = "" if each.part == "pass" else f" of the {each.part}"
+        how = ", CUDA graph" if each.execution == "graph" else ""
         yield (
-            f"latency, batch {each.batch_size}{', CUDA graph' if each.execution == 'graph' else ''}",
+            f"latency{of}, batch {each.batch_size}{how}",
             f"p50 {each.p50_ms:.2f} ms, p90 {each.p90_ms:.2f} ms (n {each.n}, {each.device}, "
             f"{each.threads} threads, {_conditions(each)}{_inputs(each)}measured together: {each.group})",
         )

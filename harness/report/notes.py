@@ -44,6 +44,7 @@ def notes_of(
             f"† multiply-accumulates, which papers of this field call FLOPs{_input_size(records)}.",
             ("flops",),
         ),
+        *_decoding(records),
         *_dynamic(records),
     ]
     if any(row["latency_busy"] for row in rows):
@@ -118,6 +119,20 @@ def _input_size(records: Sequence[Record]) -> str:
         return ""
     height, width = compute.image_size
     return f"; {height}×{width} pixels, {compute.text_length} tokens, batch size {compute.batch_size}"
+
+
+def _decoding(records: Sequence[Record]) -> Iterable[Note]:
+    """What † and latency are of, on generative backbones."""
+    costs = [each.compute for each in records if isinstance(each.compute, Compute)]
+    lengths = sorted({cost.decoding.prompt_tokens for cost in costs if cost.decoding is not None})
+    if lengths:
+        tokens = "–".join(map(str, dict.fromkeys((lengths[0], lengths[-1]))))
+        text = (
+            f"FLOPs and latency are those of the prompt ({tokens} tokens with its images) up to the logits of the "
+            "first token of the answer; Token FLOPs and Token p50 are those of the next one, and KV cache is what is "
+            "kept of one prompt."
+        )
+        yield Note(text, ("flops", "latency", "token_flops", "token_latency", "kv_cache"))
 
 
 def _warm_starts(records: Sequence[Record]) -> Iterable[Note]:

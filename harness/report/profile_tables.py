@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 from tabulate import tabulate
 
+from harness.measure.decoding import Decoding
 from harness.measure.profile import LatencyPair, Profile, Row
 from harness.report.columns import BUSY
 from harness.report.terminal import Shown, print_columns
@@ -55,7 +56,10 @@ def title_of(profile: Profile) -> str:
 
 
 def grids(profile: Profile) -> Iterator[Grid]:
-    """Parameters by group, MACs by component, changes against full tuning, and latency if it was measured."""
+    """Parameters by group, MACs by component, changes against full tuning, and latency if it was measured.
+
+    Generative backbones also have a table of what each further token costs.
+    """
     title = title_of(profile)
     yield Grid(
         f"{title} — parameters",
@@ -63,8 +67,10 @@ def grids(profile: Profile) -> Iterator[Grid]:
         tuple(_parameters(row) for row in profile.rows),
     )
     components = tuple(profile.rows[0].compute.macs)
+    writes = profile.rows[0].compute.decoding is not None
+    of = " of the prompt" if writes else ""
     yield Grid(
-        f"{title} — MACs by component (G)",
+        f"{title} — MACs{of} by component (G)",
         ("method", *components, "total"),
         tuple(
             (row.case.label, *(_giga(row.compute.macs[name]) for name in (*components,)), _giga(_macs(row)))
@@ -76,11 +82,27 @@ def grids(profile: Profile) -> Iterator[Grid]:
         ("method", "MACs (G)", "change (G)", "change (%)", "with LayerNorm (G)", "change (G)", "change (%)"),
         tuple(_changes(row, profile.rows[0]) for row in profile.rows),
     )
+    if writes:
+        yield Grid(
+            f"{title} — each further token, and what is kept of the prompt",
+            (
+                "method",
+                "prompt (tokens)",
+                "prompt MACs (G)",
+                "change (%)",
+                "token MACs (G)",
+                "change (%)",
+                "KV cache (MiB)",
+                "change (%)",
+            ),
+            tuple(_decoding(row, profile.rows[0]) for row in profile.rows),
+        )
     if profile.latency:
         yield Grid(
             f"{title} — latency, each measured interleaved with full tuning",
             (
                 "method",
+                *(("of",) if writes else ()),
                 "batch",
                 "run as",
                 "p50 (ms)",
@@ -127,6 +149,19 @@ def _changes(row: Row, reference: Row) -> tuple[str, ...]:
     return tuple(cells)
 
 
+def _decoding(row: Row, reference: Row) -> tuple[str, ...]:
+    mine, base = row.compute.decoding, reference.compute.decoding
+    assert mine is not None
+    assert base is not None
+    figures: tuple[tuple[str, int, int], ...] = (
+        (_giga(_macs(row)), _macs(row), _macs(reference)),
+        (f"{mine.token_macs / 1e9:,.5f}", mine.token_macs, base.token_macs),
+        (f"{mine.cache_bytes / 2**20:,.3f}", mine.cache_bytes, base.cache_bytes),
+    )
+    cells = [part for text, own, full in figures for part in (text, f"{100 * (own - full) / full:+.3f}")]
+    return (row.case.label, str(mine.prompt_tokens), *cells)
+
+
 def _latencies(profile: Profile) -> Iterator[tuple[str, ...]]:
     for label, pairs in profile.latency.items():
         for pair in pairs:
@@ -139,7 +174,8 @@ def _latencies(profile: Profile) -> Iterator[tuple[str, ...]]:
                 str(pair.case.n),
             )
             how = "CUDA graph" if pair.execution == "graph" else "eager"
-            yield (label, str(pair.batch_size), how, *times, pair.case.device, str(pair.case.threads))
+            part = () if pair.part == "pass" else (pair.part,)
+            yield (label, *part, str(pair.batch_size), how, *times, pair.case.device, str(pair.case.threads))
 
 
 def print_profile(profile: Profile, console: Console) -> None:
@@ -170,7 +206,19 @@ def notes_of(profiles: Sequence[Profile]) -> tuple[str, ...]:
     """What the columns mean, and whether a latency was disturbed."""
     pairs = [pair for profile in profiles for each in profile.latency.values() for pair in each]
     busy = (BUSY_NOTE,) if any(_busy(pair) for pair in pairs) else ()
-    return (*NOTES, *_other_counts(profiles), *busy)
+    return (*NOTES, *_decoding_notes(profiles), *_other_counts(profiles), *busy)
+
+
+def _decoding_notes(profiles: Sequence[Profile]) -> Iterator[str]:
+    """What the costs of generative backbones are of."""
+    costs = [profile.rows[0].compute.decoding for profile in profiles]
+    types = sorted({cost.precision for cost in costs if cost is not None})
+    if types:
+        yield (
+            "Backbones that write their answers: MACs are those of the prompt, images included, up to the logits of "
+            "the first token. *Token* is the next one; each later token attends to one token more. KV cache: keys and "
+            f"values of one prompt in {' or '.join(types)}; 16 bits take half of float32."
+        )
 
 
 def _other_counts(profiles: Sequence[Profile]) -> Iterator[str]:
@@ -202,10 +250,21 @@ def to_csv(profiles: Sequence[Profile]) -> str:
 
 def _flat_latencies(pairs: Sequence[LatencyPair]) -> Iterator[tuple[str, object]]:
     for pair in pairs:
-        name = f"batch_{pair.batch_size}_{pair.execution}"
+        part = "" if pair.part == "pass" else f"{pair.part}_"
+        name = f"{part}batch_{pair.batch_size}_{pair.execution}"
         yield f"p50_ms_{name}", pair.case.p50
         yield f"full_p50_ms_{name}", pair.reference.p50
         yield f"busy_{name}", _busy(pair)
+
+
+def _flat_decoding(decoding: Decoding | None) -> dict[str, object]:
+    if decoding is None:
+        return {}
+    return {
+        "prompt_tokens": decoding.prompt_tokens,
+        "macs_token": decoding.token_macs,
+        "kv_cache_bytes": decoding.cache_bytes,
+    }
 
 
 def _flat(profiles: Sequence[Profile]) -> Iterator[dict[str, object]]:
@@ -229,5 +288,6 @@ def _flat(profiles: Sequence[Profile]) -> Iterator[dict[str, object]]:
                 "macs_change": _macs(row) - _macs(profile.rows[0]),
                 "macs_with_layer_norm_change": row.compute.with_layer_norm_total
                 - profile.rows[0].compute.with_layer_norm_total,
+                **_flat_decoding(row.compute.decoding),
                 **dict(_flat_latencies(profile.latency.get(row.case.label, ()))),
             }

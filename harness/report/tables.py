@@ -101,7 +101,9 @@ def _build(backbone: str, distinction: str, records: Sequence[Record]) -> Table:
     frame = pd.DataFrame(
         [{"table": title, "backbone": backbone, "benchmark": benchmark, **row} for row in rows], dtype=object
     )
-    frame = frame[[*(c for c in frame.columns if c not in _INTERNAL and c not in _LAST), *_LAST]]
+    written = _DECODING if any(isinstance(row["token_macs"], float) for row in rows) else ()
+    apart = {*_INTERNAL, *_DECODING, *_LAST}
+    frame = frame[[*(c for c in frame.columns if c not in apart), *written, *_LAST]]
     notes = notes_of(kept, rows, len(records) - len(kept), len(measured) > 1)
     return Table(title, frame.astype(object).where(frame.notna(), None), tasks, notes, tuple(kept))
 
@@ -109,15 +111,14 @@ def _build(backbone: str, distinction: str, records: Sequence[Record]) -> Table:
 _INTERNAL = ("untouched_macs", "untouched_p50_ms")
 
 
+_DECODING = ("token_macs", "token_p50_ms", "cache_kib")
+"""Columns that only tables of generative backbones have."""
+
+
 _LAST = (
     *("delta_vs_full", "macs", "macs_change_percent", "latency_p50_ms", "latency_p90_ms"),
-    *(
-        "latency_change_percent",
-        "latency_interleaved_id",
-        "latency_busy",
-        "peak_training_mib",
-        "tuned_file_mib",
-    ),
+    *("latency_change_percent", "latency_interleaved_id", "latency_busy"),
+    *("peak_training_mib", "tuned_file_mib"),
     *("training_epochs", "search_epochs", "train_examples_per_second", "search_share_percent"),
 )
 
@@ -166,10 +167,20 @@ class _Latencies:
             for latency in record.full_latency
             if shown is not None
             and latency.batch_size == 1
+            and latency.part != "token"
             and latency.group == shown.group
             and latency.execution == shown.execution
         ]
         return reference[-1].p50_ms if reference else None
+
+    def token(self, record: Record) -> Latency | None:
+        """That of a further token in the chosen measurement; None if there is none."""
+        shown = self.of(record)
+        if shown is None or isinstance(record.latency, Failure):
+            return None
+        like = {"part": "token", "batch_size": 1, "group": shown.group, "execution": shown.execution}
+        found = [each for each in record.latency if all(getattr(each, k) == v for k, v in like.items())]
+        return found[-1] if found else None
 
     def _rivals(self, record: Record, latency: Latency) -> int:
         return self._taking_part[record.cell.task.name, record.cell.seed, latency.group]
@@ -189,7 +200,7 @@ def _single(record: Record) -> list[Latency]:
     """Latencies at batch 1, those of a CUDA graph if there are any."""
     if isinstance(record.latency, Failure):
         return []
-    single = [latency for latency in record.latency if latency.batch_size == 1]
+    single = [each for each in record.latency if each.batch_size == 1 and each.part != "token"]
     return [latency for latency in single if latency.execution == "graph"] or single
 
 
@@ -227,8 +238,12 @@ def _row(records: Sequence[Record], tasks: Sequence[TaskColumn], latency: _Laten
     row["latency_p50_ms"], row["latency_p90_ms"] = over_tasks(timed("p50_ms")), over_tasks(timed("p90_ms"))
     shown = [found for record in records if (found := latency.of(record)) is not None]
     row["latency_interleaved_id"] = " ".join(sorted({found.group for found in shown})) or None
-    row["latency_busy"] = any(is_busy(found) for found in shown) if shown else None
+    tokens = [found for record in records if (found := latency.token(record)) is not None]
+    row["latency_busy"] = any(is_busy(found) for found in (*shown, *tokens)) if shown else None
     row["untouched_p50_ms"] = over_tasks(latency.untouched)
+    row["token_macs"] = over_tasks(lambda r: _of(_of(r.compute, "decoding"), "token_macs"))
+    row["cache_kib"] = over_tasks(lambda r: _scaled(_of(_of(r.compute, "decoding"), "cache_bytes"), 2**-10))
+    row["token_p50_ms"] = over_tasks(lambda r: _of(latency.token(r), "p50_ms"))
     row["peak_training_mib"] = over_tasks(lambda r: _of(r.memory, "peak_training_mib"))
     row["tuned_file_mib"] = over_tasks(lambda r: _scaled(r.tuned_file_bytes, 2**-20))
     row["training_epochs"] = over_tasks(lambda r: _of(r.training, "epochs"))

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from harness.errors import UserError
+from harness.records.record import Record
 from harness.report.rendering import render
 from harness.report.tables import build_tables
 from tests.support.small_table import FAILURE, cells_of, only, row, texts
-from tests.support.stored_results import as_search, make_record
+from tests.support.stored_results import as_json, as_search, make_record
 
 
 def test_without_full_tuning_there_are_no_differences_from_it() -> None:
@@ -200,3 +201,29 @@ def test_note_names_methods_with_a_warm_start(warm: set[str], labels: str) -> No
     assert told == (
         [f"Training starts from the adapters and head that the search trained: {labels}."] if labels else []
     )
+
+
+def test_prompt_and_further_tokens_are_columns_apart() -> None:
+    def record(method: str, tokens: int, busy: float = 0.0) -> Record:
+        made = as_json(method, p50=40.0)
+        made["compute"]["decoding"] = {
+            "prompt_tokens": 56,
+            "token_macs": tokens,
+            "cache_bytes": 2048,
+            "precision": "float32",
+        }
+        (prompt,) = made["latency"]
+        token = {**prompt, "p50_ms": 3.0, "p90_ms": 3.1 + busy, "samples_ms": [3.0]}
+        made["latency"] = [{**token, "part": "token"}, {**prompt, "part": "prompt"}]
+        return Record.model_validate(made)
+
+    table = only([record("full", 2_000_000), record("das", 1_500_000)])
+    lines = render(table, "github").splitlines()
+    header, _, full, das = (cells_of(line) for line in lines if line.startswith("|"))
+    first, second = dict(zip(header, full, strict=True)), dict(zip(header, das, strict=True))
+    assert first["Latency p50 / p90 (ms)"] == "40.0 / 41.0"
+    assert (first["Token FLOPs (M)†"], second["Token FLOPs (M)†"]) == ("2.00", "**1.50**")
+    assert (second["Token p50 (ms)"], second["KV cache (KiB)"]) == ("3.00", "2.00")
+    assert any("those of the prompt (56 tokens with its images)" in text for text in texts(table))
+    assert row(only([record("full", 2_000_000, busy=1.0)]), "full")["latency_busy"]
+    assert "token_macs" not in row(only([make_record("full")]), "full")
