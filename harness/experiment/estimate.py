@@ -20,6 +20,7 @@ from harness.training.encoding_store import Budgets, EncodingStore
 from harness.training.fabric import make_fabric
 from harness.training.microbatch import MicroBatches
 from harness.training.optim import build_optimizer
+from tasks.data.columns import groups_of
 
 PASSES = 3.0
 """Forward passes that a training step costs, where only its rate is known."""
@@ -164,7 +165,7 @@ def evaluation_passes(testbed: Testbed, splits: Iterable[str]) -> int:
     total = 0
     for split in splits:
         examples = testbed.data.splits[split]
-        ranked = len({example.group for example in examples}) if testbed.task.evaluates_splits else 1
+        ranked = len(set(groups_of(examples))) if testbed.task.evaluates_splits else 1
         total += len(examples) * ranked
     return total
 

@@ -18,9 +18,11 @@ from typing import Any, overload
 
 import numpy as np
 
+from harness.digests.code import code_digest, reachable
 from harness.errors import UserError
 from harness.files import cache_folder, write_atomically
 from tasks.base import Example
+from tasks.data.file_digests import digest_files
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -42,6 +44,9 @@ class Texts(Sequence[str]):
         if not -len(self) <= place < len(self):
             raise IndexError(place)
         return self._at(place % len(self))
+
+    def __iter__(self) -> Iterator[str]:
+        return map(self._at, range(len(self)))
 
 
 class Strings(Texts):
@@ -167,6 +172,11 @@ class Columns(Sequence[Example]):
         return [self._texts[row] for row in self.rows.tolist()]
 
     @property
+    def groups(self) -> list[str]:
+        """The group of each example."""
+        return [self._groups[row] for row in self.rows.tolist()]
+
+    @property
     def image_table(self) -> tuple[list[str], np.ndarray]:
         """The distinct images of the examples, and the place of each example's among them."""
         used, places = np.unique(self._images[self.rows], return_inverse=True)
@@ -217,6 +227,38 @@ def image_table(examples: Sequence[Example]) -> tuple[list[str], np.ndarray]:
 def texts_of(examples: Sequence[Example]) -> list[str]:
     """The text of each example."""
     return examples.texts if isinstance(examples, Columns) else [example.text for example in examples]
+
+
+def groups_of(examples: Sequence[Example]) -> list[str]:
+    """The group of each example."""
+    return examples.groups if isinstance(examples, Columns) else [example.group for example in examples]
+
+
+def number_distinct(texts: Iterable[str]) -> tuple[list[str], np.ndarray]:
+    """The distinct texts in the order in which they first occur, and the place `(N,)` int32 of each text among them."""
+    places: dict[str, int] = {}
+    rows = [places.setdefault(text, len(places)) for text in texts]
+    return list(places), np.array(rows, dtype=np.int32)
+
+
+def parsed(
+    files: Sequence[Path], settings: Sequence[Any], parsers: Sequence[object], make: Callable[[], Arrays]
+) -> tuple[dict[str, str], Arrays]:
+    """SHA-256 (hex) of official files by name, and what `make` reads from them, which is kept in the cache folder.
+
+    settings: JSON values that decide the arrays beside the files' bytes.
+    parsers: the functions that do so; if their code changes, the files are read again.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    digests: dict[str, str] = {}
+    for path, digest in digest_files(files).items():
+        if digest is None:
+            raise UserError(f"{path}: cannot be read.")
+        digests[path.name] = digest
+    code = code_digest(reachable(parsers, ["harness"]))
+    return digests, kept_arrays([*settings, list(digests.items()), code], make)
 
 
 def kept_arrays(key: Sequence[Any], make: Callable[[], Arrays]) -> Arrays:

@@ -62,17 +62,28 @@ class OfficialSplit:
     files: Mapping[str, str]
 
 
+def split_files(root: Path, name: str) -> dict[str, Path]:
+    """The file of a split under the key "all", and that of each official subset that exists, by its name.
+
+    Raises `UserError` if there is no file of the split.
+    """
+    files = {"all": require_file(root, *(f"{folder}{name}.json" for folder in FOLDERS))}
+    for subset in SUBSETS:
+        names = (f"{folder}{subset}/{subset}_{name}.json" for folder in FOLDERS)
+        path = find_file(root, *names, f"{subset}_{name}.json")
+        if path is not None:
+            files[subset] = path
+    return files
+
+
 def read_split(root: Path, name: str) -> OfficialSplit:
     """A split and its subsets. Raises `UserError` naming the file and place at fault."""
-    path = require_file(root, *(f"{folder}{name}.json" for folder in FOLDERS))
+    paths = split_files(root, name)
+    path = paths.pop("all")
     statements, digest = read_statements(path)
     files = {path.name: digest}
     subsets: dict[str, frozenset[str]] = {}
-    for subset in SUBSETS:
-        names = (f"{folder}{subset}/{subset}_{name}.json" for folder in FOLDERS)
-        subset_path = find_file(root, *names, f"{subset}_{name}.json")
-        if subset_path is None:
-            continue
+    for subset, subset_path in paths.items():
         members, files[subset_path.name] = read_statements(subset_path)
         if unknown := sorted(members.keys() - statements.keys()):
             raise UserError(f"{subset_path}: '{unknown[0]}' is not in {path}")
@@ -112,10 +123,13 @@ def image_folder(root: Path, split: str) -> Path:
     return nested if nested.is_dir() or not (root / split).is_dir() else root / split
 
 
-def image_paths(folder: Path, statement: Statement) -> tuple[Path, Path]:
-    """The left and the right image: `{identifier without its last field}-img0.png`, `-img1.png`."""
+def image_paths(statement: Statement) -> tuple[Path, Path]:
+    """The left and the right image in the split's folder.
+
+    `{identifier without its last field}-img0.png` and `-img1.png`, of training images in a folder of their own.
+    """
     pair = statement.id.rpartition("-")[0]
-    place = folder if statement.directory is None else folder / statement.directory
+    place = Path(statement.directory or "")
     return place / f"{pair}-img0.png", place / f"{pair}-img1.png"
 
 

@@ -8,10 +8,19 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from tasks.base import Example, Prediction, Recipe, SplitName
+from tasks.classification.columns import load_part
 from tasks.classification.task import Classification, Label, Part
 from tasks.data.subsets import Limits
 from tasks.mini.nlvr2 import ensure_nlvr2
-from tasks.nlvr2.files import LABELS, OfficialSplit, image_folder, image_paths, read_split, write_predictions
+from tasks.nlvr2.files import (
+    LABELS,
+    OfficialSplit,
+    image_folder,
+    image_paths,
+    read_split,
+    split_files,
+    write_predictions,
+)
 from tasks.nlvr2.scorer import SCORER
 from tasks.scorer import Scorer
 
@@ -47,24 +56,29 @@ class NLVR2(Classification[NLVR2Options]):
     def read_parts(self, root: Path) -> dict[SplitName, Part]:
         """train, dev for validation, and the public test split."""
         official: dict[SplitName, str] = {"train": "train", "val": "dev", "test": self.options.test}
-        return {split: _part(root, read_split(root, name)) for split, name in official.items()}
+        return {split: _part(root, name) for split, name in official.items()}
 
     def read_official(self, root: Path, split: str) -> Sequence[Example]:
         """All examples of a test split."""
-        return _part(root, read_split(root, split)).examples
+        return _part(root, split).examples
 
     def write_submission(self, predictions: Sequence[Prediction], path: Path) -> None:
         """The official script's CSV: `identifier,prediction`."""
         write_predictions(((each["id"], each["prediction"]) for each in predictions), path)
 
 
-def _part(root: Path, split: OfficialSplit) -> Part:
-    folder = image_folder(root, split.name)
+def _part(root: Path, name: str) -> Part:
+    files = list(split_files(root, name).values())
+    return load_part(image_folder(root, name), files, lambda: _read(read_split(root, name)))
+
+
+def _read(split: OfficialSplit) -> Part:
+    """A split, with the paths of its images in their folder."""
     examples = [
         Example(
             statement.id,
             statement.sentence,
-            image_paths(folder, statement),
+            image_paths(statement),
             Label(
                 LABELS.index(statement.label),
                 tuple(name for name, members in split.subsets.items() if statement.id in members),

@@ -12,6 +12,7 @@ from harness.backbones.inputs import Inputs
 from harness.errors import UserError
 from tasks.base import Batch, Example, Share
 from tasks.data.batches import pad_text, stack_images
+from tasks.data.columns import groups_of
 from tasks.data.image_cache import ImageCache
 from tasks.data.images import decode
 from tasks.data.tokens import Tokens
@@ -33,11 +34,12 @@ class NegativeSampler:
         self._exclude_own = exclude_own
         self._seed = seed
         # Captions of an image stand side by side, so that excluding them is excluding a range.
-        self.order = sorted(range(len(examples)), key=lambda index: (examples[index].group, index))
+        groups = groups_of(examples)
+        self.order = sorted(range(len(groups)), key=groups.__getitem__)
         self._range: dict[str, tuple[int, int]] = {}
         for place, index in enumerate(self.order):
-            first = self._range.get(examples[index].group, (place, place))[0]
-            self._range[examples[index].group] = (first, place + 1)
+            first = self._range.get(groups[index], (place, place))[0]
+            self._range[groups[index]] = (first, place + 1)
         most = max((stop - start for start, stop in self._range.values()), default=0)
         if exclude_own and len(examples) - most < count:
             raise UserError(

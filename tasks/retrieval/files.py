@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,11 +44,6 @@ class Captions:
     photographs: tuple[Photograph, ...]
     digest: str
 
-    @property
-    def dataset(self) -> str:
-        """`flickr8k` for `dataset_flickr8k.json`."""
-        return self.path.name.partition(".")[0].removeprefix("dataset_")
-
     def of(self, *splits: str) -> list[Photograph]:
         """The images of some splits."""
         return [photograph for photograph in self.photographs if photograph.split in splits]
@@ -88,16 +83,25 @@ def read_captions(path: Path) -> Captions:
     return Captions(path, tuple(photographs.values()), digest)
 
 
-def image_paths(root: Path, captions: Captions) -> Mapping[int, Path]:
-    """Path of each image by its id: in the folder that COCO's entries name, else in `{dataset}-images` or `images`."""
-    names = (f"{captions.dataset}-images", f"{captions.dataset}_images", "images")
-    folders = [follow_link(root / name) for name in names]
+def dataset_of(path: Path) -> str:
+    """`flickr8k` for `dataset_flickr8k.json`."""
+    return path.name.partition(".")[0].removeprefix("dataset_")
+
+
+def image_folder(root: Path, dataset: str) -> Path:
+    """The folder, seen from `root`, of images whose entries name none.
+
+    `{dataset}-images`, `{dataset}_images` or `images`, or the target of a link of such a name.
+    """
+    folders = [follow_link(root / name) for name in (f"{dataset}-images", f"{dataset}_images", "images")]
     folder = next((folder for folder in folders if folder.is_dir()), folders[0])
-    return {
-        photograph.id: (folder if photograph.filepath is None else root / photograph.filepath)
-        / photograph.filename
-        for photograph in captions.photographs
-    }
+    return folder.relative_to(root) if folder.is_relative_to(root) else folder
+
+
+def image_name(photograph: Photograph, folder: Path) -> str:
+    """Path of an image: in the folder below the data folder that COCO's entries name, else in `folder`."""
+    place = folder if photograph.filepath is None else photograph.filepath
+    return os.path.join(place, photograph.filename)  # noqa: PTH118 - fast
 
 
 def _read_photograph(entry: Any, place: str) -> Photograph:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -16,6 +17,7 @@ from harness.backbones.base import Backbone
 from harness.errors import UserError
 from harness.files import write_atomically
 from tasks.base import Batch, Data, Example, Prediction, Recipe, Share, SplitName, Task
+from tasks.data.columns import Columns, groups_of, image_paths
 from tasks.data.files import describe_images
 from tasks.data.loader import Loader
 from tasks.data.subsets import Limits, blanked, limited
@@ -23,7 +25,8 @@ from tasks.heads import HEAD_INITIAL_STD, blank_linear
 from tasks.mini.retrieval import ensure_retrieval
 from tasks.resumable_scores import PartialScores
 from tasks.retrieval.batches import NegativeSampler, score_matrix
-from tasks.retrieval.files import Captions, Photograph, find_dataset, image_paths, read_captions
+from tasks.retrieval.columns import load_captions
+from tasks.retrieval.files import find_dataset
 from tasks.retrieval.scorer import SCORER
 from tasks.retrieval.scoring import chance_at_1, hit_at_1, rank
 from tasks.scorer import Scorer
@@ -91,27 +94,27 @@ class Retrieval(Task[RetrievalOptions]):
 
         Raises `UserError` naming the file and place at fault.
         """
-        captions = read_captions(find_dataset(root, self.options.dataset))
+        captions = load_captions(find_dataset(root, self.options.dataset), root)
         # COCO's restval is training data in every published result; other data sets do not use it.
         train = ("train", "restval") if captions.dataset == "coco" else ("train",)
         official: dict[SplitName, tuple[str, ...]] = {"train": train, "val": ("val",), "test": ("test",)}
-        paths = image_paths(root, captions)
         splits: dict[str, Sequence[Example]] = {}
         origins: dict[str, dict[str, Any]] = {}
         for split, names in official.items():
-            chosen = self._chosen(captions, split, names)
-            whole = (
-                len(chosen) == len(captions.of(*names)) and getattr(self.options, f"limit_{split}") is None
-            )
-            splits[split] = blanked(_examples(chosen, paths), self.options.blank)
+            found = captions.of(*names)
+            if not found:
+                raise UserError(f"{captions.path}: no image of split {' or '.join(names)}")
+            chosen = self._chosen(found, split)
+            whole = len(chosen) == len(found) and getattr(self.options, f"limit_{split}") is None
+            splits[split] = blanked(chosen, self.options.blank)
             origins[split] = {
                 "official split": "+".join(names),
                 "part": "all" if whole else "some of the images, by hash",
                 "captions": len(splits[split]),
-                **describe_images(str(paths[photograph.id]) for photograph in chosen),
+                **describe_images(image_paths(chosen)),
             }
-        files = {captions.path.name: captions.digest}
-        return Data(splits, {"dataset": captions.dataset, "splits": origins, "files": files})
+        provenance = {"dataset": captions.dataset, "splits": origins, "files": captions.files}
+        return Data(splits, provenance)
 
     @property
     def texts_per_example(self) -> int:
@@ -128,7 +131,7 @@ class Retrieval(Task[RetrievalOptions]):
 
     def majority_score(self, data: Data) -> float | None:
         """`R@1` of a random order."""
-        return chance_at_1(len({example.group for example in data.splits["test"]}))
+        return chance_at_1(len(set(groups_of(data.splits["test"]))))
 
     def build_head(self, backbone: Backbone, generator: torch.Generator) -> nn.Module:
         """One rank score per pair, initialised with the matching row of the pretrained matching head (ViLT, METER)."""
@@ -238,21 +241,12 @@ class Retrieval(Task[RetrievalOptions]):
         lines = [json.dumps({key: each[key] for key in kept}) for each in predictions]
         write_atomically(path, "".join(f"{line}\n" for line in lines).encode())
 
-    def _chosen(self, captions: Captions, split: SplitName, names: tuple[str, ...]) -> Sequence[Photograph]:
-        found = captions.of(*names)
-        if not found:
-            raise UserError(f"{captions.path}: no image of split {' or '.join(names)}")
-        return limited(
-            found,
-            self.options.limit_of(split),
-            self.options.limit_seed,
-            lambda photograph: str(photograph.id),
-        )
-
-
-def _examples(photographs: Sequence[Photograph], paths: Mapping[int, Path]) -> list[Example]:
-    return [
-        Example(str(caption.id), caption.text, (paths[photograph.id],), None, str(photograph.id))
-        for photograph in photographs
-        for caption in photograph.captions
-    ]
+    def _chosen(self, captions: Columns, split: SplitName) -> Columns:
+        """The captions of as many images as the split may have."""
+        limit = self.options.limit_of(split)
+        if limit is None:
+            return captions
+        groups = captions.groups
+        images = list(dict.fromkeys(groups))
+        kept = set(limited(images, limit, self.options.limit_seed, str))
+        return captions.take(np.array([place for place, image in enumerate(groups) if image in kept]))

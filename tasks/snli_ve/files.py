@@ -42,9 +42,9 @@ class PairFile:
     digest: str
 
 
-def read_split(root: Path, name: str) -> PairFile:
-    """A split by name (train, dev, test). Raises `UserError` naming the file and place at fault."""
-    return read_pairs(require_file(root, f"snli_ve_{name}.jsonl"))
+def split_file(root: Path, name: str) -> Path:
+    """The file of a split (train, dev, test). Raises `UserError` if it is missing."""
+    return require_file(root, f"snli_ve_{name}.jsonl")
 
 
 def read_pairs(path: Path) -> PairFile:

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from tasks.base import Example, Prediction, Recipe, SplitName
+from tasks.classification.columns import load_part
 from tasks.classification.task import Classification, Label, Part
 from tasks.data.subsets import Limits
 from tasks.mini.snli_ve import ensure_snli_ve
 from tasks.scorer import Scorer
-from tasks.snli_ve.files import LABELS, image_folder, read_split, write_predictions
+from tasks.snli_ve.files import LABELS, image_folder, read_pairs, split_file, write_predictions
 from tasks.snli_ve.scorer import SCORER
 
 
@@ -48,12 +49,18 @@ class SNLIVE(Classification[SNLIVEOptions]):
 
 
 def _part(root: Path, name: str) -> Part:
-    folder, found = image_folder(root), read_split(root, name)
+    path = split_file(root, name)
+    return load_part(image_folder(root), [path], lambda: _read(path, name))
+
+
+def _read(path: Path, name: str) -> Part:
+    """A split, with the names of its images for their paths."""
+    found = read_pairs(path)
     examples = [
         Example(
             pair.id,
             pair.hypothesis,
-            (folder / f"{pair.image}.jpg",),
+            (Path(f"{pair.image}.jpg"),),
             Label(LABELS.index(pair.label)),
             pair.image,
         )

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from harness.digests.code import code_digest, reachable
-from harness.errors import UserError
-from tasks.data.columns import Arrays, Strings, kept_arrays
-from tasks.data.file_digests import digest_files
-from tasks.vqa.files import ANNOTATORS, TARGET_SCORES, OfficialSplit, read_split, split_files
+from tasks.data.columns import Arrays, Strings, number_distinct, parsed
+from tasks.vqa.files import ANNOTATORS, TARGET_SCORES, Annotation, OfficialSplit, read_split, split_files
 from tasks.vqa.scoring import AnnotatorAnswer, normalize_answer
 
 
@@ -79,16 +76,10 @@ def load_split(root: Path, name: str, annotated: bool = True) -> SplitColumns:
     Raises:
         UserError: a file is missing or broken; names the file and place at fault.
     """
-    paths = split_files(root, name, annotated)
-    digests = digest_files(paths)
-    files: dict[str, str] = {}
-    for path, digest in digests.items():
-        if digest is None:
-            raise UserError(f"{path}: cannot be read.")
-        files[path.name] = digest
-    code = code_digest(reachable([read_split, to_arrays], ["harness"]))
-    arrays = kept_arrays(
-        ["vqa", annotated, sorted(files.values()), code],
+    files, arrays = parsed(
+        split_files(root, name, annotated),
+        ["vqa", annotated],
+        [read_split, to_arrays],
         lambda: to_arrays(read_split(root, name, annotated)),
     )
     return SplitColumns(name, files, arrays)
@@ -104,29 +95,24 @@ def to_arrays(split: OfficialSplit) -> Arrays:
     }
     annotations = [question.annotation for question in questions if question.annotation is not None]
     if len(annotations) == len(questions):
-        answers, types = _Distinct(), _Distinct()
-        given = [answers.index(text) for each in annotations for _, text in each.answers]
-        arrays["answer"] = np.array(given, dtype=np.int32).reshape(-1, ANNOTATORS)
+        answers, places = number_distinct(text for each in annotations for text in _texts_of(each))
+        of_questions = places.reshape(-1, ANNOTATORS + 1)
+        types, arrays["answer_type"] = number_distinct(each.answer_type for each in annotations)
         annotators = [annotator for each in annotations for annotator, _ in each.answers]
-        arrays["annotator"] = np.array(annotators, dtype=np.int64).reshape(-1, ANNOTATORS)
-        arrays["majority"] = np.array([answers.index(each.majority_answer) for each in annotations], np.int32)
-        arrays["answer_type"] = np.array([types.index(each.answer_type) for each in annotations], np.int32)
-        arrays |= Strings.of(answers.texts).arrays("answers") | Strings.of(types.texts).arrays("answer_types")
+        arrays |= {
+            "answer": of_questions[:, :ANNOTATORS],
+            "majority": of_questions[:, ANNOTATORS],
+            "annotator": np.array(annotators, dtype=np.int64).reshape(-1, ANNOTATORS),
+            **Strings.of(answers).arrays("answers"),
+            **Strings.of(types).arrays("answer_types"),
+        }
     return arrays
 
 
-class _Distinct:
-    """Numbers texts in the order in which they first occur."""
-
-    def __init__(self) -> None:
-        self._index: dict[str, int] = {}
-
-    @property
-    def texts(self) -> Iterable[str]:
-        return self._index
-
-    def index(self, text: str) -> int:
-        return self._index.setdefault(text, len(self._index))
+def _texts_of(annotation: Annotation) -> Iterator[str]:
+    """The ten answers, then the majority answer."""
+    yield from (answer for _, answer in annotation.answers)
+    yield annotation.majority_answer
 
 
 def soft_scores(classes: np.ndarray) -> dict[int, float]:

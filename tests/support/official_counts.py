@@ -1,8 +1,10 @@
-"""Data of the official counts, for measuring: `python tests/support/official_counts.py FOLDER [vqa] [retrieval]`.
+"""Data of the official counts, for measuring: `python tests/support/official_counts.py FOLDER [TASK …]`.
 
 VQA2.0: 443,757 training questions about 82,783 images, 214,354 validation questions about 40,504 images, 447,793 test
-questions about 81,434 images. Retrieval: Karpathy's COCO, 123,287 images with 616,767 captions. Texts are drawn from a
-small vocabulary. Images are hard links to a few photographs of noise, of sizes that occur in COCO.
+questions about 81,434 images. NLVR2: 86,373, 6,982 and 6,967 statements, here two about each pair of images. SNLI-VE:
+529,527, 17,858 and 17,901 hypotheses about 29,783, 1,000 and 1,000 images. Retrieval: Karpathy's COCO, 123,287 images
+with 616,767 captions. Texts are drawn from a small vocabulary. Images are hard links to a few photographs of noise, of
+sizes that occur in COCO.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,12 @@ COCO = {"train": 82_783, "restval": 30_504, "val": 5_000, "test": 5_000}
 """Images of each of Karpathy's splits."""
 
 CAPTIONS = 616_767
+
+NLVR2 = {"train": 86_373, "dev": 6_982, "test1": 6_967}
+"""Statements of each split."""
+
+SNLI_VE = {"train": (529_527, 29_783), "dev": (17_858, 1_000), "test": (17_901, 1_000)}
+"""Hypotheses and images of each split."""
 
 SIZES = ((640, 480), (480, 640), (640, 427), (500, 375), (427, 640), (640, 640), (500, 333), (612, 612))
 
@@ -144,15 +153,65 @@ def write_retrieval(root: Path) -> None:
         link_all(names, root / folder, write_photographs(root / "photographs" / folder, len(names)))
 
 
+def write_nlvr2(root: Path) -> None:
+    """NLVR2's statements and images; of training images 1,000 pairs in a folder."""
+    rng = np.random.default_rng(3)
+    for split, count in NLVR2.items():
+        names: dict[str, list[str]] = defaultdict(list)
+        lines = []
+        for index, text in enumerate(sentences(rng, count)):
+            image_set, pair = divmod(index // 2, 4)
+            entry = {
+                "identifier": f"{split}-{image_set}-{pair}-{index % 2}",
+                "sentence": text,
+                "label": "True" if rng.random() < 0.5 else "False",
+            }
+            folder = ""
+            if split == "train":
+                folder = entry["directory"] = str(index // 2000)
+            lines.append(json.dumps(entry))
+            if index % 2 == 0:
+                names[folder] += [f"{split}-{image_set}-{pair}-img{side}.png" for side in (0, 1)]
+        (root / f"{split}.json").write_text("\n".join(lines))
+        photographs = write_photographs(root / "photographs" / split, count + 1)
+        for folder, members in names.items():
+            link_all(members, root / "images" / split / folder, photographs)
+
+
+def write_snli_ve(root: Path) -> None:
+    """SNLI-VE's hypotheses and Flickr30k's images."""
+    rng = np.random.default_rng(4)
+    for split, (count, images) in SNLI_VE.items():
+        numbers = [f"{split}{number}" for number in range(images)]
+        lines = [
+            json.dumps(
+                {
+                    "pairID": f"{split}{index}",
+                    "gold_label": ("entailment", "neutral", "contradiction")[index % 3],
+                    "Flickr30K_ID": numbers[index % images],
+                    "sentence1": "a photograph",
+                    "sentence2": text,
+                }
+            )
+            for index, text in enumerate(sentences(rng, count))
+        ]
+        (root / f"snli_ve_{split}.jsonl").write_text("\n".join(lines))
+        photographs = write_photographs(root / "photographs" / split, images)
+        link_all([f"{number}.jpg" for number in numbers], root / "flickr30k_images", photographs)
+
+
+WRITERS = {"vqa": write_vqa, "nlvr2": write_nlvr2, "snli_ve": write_snli_ve, "retrieval": write_retrieval}
+"""What writes a task's data."""
+
+
 def main() -> None:
     """Write the data that are named, by default all."""
     root, *tasks = sys.argv[1:]
-    for task, write in (("vqa", write_vqa), ("retrieval", write_retrieval)):
-        if not tasks or task in tasks:
-            folder = Path(root) / task
-            folder.mkdir(parents=True)
-            write(folder)
-            print(folder)
+    for task in tasks or WRITERS:
+        folder = Path(root) / task
+        folder.mkdir(parents=True)
+        WRITERS[task](folder)
+        print(folder)
 
 
 if __name__ == "__main__":

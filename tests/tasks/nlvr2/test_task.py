@@ -336,7 +336,7 @@ def test_real_files_parse_completely(name: str, examples: int, groups: int) -> N
     # The published number of sentences; every group is about one sentence.
     assert len(by_group) == groups
     assert all(len(sentences) == 1 for sentences in by_group.values())
-    left, right = image_paths(Path("dev"), split.statements[0])
+    left, right = image_paths(split.statements[0])
     assert (left.name, right.name) == (left.name.replace("img1", "img0"), left.name.replace("img0", "img1"))
 
 

@@ -51,7 +51,7 @@ def root(tmp_path: Path) -> Path:
 
 def test_hypothesis_is_the_text_and_the_photograph_the_premise(root: Path) -> None:
     data = SNLIVE().load(root)
-    assert data.splits["train"] == [
+    assert list(data.splits["train"]) == [
         Example("1", "hypothesis 1", (root / "flickr30k_images" / "42.jpg",), Label(2), "42"),
         Example("3", "hypothesis 3", (root / "flickr30k_images" / "7.jpg",), Label(1), "7"),
         Example("4", "hypothesis 4", (root / "flickr30k_images" / "42.jpg",), Label(1), "42"),
