@@ -11,10 +11,9 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from harness.process import REQUESTS
 from harness.training.conversion import converted_once
 from harness.training.microbatch import MicroBatches, Regularizer
-from harness.training.ranks import gather, sum_gradients, total_of
+from harness.training.ranks import gather, stop_together, sum_gradients, total_of
 from tasks.base import Batch, Example, Prediction, Share, Task
 from tasks.resumable_scores import PartialScores
 
@@ -149,7 +148,7 @@ def predict(
     partial: saved scores from which an interrupted evaluation resumes, for tasks that evaluate whole splits.
 
     Raises:
-        StopRequestedError: a signal asked to stop. Several ranks go on to the next step, where they agree.
+        StopRequestedError: a signal asked this or another rank to stop; all ranks stop at the same batch.
         RuntimeError: an example was predicted by two ranks.
     """
     with converted_once(fabric, model):
@@ -170,14 +169,17 @@ def _predict(
     model.eval()
 
     def logits_of(batch: Batch) -> Tensor:
-        if fabric.world_size == 1:
-            REQUESTS.check()
+        stop_together(fabric)
         return micro.forward(fabric, model, batch, answer=True).float().cpu()
+
+    def gathered(value: Any) -> list[Any]:
+        stop_together(fabric, done=True)
+        return gather(fabric, value)
 
     if task.evaluates_splits:
         if fabric.world_size == 1:
             return task.evaluate(logits_of, batches, on_batch or (lambda count: None), partial)
-        share = Share(fabric.global_rank, fabric.world_size, lambda value: gather(fabric, value))
+        share = Share(fabric.global_rank, fabric.world_size, gathered)
         return task.evaluate(logits_of, batches, on_batch or (lambda count: None), partial, share)
     own: list[Prediction] = []
     batches.device = fabric.device
@@ -185,7 +187,7 @@ def _predict(
         own += task.predict(logits_of(batch), batches.examples_of(batch))
         if on_batch is not None:
             on_batch(len(batch))
-    predictions = [prediction for part in gather(fabric, own) for prediction in part]
+    predictions = [prediction for part in gathered(own) for prediction in part]
     if len({prediction["id"] for prediction in predictions}) < len(predictions):
         raise RuntimeError("an example was predicted by two ranks")
     return sorted(predictions, key=lambda prediction: str(prediction["id"]))

@@ -15,6 +15,7 @@ from torch import Tensor, distributed, nn
 
 from harness.config import DeviceSettings
 from harness.errors import UserError
+from harness.process import REQUESTS
 
 ValueT = TypeVar("ValueT")
 
@@ -178,6 +179,23 @@ def gather(fabric: Fabric, value: ValueT) -> list[ValueT]:
     found: list[Any] | None = [None] * fabric.world_size if fabric.global_rank == 0 else None
     distributed.gather_object(value, found, dst=0, group=_on_cpu())
     return found or []
+
+
+def stop_together(fabric: Fabric, done: bool = False) -> None:
+    """Stop an evaluation on all ranks if a signal has asked one of them to.
+
+    Ranks may have different numbers of batches. Each calls this before every batch, and once with `done` after its
+    last one, where it waits until all ranks are done.
+
+    Raises:
+        StopRequestedError: on all ranks, at the same batch.
+    """
+    waiting = True
+    while waiting:
+        stop, busy = highest(fabric, [REQUESTS.stop, not done])
+        REQUESTS.stop = bool(stop)
+        REQUESTS.check()
+        waiting = done and bool(busy)
 
 
 def sum_gradients(fabric: Fabric, model: nn.Module) -> None:

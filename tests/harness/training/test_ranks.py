@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
 import pytest
 
 from harness.config import DeviceSettings
 from harness.errors import UserError
-from harness.training.ranks import Ranks, _first_host, started_ranks
+from harness.process import Requests, StopRequestedError
+from harness.training import ranks
+from harness.training.ranks import Ranks, _first_host, started_ranks, stop_together
 
 SRUN = {
     "SLURM_JOB_ID": "100",
@@ -67,3 +74,41 @@ def test_another_number_of_processes_is_refused(
 )
 def test_the_first_host_of_a_list(nodes: str, first: str) -> None:
     assert _first_host(nodes) == first
+
+
+class Requested(threading.local, Requests):
+    """Requests of one rank, if ranks are threads."""
+
+
+@pytest.mark.parametrize("stopped", [None, 0, 1])
+def test_ranks_with_different_numbers_of_batches_stop_at_the_same_one(
+    stopped: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests, barrier, numbers = Requested(), threading.Barrier(2, timeout=10), {}
+
+    def highest(rank: Any, own: Sequence[float]) -> list[float]:
+        numbers[rank] = list(own)
+        barrier.wait()
+        found = [max(pair) for pair in zip(*numbers.values(), strict=True)]
+        barrier.wait()
+        return found
+
+    monkeypatch.setattr(ranks, "REQUESTS", requests)
+    monkeypatch.setattr(ranks, "highest", highest)
+
+    def evaluate(rank: Any, batches: int) -> tuple[int, bool]:
+        """Batches done, and whether the evaluation was stopped; the signal comes during the third batch."""
+        done = 0
+        try:
+            for _ in range(batches):
+                stop_together(rank)
+                done += 1
+                requests.stop = rank == stopped and done == 3
+            stop_together(rank, done=True)
+        except StopRequestedError:
+            return done, True
+        return done, False
+
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(evaluate, (0, 1), (3, 5)))
+    assert found == ([(3, False), (5, False)] if stopped is None else [(3, True), (3, True)])
