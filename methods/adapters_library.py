@@ -68,6 +68,7 @@ INTERFACES: dict[str, dict[str, str | None]] = {
         "layer_ln_2": None,
     },
 }
+INTERFACES["AssembledModel"] = INTERFACES["MeterModel"]
 """The library's plug-in interface by the class of `backbone.model`."""
 
 CHOICES: dict[str, tuple[str, ...]] = {

@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from harness.backbones.inputs import Inputs, Streams
+from harness.errors import UserError
 
 
 class Processor(Protocol):
@@ -213,6 +214,7 @@ class BackboneOptions:
     dropout: probability, in training, where the published code has dropout: on ViLT after the embeddings and in both
         sublayers of a block; on METER in the fusion layers and in the text encoder. By default 0 on ViLT, and 0.1 in
         METER's fusion layers alone.
+    text_encoder, image_encoder: pretrained encoders that METER is assembled from: a folder, a hub id, or a package.
     """
 
     weights: str | None = None
@@ -220,3 +222,12 @@ class BackboneOptions:
     image_size: int | None = None
     text_length: int | None = None
     dropout: float | None = None
+    text_encoder: str | None = None
+    image_encoder: str | None = None
+
+    def refuse_encoders(self, name: str) -> None:
+        """Raise `UserError` if encoders are given to the backbone `name`, which has its own."""
+        if self.text_encoder is not None or self.image_encoder is not None:
+            raise UserError(
+                f"{name}: has encoders of its own; --text-encoder and --image-encoder are for meter."
+            )

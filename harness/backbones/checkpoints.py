@@ -278,10 +278,10 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], name: str, arch
             raise UserError(
                 f"{name}: {key} has shape {tuple(tensor.shape)}, expected {tuple(expected[key].shape)}."
             )
-        if not tensor.is_floating_point():
+        if not tensor.is_floating_point() and expected[key].is_floating_point():
             kind = str(tensor.dtype).removeprefix("torch.")
             raise UserError(f"{name}: {key} holds numbers of type {kind}, expected floating-point numbers.")
-    model.load_state_dict({key: tensor.to(torch.float32) for key, tensor in state.items()})
+    model.load_state_dict({key: tensor.to(expected[key].dtype) for key, tensor in state.items()})
 
 
 def _first(keys: list[str]) -> str:

@@ -9,15 +9,36 @@ import typer
 
 
 def pretrain(
-    backbone: Annotated[str, typer.Argument(help="The embedded backbone: vilt-mini or meter-mini.")],
+    backbone: Annotated[
+        str, typer.Argument(help="The embedded backbone: vilt-mini or meter-mini; or meter with encoders.")
+    ],
     output: Annotated[
         Path | None, typer.Option(help="Folder for the weights [default: pretrained/<backbone>].")
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Optimiser steps of each stage; default: the recipe's.")
+        int | None, typer.Option(min=0, help="Optimiser steps of each stage; default: the recipe's.")
     ] = None,
+    text_encoder: Annotated[
+        str | None, typer.Option(help="meter: folder, hub id or package of a text encoder.")
+    ] = None,
+    image_encoder: Annotated[
+        str | None, typer.Option(help="meter: folder, hub id or package of an image encoder.")
+    ] = None,
+    data_root: Annotated[
+        Path | None, typer.Option(help="meter: one of Karpathy's files, or its folder, with the images.")
+    ] = None,
+    width: Annotated[
+        int | None, typer.Option(min=1, help="meter: width of the fusion [default: the text encoder's].")
+    ] = None,
+    depths: Annotated[int, typer.Option(min=1, help="meter: depths of the fusion.")] = 6,
+    batch_size: Annotated[int | None, typer.Option(min=2, help="meter: images per step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(min=0, help="meter: peak learning rate.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="meter: seed.")] = None,
 ) -> None:
-    """Pre-train an embedded backbone on generated scenes and captions; resumes an interrupted run."""
+    """Pre-train an embedded backbone on generated scenes, or METER's fusion on captions; resumes an interrupted run.
+
+    With meter and --steps 0 the encoders and a random fusion are only put into a folder of weights.
+    """
     from dataclasses import replace
 
     from rich.console import Console
@@ -28,8 +49,26 @@ def pretrain(
     from harness.pretrain.loop import pretrain_in_stages
     from harness.process import keep_freed_memory
 
+    if backbone == "meter":
+        from harness.cli.pretrain_fusion import pretrain_meter
+
+        pretrain_meter(
+            text_encoder,
+            image_encoder,
+            data_root,
+            output,
+            width,
+            depths,
+            steps=steps,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            seed=seed,
+        )
+        return
     if backbone not in EMBEDDED:
-        raise UserError(f"there is no recipe for '{backbone}'.{did_you_mean(backbone, list(EMBEDDED))}")
+        raise UserError(f"there is no recipe for '{backbone}'.{did_you_mean(backbone, [*EMBEDDED, 'meter'])}")
+    if steps == 0:
+        raise UserError("--steps: 0 is for meter with encoders; give at least 1.")
     chosen = EMBEDDED[backbone]
     stages = chosen.stages if steps is None else tuple(replace(stage, steps=steps) for stage in chosen.stages)
     keep_freed_memory()

@@ -108,6 +108,10 @@ class BackboneSettings(Group):
     """Maximum text length in tokens, special tokens included."""
     dropout: Annotated[Share | None, About(Decides.INDIRECT, unset="the backbone's")] = None
     """Dropout in training, where the backbone's published code has it (`drop_rate`)."""
+    text_encoder: Annotated[Place | None, About(Decides.INDIRECT, local=True, unset="the backbone's")] = None
+    """Text encoder to assemble meter from: a folder of transformers, a hub id, or a package."""
+    image_encoder: Annotated[Place | None, About(Decides.INDIRECT, local=True, unset="the backbone's")] = None
+    """Image encoder to assemble meter from: a folder of transformers, a hub id, a package, or its file."""
 
 
 class TrainingSettings(Group):

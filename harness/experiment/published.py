@@ -25,8 +25,9 @@ def by_recipe(settings: RunSettings) -> list[RunSettings]:
         UserError: `recipe` is `published`, and a method has none.
     """
     own = [settings.model_copy(update={"recipe": "own"})]
-    if settings.recipe == "own":
-        return own
+    encoders = settings.backbone_options.text_encoder or settings.backbone_options.image_encoder
+    if settings.recipe == "own" or (settings.recipe is None and encoders is not None):
+        return own  # no recipe is published for other encoders
     parts: list[RunSettings] = []
     for task in settings.tasks:
         of_task: list[RunSettings] = []

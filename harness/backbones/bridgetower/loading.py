@@ -64,6 +64,7 @@ def load_bridgetower(options: BackboneOptions) -> BridgeTowerBackbone:
     Raises:
         UserError: no weights are given, or they cannot be read, belong to another model, or lack a key.
     """
+    options.refuse_encoders("bridgetower")
     if options.weights is None:
         raise UserError(
             "bridgetower: there are no default weights. Pass a folder or hub id with --weights, such as "

@@ -46,6 +46,7 @@ def load_llava(options: BackboneOptions) -> LlavaBackbone:
     Raises:
         UserError: no weights are given, or they cannot be read, belong to another model, or lack a key.
     """
+    options.refuse_encoders("llava")
     if options.weights is None:
         raise UserError(
             "llava: there are no default weights. Pass a folder or hub id with --weights, such as "

@@ -27,6 +27,7 @@ from harness.backbones.checkpoints import (
     read_tensors,
     renamed,
 )
+from harness.backbones.meter.assembling import assemble_encoders, assembled_folder
 from harness.backbones.meter.config import MeterConfig
 from harness.backbones.meter.model import MeterBackbone
 from harness.backbones.meter.processor import MeterProcessor, vocabulary_files
@@ -67,15 +68,18 @@ _HUB_FILES = ("*.json", "*.txt", "*.safetensors", "pytorch_model.bin", "*.ckpt")
 
 
 def load_meter(options: BackboneOptions) -> MeterBackbone:
-    """METER from `options.weights`: an original `.ckpt`, a folder, a hub id, or `random`.
+    """METER from `options.weights`: an original `.ckpt`, a folder, a hub id, or `random`; or from its encoders.
 
     Raises:
         UserError: no weights are given, or they cannot be read, belong to another model, or lack a key.
     """
+    if assembled := assemble_encoders(options) or assembled_folder(options):
+        return assembled
     if options.weights is None:
         raise UserError(
             "meter: there are no default weights. Pass the authors' file with --weights, such as "
-            "meter_clip16_288_roberta_pretrain.ckpt from github.com/zdou0830/METER, or use --weights random."
+            "meter_clip16_288_roberta_pretrain.ckpt from github.com/zdou0830/METER, use --weights random, or pass "
+            "encoders with --text-encoder and --image-encoder."
         )
     if options.weights == "random":
         with fixed_generator():
@@ -89,6 +93,7 @@ def load_meter_mini(options: BackboneOptions) -> MeterBackbone:
     Raises:
         UserError: the folder has no such weights.
     """
+    options.refuse_encoders("meter-mini")
     folder = MINI_FOLDER if options.weights in (None, "random") else Path(str(options.weights))
     if not (folder / "config.json").is_file():
         raise UserError(

@@ -45,10 +45,7 @@ class MeterModel(PreTrainedModel):
     def __init__(self, config: MeterConfig) -> None:
         super().__init__(config)
         width = config.hidden_size
-        self.text_encoder = RobertaModel(config.text_encoder(), add_pooling_layer=False)
-        self.image_encoder = CLIPVisionModel(config.image_encoder()).vision_model
-        self.text_projection = nn.Linear(width, width)
-        self.image_projection = nn.Linear(width, width)
+        self.build_encoders(config)
         self.token_type_embeddings = nn.Embedding(config.modality_type_vocab_size, width)
         self.layers = nn.ModuleList(
             MeterBlock(config, stream, depth)
@@ -61,6 +58,14 @@ class MeterModel(PreTrainedModel):
         for name, module in self.named_children():
             if not name.endswith("_encoder"):
                 module.apply(self._init_weights)
+
+    def build_encoders(self, config: MeterConfig) -> None:
+        """Set the encoders, and the projections of their output to the fusion's width."""
+        width = config.hidden_size
+        self.text_encoder = RobertaModel(config.text_encoder(), add_pooling_layer=False)
+        self.image_encoder = CLIPVisionModel(config.image_encoder()).vision_model
+        self.text_projection = nn.Linear(width, width)
+        self.image_projection = nn.Linear(width, width)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise as the original: weights N(0, 0.02), biases 0, norms 1 and 0."""

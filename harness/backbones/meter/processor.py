@@ -70,6 +70,10 @@ class MeterProcessor:
             self._tokenizer.enable_truncation(self.max_text_length)
         return self._tokenizer
 
+    def files(self) -> list[Path]:
+        """The vocabulary's files; none without a vocabulary."""
+        return vocabulary_files(self.vocabulary) if self.vocabulary is not None else []
+
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids with `<s>` and `</s>`, truncated to `max_text_length`."""
         return [encoding.ids for encoding in self.tokenizer.encode_batch(list(texts))]
@@ -100,7 +104,7 @@ class MeterProcessor:
 
     def describe(self) -> dict[str, Any]:
         """Image size, patch size, text length, digest of the vocabulary."""
-        files = vocabulary_files(self.vocabulary) if self.vocabulary is not None else []
+        files = self.files()
         contents = b"".join(path.read_bytes() for path in files)
         return {
             "image_size": self.image_size,

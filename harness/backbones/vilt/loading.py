@@ -42,6 +42,7 @@ def load_vilt(options: BackboneOptions) -> ViltBackbone:
     Raises:
         UserError: the weights cannot be read, belong to another model, or lack a key.
     """
+    options.refuse_encoders("vilt")
     source = options.weights or "dandelin/vilt-b32-mlm"
     if source == "random":
         with fixed_generator():
@@ -51,6 +52,7 @@ def load_vilt(options: BackboneOptions) -> ViltBackbone:
 
 def load_vilt_mini(options: BackboneOptions) -> ViltBackbone:
     """The embedded small ViLT (12 blocks, width 128); with `weights="random"` it is untrained."""
+    options.refuse_encoders("vilt-mini")
     folder = MINI_FOLDER if options.weights in (None, "random") else Path(str(options.weights))
     if not (folder / "config.json").is_file():
         raise UserError(

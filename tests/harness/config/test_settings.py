@@ -52,6 +52,8 @@ CASES: dict[str, tuple[str, str, Any]] = {
     "image_size": ("32", "32", 32),
     "text_length": ("12", "12", 12),
     "dropout": ("0.25", "0.25", 0.25),
+    "text_encoder": ("~/bert", '"~/bert"', str(Path.home() / "bert")),
+    "image_encoder": ("~/vit", '"~/vit"', str(Path.home() / "vit")),
     "epochs": ("7", "7", 7),
     "budget": ("total", '"total"', "total"),
     "batch_size": ("8", "8", 8),
