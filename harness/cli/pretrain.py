@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -30,9 +30,26 @@ def pretrain(
     width: Annotated[
         int | None, typer.Option(min=1, help="meter: width of the fusion [default: the text encoder's].")
     ] = None,
-    depths: Annotated[int, typer.Option(min=1, help="meter: depths of the fusion.")] = 6,
+    depths: Annotated[
+        int | None, typer.Option(min=1, help="meter: depths of the fusion [default: 6].")
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(min=1, help="meter: side of the images in pixels [default: the encoder's].")
+    ] = None,
+    text_length: Annotated[
+        int | None, typer.Option(min=3, help="meter: captions are cut to so many tokens [default: 50].")
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(min=2, help="meter: images per step.")] = None,
     learning_rate: Annotated[float | None, typer.Option(min=0, help="meter: peak learning rate.")] = None,
+    contrast_steps: Annotated[
+        int | None, typer.Option(min=0, help="meter: of the steps, the first ones with the contrast alone.")
+    ] = None,
+    contrast_batch_size: Annotated[
+        int | None, typer.Option(min=2, help="meter: images per step in these.")
+    ] = None,
+    precision: Annotated[
+        Literal["32-true", "bf16-mixed"] | None, typer.Option(help="meter: floating-point precision.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="meter: seed.")] = None,
 ) -> None:
     """Pre-train an embedded backbone on generated scenes, or METER's fusion on captions; resumes an interrupted run.
@@ -49,24 +66,32 @@ def pretrain(
     from harness.pretrain.loop import pretrain_in_stages
     from harness.process import keep_freed_memory
 
+    encoders = {
+        "text_encoder": text_encoder,
+        "image_encoder": image_encoder,
+        "image_size": image_size,
+        "text_length": text_length,
+    }
+    recipe = {
+        "contrast_steps": contrast_steps,
+        "batch_size": batch_size,
+        "contrast_batch_size": contrast_batch_size,
+        "learning_rate": learning_rate,
+        "precision": precision,
+        "seed": seed,
+    }
     if backbone == "meter":
+        from harness.backbones.base import BackboneOptions
         from harness.cli.pretrain_fusion import pretrain_meter
 
-        pretrain_meter(
-            text_encoder,
-            image_encoder,
-            data_root,
-            output,
-            width,
-            depths,
-            steps=steps,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            seed=seed,
-        )
+        options = BackboneOptions(**encoders)  # type: ignore[arg-type]
+        pretrain_meter(options, width, depths, data_root, output, {"steps": steps, **recipe})
         return
     if backbone not in EMBEDDED:
         raise UserError(f"there is no recipe for '{backbone}'.{did_you_mean(backbone, [*EMBEDDED, 'meter'])}")
+    of_meter = {**encoders, **recipe, "width": width, "depths": depths, "data_root": data_root}
+    if given := [name for name, value in of_meter.items() if value is not None]:
+        raise UserError(f"--{given[0].replace('_', '-')}: is for meter; the recipe of {backbone} is fixed.")
     if steps == 0:
         raise UserError("--steps: 0 is for meter with encoders; give at least 1.")
     chosen = EMBEDDED[backbone]

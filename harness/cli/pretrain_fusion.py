@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from harness.backbones.base import BackboneOptions
 
 
 def pretrain_meter(
-    text_encoder: str | None,
-    image_encoder: str | None,
+    options: BackboneOptions,
+    width: int | None,
+    depths: int | None,
     data_root: Path | None,
     output: Path | None,
-    width: int | None,
-    depths: int,
-    **recipe: float | None,
+    recipe: Mapping[str, Any],
 ) -> None:
-    """Pre-train, with progress; `steps=0` only assembles. recipe: fields of `FusionRecipe`, None for its default."""
+    """Pre-train, with progress; with no steps only assemble. recipe: fields of `FusionRecipe`, None for its default."""
     from rich.console import Console
     from rich.progress import Progress
 
-    from harness.backbones.base import BackboneOptions
     from harness.backbones.meter.assembling import assemble_encoders, save_assembled
     from harness.errors import UserError
     from harness.pretrain.fusion import FusionRecipe, pretrain_fusion
     from harness.process import keep_freed_memory
 
-    options = BackboneOptions(text_encoder=text_encoder, image_encoder=image_encoder)
     backbone = assemble_encoders(options, width, depths)
     if backbone is None:
         raise UserError("meter: pass the encoders with --text-encoder and --image-encoder.")
     folder = output or Path("pretrained") / "meter"
-    chosen = FusionRecipe(**{key: value for key, value in recipe.items() if value is not None})  # type: ignore[arg-type]
+    chosen = FusionRecipe(**{key: value for key, value in recipe.items() if value is not None})
     console = Console(highlight=False)
     if chosen.steps == 0:
         save_assembled(backbone, folder, {})

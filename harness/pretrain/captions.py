@@ -78,7 +78,9 @@ class Features:
         Raises:
             UserError: an image cannot be read, or the folder cannot be written.
         """
-        settings = {"processor": backbone.processor.describe(), "images": [path.name for path in paths]}
+        processing = backbone.processor.describe()
+        settings = {name: processing[name] for name in ("image_size", "mean", "std")}
+        settings["images"] = [path.name for path in paths]
         name = digest_state(backbone.model.image_encoder.state_dict(), settings)[:16]
         self._parts: list[np.ndarray] = []
         for start in range(0, len(paths), PART):

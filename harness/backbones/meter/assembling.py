@@ -31,6 +31,8 @@ from harness.backbones.vilt.processor import read_words
 from harness.errors import UserError
 from harness.files import read_json, write_atomically
 
+DEPTHS = 6
+"""Depths of the fusion, as METER's."""
 TEXT_LENGTH = 50
 """Maximum text length in tokens, as METER's."""
 HEADS = ("itm_score",)
@@ -102,13 +104,13 @@ def read_any_tokenizer(vocabulary: Path) -> Tokenizer:
 
 
 def assemble_encoders(
-    options: BackboneOptions, width: int | None = None, depths: int = 6
+    options: BackboneOptions, width: int | None = None, depths: int | None = None
 ) -> AssembledBackbone | None:
     """METER from `options.text_encoder` and `options.image_encoder`, with a random fusion; None if neither is given.
 
     With `weights="random"` only the encoders' shapes are read. The fusion's random weights are the same every time.
 
-    width: of the fusion; by default the text encoder's. depths: of the fusion, published: 6.
+    width: of the fusion; by default the text encoder's. depths: of the fusion; by default 6, as published.
 
     Raises:
         UserError: one is missing, they cannot be read, or weights of a whole METER are given too.
@@ -134,7 +136,7 @@ def assemble_encoders(
             image_std=image.std,
             hidden_size=width,
             num_attention_heads=max(1, width // 64),
-            num_hidden_layers=depths,
+            num_hidden_layers=depths or DEPTHS,
             intermediate_size=4 * width,
             vocab_size=words.vocab_size,
             max_position_embeddings=words.max_position_embeddings,

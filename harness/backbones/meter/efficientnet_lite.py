@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -39,6 +40,8 @@ class SameConv2d(nn.Conv2d):
 
     def __init__(self, channels: int, out: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
         super().__init__(channels, out, kernel, stride, groups=groups, bias=False)
+        # Depthwise convolutions are much faster in this format on a CPU; the outputs have it too.
+        self.weight.data = self.weight.data.contiguous(memory_format=torch.channels_last)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """`(B, channels, H, W)` → `(B, out, ⌈H / stride⌉, ⌈W / stride⌉)`."""

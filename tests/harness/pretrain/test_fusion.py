@@ -20,7 +20,15 @@ from harness.backbones.meter.loading import load_meter
 from harness.cli import app
 from harness.errors import UserError
 from harness.pretrain.captions import Features, draw_pairs, read_captioned
-from harness.pretrain.fusion import FusionModel, FusionRecipe, mask_token, pretrain_fusion
+from harness.pretrain.fusion import (
+    FusionModel,
+    FusionRecipe,
+    draw_false,
+    hardness_at,
+    mask_token,
+    pretrain_fusion,
+    rate_at,
+)
 from tasks.data.images import load_rgb, to_pixels
 from tests.support.tiny_encoders import IMAGE, TEXT, save_encoder
 
@@ -89,8 +97,40 @@ def test_only_fusion_projections_and_heads_train(place: Path) -> None:
     assert sum(v for k, v in figures.items() if k.endswith("loss")) == pytest.approx(loss.item(), abs=1e-4)
 
 
+def test_the_contrast_trains_the_projections_alone(place: Path) -> None:
+    model = FusionModel(assembled(place))
+    pairs = draw_pairs(read_captioned(place, model.backbone, "train"), 6, 0.5, 4, 0, np.random.default_rng(0))
+    features, generator = torch.randn(6, 5, 20), torch.Generator()
+    loss, figures = model.losses(pairs, features, generator, hardness=None)
+    loss.backward()
+    trained = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert {name.removeprefix("backbone.model.").split(".")[0] for name in trained} == {
+        *("text_projection", "image_projection", "log_scale")
+    }
+    assert figures == {name: model.losses(pairs, features, generator)[1][name] for name in figures}
+
+
+def test_false_pairs_are_the_more_similar_ones() -> None:
+    generator = torch.Generator().manual_seed(0)
+    similarity = torch.full((8, 8), -100.0).fill_diagonal_(100.0)
+    similarity[4, 1] = similarity[5, 7] = similarity[2, 6] = similarity[0, 7] = 0.0
+    captions, images = draw_false(similarity, generator)
+    assert captions.tolist() == [0, 1, 2, 3, 4, 5, 2, 0]
+    assert images.tolist() == [0, 1, 2, 3, 1, 7, 6, 7]
+    drawn = [draw_false(torch.zeros(8, 8), generator) for _ in range(200)]
+    assert {int(images[4]) for _, images in drawn} == {0, 1, 2, 3, 5, 6, 7}
+    assert {int(captions[7]) for captions, _ in drawn} == {0, 1, 2, 3, 4, 5, 6}
+
+
+def test_rate_and_hardness_start_anew_behind_the_contrast() -> None:
+    recipe = FusionRecipe(steps=30, contrast_steps=10, warmup=0.2)
+    assert [hardness_at(step, recipe) for step in (0, 9, 10, 20)] == [None, None, 0.0, 0.5]
+    assert [rate_at(step, recipe) for step in (0, 1, 2, 10, 12, 14)] == pytest.approx([0, 0.5, 1, 0, 0.5, 1])
+    assert rate_at(22, recipe) == pytest.approx(0.505)  # halfway down to 1 %
+
+
 def test_interrupted_run_resumes_to_the_same_weights(place: Path, tmp_path: Path) -> None:
-    recipe = FusionRecipe(steps=6, batch_size=4, learning_rate=1e-2)
+    recipe = FusionRecipe(6, 4, contrast_steps=3, contrast_batch_size=5, learning_rate=1e-2)
 
     def stop(step: int, figures: dict[str, float]) -> None:
         if step == 5:
@@ -102,6 +142,11 @@ def test_interrupted_run_resumes_to_the_same_weights(place: Path, tmp_path: Path
     between = load_file(tmp_path / "parts" / "model.safetensors")
     resumed = pretrain_fusion(assembled(place), place, recipe, tmp_path / "parts", save_every=2)
     assert resumed["held_out"] == whole["held_out"]
+    assert (
+        pretrain_fusion(assembled(place), place, recipe, tmp_path / "parts", stop) == resumed
+    )  # no further step
+    with (tmp_path / "whole" / "curve.csv").open() as curve:
+        assert curve.readline().startswith("step,seconds,contrast_loss,word_loss,match_loss,")
     ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("parts", "whole"))
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
     assert not torch.equal(between["layers.0.output.dense.weight"], ours["layers.0.output.dense.weight"])
@@ -119,15 +164,15 @@ def test_checkpoint_of_another_run_is_refused(place: Path, tmp_path: Path) -> No
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pretrain_fusion(assembled(place), place, FusionRecipe(3, 4), tmp_path, stop, save_every=1)
+        pretrain_fusion(assembled(place), place, FusionRecipe(3, 4, 0), tmp_path, stop, save_every=1)
     with pytest.raises(UserError, match=r"checkpoint\.pt: belongs to another run"):
-        pretrain_fusion(assembled(place), place, FusionRecipe(4, 4), tmp_path)
+        pretrain_fusion(assembled(place), place, FusionRecipe(4, 4, 0), tmp_path)
 
 
 def test_learned_pairs_are_told_apart(place: Path, tmp_path: Path) -> None:
     """Six images are learned by heart: losses fall far below those of guessing."""
     figures: list[dict[str, float]] = []
-    recipe = FusionRecipe(steps=60, batch_size=6, learning_rate=1e-2)
+    recipe = FusionRecipe(steps=60, batch_size=6, contrast_steps=0, learning_rate=1e-2)
     pretrain_fusion(
         assembled(place), place, recipe, tmp_path, lambda step, found: figures.append(found), save_every=1000
     )
@@ -151,3 +196,5 @@ def test_command_puts_encoders_into_a_folder(place: Path, tmp_path: Path) -> Non
     assert load_meter(BackboneOptions(weights=str(tmp_path))).digest() == assembled(place).digest()
     shown = CliRunner().invoke(app, [*words, "--output", str(tmp_path / "x")])
     assert shown.exit_code != 0
+    with pytest.raises(UserError, match="--width: is for meter; the recipe of vilt-mini is fixed"):
+        CliRunner().invoke(app, ["pretrain", "vilt-mini", "--width", "8"], catch_exceptions=False)
