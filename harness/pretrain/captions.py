@@ -17,7 +17,7 @@ from harness.digests import digest_state
 from harness.errors import UserError
 from harness.files import write_atomically
 from tasks.data.images import load_rgb, to_pixels
-from tasks.retrieval.files import find_dataset, image_paths, read_captions
+from tasks.retrieval.files import dataset_of, find_dataset, image_folder, image_name, read_captions
 
 PART = 256
 """Images in one file of cached features."""
@@ -51,11 +51,12 @@ def read_captioned(source: Path, backbone: AssembledBackbone, *splits: str) -> C
     chosen = captions.of(*splits)
     if not chosen:
         raise UserError(f"{captions.path}: has no images of split {' or '.join(splits)}.")
-    places = image_paths(root, captions)
+    images = image_folder(root, dataset_of(captions.path))
     texts = [caption.text for photograph in chosen for caption in photograph.captions]
     ids = iter(backbone.processor.tokenize(texts))
     tokens = tuple(tuple(next(ids) for _ in photograph.captions) for photograph in chosen)
-    return Captioned(tuple(places[photograph.id] for photograph in chosen), tokens, captions.digest)
+    paths = tuple(root / image_name(photograph, images) for photograph in chosen)
+    return Captioned(paths, tokens, captions.digest)
 
 
 class Features:
