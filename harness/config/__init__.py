@@ -112,6 +112,8 @@ class BackboneSettings(Group):
     """Text encoder to assemble meter from: a folder of transformers, a hub id, or a package."""
     image_encoder: Annotated[Place | None, About(Decides.INDIRECT, local=True, unset="the backbone's")] = None
     """Image encoder to assemble meter from: a folder of transformers, a hub id, a package, or its file."""
+    backbone_precision: Annotated[Literal["full", "4bit"], About(Decides.INDIRECT)] = "full"
+    """4bit: training keeps the blocks' frozen matrices in 4-bit NormalFloat, as QLoRA does: less memory, slower."""
 
 
 class TrainingSettings(Group):

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from harness.backbones.base import Backbone
+from harness.backbones.four_bits import hold_in_four_bits, restore
 from harness.experiment.plan import Cell, Testbed
 from harness.training.checkpoint import load_tuned_state
 from harness.training.loop import Batches
@@ -57,8 +59,11 @@ def loader(
     return batches
 
 
-def adapted_model(cell: Cell, method: Method[Any]) -> TaskModel:
-    """A fresh backbone, adapted, with a fresh head; `requires_grad` is set on everything that trains."""
+def adapted_model(cell: Cell, method: Method[Any], in_four_bits: bool | None = None) -> TaskModel:
+    """A fresh backbone, adapted, with a fresh head; `requires_grad` is set on everything that trains.
+
+    in_four_bits: whether the blocks' frozen matrices are held in four bits; None: as the settings say.
+    """
     testbed = cell.testbed
     backbone = testbed.fresh_backbone()
     method.adapt(backbone, generator(cell.seed, "initialisation of the method"))
@@ -66,7 +71,15 @@ def adapted_model(cell: Cell, method: Method[Any]) -> TaskModel:
     head = testbed.task.build_head(backbone, generator(cell.seed, "initialisation of the head"))
     for parameter in [*backbone.common_parameters(), *head.parameters()]:
         parameter.requires_grad_(True)
+    if testbed.in_four_bits if in_four_bits is None else in_four_bits:
+        hold_in_four_bits(backbone)
     return TaskModel(testbed.task, backbone, head)
+
+
+def finalize(method: Method[Any], backbone: Backbone) -> None:
+    """Turn the trained backbone into its deployed form, which has no matrices in four bits."""
+    restore(backbone)
+    method.finalize(backbone)
 
 
 def deployed_model(
@@ -82,5 +95,5 @@ def deployed_model(
     model = adapted_model(cell, method)
     if tuned is not None:
         load_tuned_state(model, dict(tuned))
-    method.finalize(model.backbone)
+    finalize(method, model.backbone)
     return model.requires_grad_(False).eval()

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from harness.digests import digest_state
 from harness.experiment import search_stage
-from harness.experiment.build import adapted_model, loader
+from harness.experiment.build import adapted_model, finalize, loader
 from harness.experiment.cell_progress import Progress, keep_done
 from harness.experiment.plan import Cell, Testbed
 from harness.experiment.routes import cost_of_examples, find_routes
@@ -139,7 +139,7 @@ def _run_cell(cell: Cell, scratch: Path, progress: Progress, ranks: Ranks) -> Ou
         else:
             best, curve, cost = _train(cell, method, model, fabric, ranks, scratch, progress, micro, used)
     load_tuned_state(model, best["tuned"])
-    method.finalize(model.backbone)
+    finalize(method, model.backbone)
     model.requires_grad_(False)
     deployed = count_parameters(model.backbone, model.head, method.method_modules(model.backbone))
     tuned = {name.removeprefix("backbone.") for name in best["tuned"]}

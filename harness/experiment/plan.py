@@ -14,6 +14,7 @@ import torch
 
 from harness import registry
 from harness.backbones.base import Backbone, BackboneOptions
+from harness.backbones.four_bits import check_library
 from harness.config import BackboneSettings, ResolvedTraining, RunSettings
 from harness.digests import digest_json
 from harness.errors import UserError
@@ -81,8 +82,14 @@ class Testbed:
             "reported_split": f"test: {split['official split']}",
             "train_examples": len(self.data.splits["train"]),
             "test_examples": len(self.data.splits["test"]),
+            **({"backbone_precision": "4bit"} if self.in_four_bits else {}),
             **self.settings.protocol(),
         }
+
+    @property
+    def in_four_bits(self) -> bool:
+        """Whether the blocks' frozen matrices are kept in four bits during training."""
+        return self.settings.backbone_options.backbone_precision == "4bit"
 
     @cached_property
     def measured_input(self) -> MeasuredInput:
@@ -167,6 +174,8 @@ def check_device(settings: RunSettings) -> None:
     there = {"cuda": cuda, "mps": mps, "gpu": cuda or mps}
     if settings.slurm.launcher == "slurm":
         return  # the cells run on other machines
+    if settings.backbone_options.backbone_precision == "4bit":
+        check_library()
     if not there.get(accelerator, True):
         raise UserError(
             f"accelerator: there is no {accelerator} on this machine; leave it at auto or use cpu."
@@ -177,7 +186,8 @@ def check_device(settings: RunSettings) -> None:
 
 def load_backbone(name: str, settings: BackboneSettings) -> Backbone:
     """A backbone with its pretrained weights."""
-    return registry.resolve_backbone(name)(BackboneOptions(**settings.model_dump()))
+    options = settings.model_dump(exclude={"backbone_precision"})
+    return registry.resolve_backbone(name)(BackboneOptions(**options))
 
 
 def open_encodings(settings: RunSettings, backbone: Backbone) -> EncodingStore | None:

@@ -66,12 +66,12 @@ class Requirements:
 
 
 def requirements(cell: Cell) -> Requirements:
-    """The requirements of a cell, at the measured image size and the longest texts, in float32."""
+    """The requirements of a cell, at the measured image size and the longest texts, all in float32."""
     testbed, method = cell.testbed, cell.method()
     if method.searches:  # as if it had decided already
         decisions = (case.decision for case in method.cost_cases(testbed.fresh_backbone()))
         method.decide(next(decision for decision in decisions if decision is not None))
-    model = adapted_model(cell, method).to("meta").train()
+    model = adapted_model(cell, method, in_four_bits=False).to("meta").train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     step_bytes = [_peak_bytes(testbed, model, examples) for examples in COUNTED]
     tuned = sum(parameter.nbytes for parameter in trained)

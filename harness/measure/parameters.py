@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from harness.backbones.base import Backbone
 from harness.backbones.folded import inserted_in
+from harness.backbones.four_bits import held_in_four_bits
 from harness.measure.errors import MeasurementError
 
 
@@ -77,19 +78,20 @@ def count_parameters(
     claimed = inserted.keys() | common.keys() | of_head.keys()
     pretrained = [p for key, p in _unique(backbone.parameters()).items() if key not in claimed]
     buffers = _size({id(b): b for m in method_modules for b in m.buffers() if b.is_floating_point()}.values())
+    held = held_in_four_bits(backbone)
     folded = inserted_in(backbone, but=method_modules)
     folded_frozen, folded_tuned = (
         _size(view for view in folded if view.requires_grad == tuned) for tuned in (False, True)
     )
     counts = ParameterCounts(
-        backbone_frozen=_size(p for p in pretrained if not p.requires_grad) - folded_frozen,
+        backbone_frozen=_size(p for p in pretrained if not p.requires_grad) + held - folded_frozen,
         backbone_tuned=_size(p for p in pretrained if p.requires_grad) - folded_tuned,
         common=_size(common.values()),
         method=_size(p for p in inserted.values() if p.requires_grad) + folded_tuned,
         method_frozen=_size(p for p in inserted.values() if not p.requires_grad) + folded_frozen + buffers,
         head=_size(of_head.values()),
     )
-    total = _size(_unique([*backbone.parameters(), *head.parameters()]).values())
+    total = held + _size(_unique([*backbone.parameters(), *head.parameters()]).values())
     if counts.total != total + buffers:
         raise MeasurementError(
             f"the groups have {counts.total - buffers:,} parameters, backbone and head have {total:,}: a module of the "

@@ -54,6 +54,7 @@ CASES: dict[str, tuple[str, str, Any]] = {
     "dropout": ("0.25", "0.25", 0.25),
     "text_encoder": ("~/bert", '"~/bert"', str(Path.home() / "bert")),
     "image_encoder": ("~/vit", '"~/vit"', str(Path.home() / "vit")),
+    "backbone_precision": ("4bit", '"4bit"', "4bit"),
     "epochs": ("7", "7", 7),
     "budget": ("total", '"total"', "total"),
     "batch_size": ("8", "8", 8),

@@ -31,6 +31,7 @@ COVERED = (
     "harness.backbones.checkpoints",
     "harness.backbones.folded",
     "harness.backbones.folding",
+    "harness.backbones.four_bits",
     "harness.backbones.generative",
     "harness.backbones.inputs",
     "harness.backbones.kernels",
