@@ -30,7 +30,7 @@ from harness.experiment.plan import load_backbone
 from harness.experiment.progress import ProgressReporter, make_console
 from harness.experiment.session import Plan, carry_out, make_plan
 from harness.experiment.tuning import tune as choose_rates
-from harness.files import home_expanded
+from harness.folders import home_expanded
 from harness.process import REQUESTS, TERMINATED, Interrupts, StopRequestedError
 from harness.records.record import Record
 from harness.records.store import Store

@@ -15,7 +15,6 @@ import json
 import os
 import re
 import stat
-import tempfile
 import tomllib
 import zlib
 from collections.abc import Iterator
@@ -362,38 +361,16 @@ def _unsupported() -> Iterator[None]:
             raise
 
 
-def home_expanded(path: str | Path) -> Path:
-    """`path` with `~` and `~user` replaced.
+def require_writable(path: Path) -> None:
+    """Check, before long work whose result goes there, that a file can be written; missing folders are made.
 
     Raises:
-        UserError: there is no such home folder.
+        UserError: it cannot.
     """
-    expanded = os.path.expanduser(path)  # noqa: PTH111 - pathlib's raises a RuntimeError
-    if expanded.startswith("~"):
-        raise UserError(f"{path}: there is no home folder for '{expanded.partition('/')[0]}'.")
-    return Path(expanded)
-
-
-def cache_folder() -> Path:
-    """Folder for generated data: `$HARNESS_CACHE`, else the user's cache folder; it exists and can be written.
-
-    Without a home folder that can be written, as in many containers, it is in the folder for temporary files.
-
-    Raises:
-        UserError: the chosen folder, or none of the others, can be created and written.
-    """
-    if chosen := os.environ.get("HARNESS_CACHE"):
-        return make_folder(Path(os.path.expanduser(chosen)))  # noqa: PTH111 - pathlib's fails without a home
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111
-    temporary = Path(tempfile.gettempdir()) / f"petl-harness-{os.getuid()}"
-    for folder in (Path(base) / "petl-harness", temporary):
-        if not folder.is_absolute():
-            continue
-        with suppress(OSError):
-            folder.mkdir(parents=True, exist_ok=True)
-            # Another user may have created a folder of this name among the temporary files.
-            if os.access(folder, os.W_OK) and (folder != temporary or folder.stat().st_uid == os.getuid()):
-                return folder
-    raise UserError(
-        f"{base}/petl-harness: cannot be written; set HARNESS_CACHE or XDG_CACHE_HOME to a folder that can."
-    )
+    make_folder(path.parent)
+    with disk_errors(path):
+        existing = _status(path)
+        if existing is not None and stat.S_ISDIR(existing.st_mode):
+            raise UserError(f"{path}: is a folder; name a file.")
+        if not os.access(path if existing is not None else path.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))

@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from harness.analysis.bootstrap import RESAMPLES
 from harness.analysis.significance import compare
 from harness.experiment.trackers import final_figures
-from harness.files import home_expanded, write_atomically
+from harness.files import write_atomically
+from harness.folders import home_expanded
 from harness.records.record import Failure, Record
 from harness.records.store import Store
 from harness.report.columns import Selection

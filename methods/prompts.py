@@ -14,11 +14,15 @@ from harness.backbones.block import Block, BlockInput, BlockOutput, run_block
 from harness.backbones.folding import fold_block
 from harness.backbones.inputs import Streams
 from methods.base import Inserted, Method, Slot, freeze
-from methods.option_checks import module_size
+from methods.option_checks import between
 
 INITIAL_STD = 0.02
 """Standard deviation of new tokens, drawn from a normal distribution. VPT draws them from a uniform one with a standard
 deviation of 0.0228 (patch 32, width 768)."""
+
+
+MOST = 4096
+"""Largest number of prompt tokens: attention takes time and memory in proportion to its square."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class PromptOptions:
     tokens: int | None = None
 
     def __post_init__(self) -> None:
-        module_size("prompt", tokens=self.tokens)
+        between("prompt", 1, MOST, tokens=self.tokens)
 
 
 class Prompt(Inserted):

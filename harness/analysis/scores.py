@@ -115,7 +115,7 @@ def _units(predictions: Sequence[Prediction], share: Share, record: Record) -> U
                 unit, value = share.unit(prediction), share.value(prediction)
                 lowest = min(value, found[unit][0]) if unit in found else value
                 found[unit] = (lowest, str(prediction["group"]))
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"cell {record.cell.id}: its predictions have no scores, so there is no interval."
         ) from error

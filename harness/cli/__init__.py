@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -71,10 +73,17 @@ def _register() -> None:
 _register()
 
 
+def call(arguments: list[str] | None = None) -> int:
+    """Run a command line, by default that of this process; returns its exit status (see `run_command`)."""
+    if not (sys.argv[1:] if arguments is None else arguments):
+        arguments = ["--help"]
+    return run_command(partial(app, arguments, prog_name="harness", standalone_mode=False))
+
+
 def main() -> None:
     """Entry point of the console script: every error is one line, and the exit status is 2 (see `run_command`)."""
     if not os.environ.get("TRANSFORMERS_VERBOSITY"):
         os.environ["TRANSFORMERS_VERBOSITY"] = "error"  # its hints are about other programs than this
     os.environ["MPLBACKEND"] = "agg"  # figures go to files; a notebook's backend cannot be loaded here
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # without a home folder it uses a temporary one
-    raise SystemExit(run_command(app))
+    raise SystemExit(call())

@@ -96,8 +96,8 @@ def _open_standard_descriptors() -> None:
 def run_command(command: Callable[[], object]) -> int:
     """Run a command; returns its exit status, with every error printed on one line.
 
-    0, or what the command exits with; 2 for what the user can fix and for what nobody foresaw, whose traceback goes
-    to a file; 130 for Ctrl-C; 1 if standard output was closed or is full, after the work is done.
+    0, or what the command returns or exits with; 2 for what the user can fix and for what nobody foresaw, whose
+    traceback goes to a file; 130 for Ctrl-C; 1 if standard output was closed or is full, after the work is done.
     """
     with steady_streams() as failure:
         try:
@@ -108,7 +108,7 @@ def run_command(command: Callable[[], object]) -> int:
             _complain("interrupted; the same command resumes where this one stopped")
             status = 130
         except Exception as error:  # the boundary: nothing may end in a traceback
-            status = _complain(_describe(error))
+            status = _complain(_usage(error) or _describe(error))
         unwritten = failure()
         if unwritten is not None and unwritten.errno != errno.EPIPE:
             _complain(f"standard output: cannot be written: {unwritten.strerror}.")
@@ -118,10 +118,10 @@ def run_command(command: Callable[[], object]) -> int:
 def _run(command: Callable[[], object]) -> int:
     try:
         require_own_packages()
-        command()
+        status = command()
     except SystemExit as error:
-        return error.code if isinstance(error.code, int) else int(error.code is not None)
-    return 0
+        status = error.code if isinstance(error.code, int) else int(error.code is not None)
+    return status if isinstance(status, int) else 0
 
 
 def require_own_packages() -> None:
@@ -141,6 +141,15 @@ def require_own_packages() -> None:
 def _complain(message: str) -> int:
     print(f"harness: {message}", file=sys.stderr)
     return 2
+
+
+def _usage(error: Exception) -> str | None:
+    """What is wrong with the command line, if typer says so (its classes of errors are not public)."""
+    if not hasattr(error, "format_message") or not hasattr(error, "exit_code"):
+        return None
+    context = getattr(error, "ctx", None)
+    message = escaped(" ".join(error.format_message().split())).rstrip(".")
+    return message if context is None else f"{message}; see `{context.command_path} --help`"
 
 
 def _describe(error: Exception) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeAlias, TypeVar, cast
 
 import typer
 
-from harness.files import home_expanded
+from harness.folders import home_expanded
 
 DataRoot: TypeAlias = Annotated[
     Path | None,

@@ -46,7 +46,7 @@ def profile(
     from rich.console import Console
 
     from harness.errors import UserError
-    from harness.files import write_atomically
+    from harness.files import require_writable, write_atomically
     from harness.measure.profile import make_setting, profile_setting
     from harness.records.environment import command_line
     from harness.registry import read_specs
@@ -56,6 +56,7 @@ def profile(
     for file in files:
         if file.suffix not in (".md", ".csv"):
             raise UserError(f"--output {file}: must end in .md or .csv.")
+        require_writable(file)
     size = _read_size(image_size)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if latency else None
     sizes = _read_batch_sizes(batch_sizes, device is not None and device.type == "cuda")

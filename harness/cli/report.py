@@ -26,11 +26,13 @@ def report(
     """Write tables, figures and all cells with sample predictions to one HTML page that needs no network."""
     from rich.console import Console
 
-    from harness.files import write_atomically
+    from harness.files import require_writable, write_atomically
     from harness.records.store import Store
     from harness.report.html.page import build_report
 
     path = output or results / "report.html"
+    if output is not None:
+        require_writable(path)
     with Console(stderr=True).status("reading the results") as status:
         page = build_report(Store(results), data_root, all_protocols, status.update)
     write_atomically(path, page.encode())

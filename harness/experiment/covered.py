@@ -28,6 +28,7 @@ NOT_COVERED: Mapping[str, str] = {
     "harness.digests.source": "reads what is covered; its effect is in the digests",
     "harness.errors": "only words messages",
     "harness.process": "receives requests to save and to stop; a resumed cell equals an uninterrupted one",
+    "harness.folders": "names folders",
     "harness.files": "writes files after the result is known",
     "harness.measure.flops": "only counts after training, and draws no random number",
     "harness.measure.parameters": "only counts, and draws no random number",

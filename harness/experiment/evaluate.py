@@ -12,6 +12,7 @@ from harness.config.sources import flag_of
 from harness.errors import UserError
 from harness.experiment.build import loader
 from harness.experiment.reload import cell_of, deployed, tuned_weights
+from harness.files import require_writable
 from harness.records.store import Store
 from harness.registry import resolve_task
 from harness.training.encoder_cache import cached_encoding
@@ -40,6 +41,8 @@ def evaluate_cell(
     Raises:
         UserError: the cell has not finished, or cannot be loaded (see `cell_of`).
     """
+    if submission is not None:
+        require_writable(submission)
     store = Store(results)
     record = store.find(prefix)
     tuned = tuned_weights(store, record)

@@ -20,7 +20,8 @@ from harness.digests import digest_json
 from harness.errors import UserError
 from harness.experiment.covered import code_of
 from harness.experiment.published import by_recipe
-from harness.files import cache_folder, disk_errors
+from harness.files import disk_errors
+from harness.folders import cache_folder
 from harness.specs import Spec, canonical, options_label
 from harness.training.encoding_store import Budgets, EncodingStore
 from methods.base import Method, NoOptions

@@ -107,7 +107,8 @@ def make_plan(settings: RunSettings) -> Plan:
     earlier = store.records() if to_run else []
     stale = frozenset(stale_among(to_run, earlier))
     jobs = 1 if in_process or ranks is not None else device.jobs or default_jobs(settings, to_run)
-    at_once = max(1, min(jobs, len(to_run))) * (1 if ranks is not None else device.devices)
+    jobs = max(1, min(jobs, len(to_run)))
+    at_once = jobs * (1 if ranks is not None else device.devices)
     estimate = Estimator(earlier, max(1, torch.get_num_threads() // at_once))
     estimates = dict.fromkeys(kept, Estimate())
     if settings.slurm.launcher == "slurm":  # steps timed here would say nothing about the nodes of the jobs

@@ -194,7 +194,9 @@ class Latency(Part):
     n: Count = Field(description="Number of timed calls.")
     threads: Count = Field(description="torch's threads.")
     device: str = Field(description="Type of device as in torch, or the device's name.")
-    samples_ms: tuple[float, ...] = Field(description="Raw latencies in the order of the rounds, in ms.")
+    samples_ms: tuple[float, ...] = Field(
+        min_length=1, description="Raw latencies in the order of the rounds, in ms."
+    )
     wall_ms: tuple[float, ...] = Field(default=(), description="Wall clock of the same calls on CUDA, in ms.")
     examples: Count | None = Field(
         default=None,

@@ -25,6 +25,7 @@ import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from filelock import Timeout, UnixFileLock
@@ -228,6 +229,8 @@ class Store:
         for place, row in read_json_lines(plain if plain.is_file() else packed).value:
             if not isinstance(row, dict) or "id" not in row:
                 raise UserError(f"{place}: not a prediction; run the cell again.")
+            if type(row.get("score", 0.0)) not in (int, float, NoneType):
+                raise UserError(f"{place}: score: is no number; run the cell again.")
             yield row
 
     def search_history(self, cell_id: str) -> SearchHistory | None:

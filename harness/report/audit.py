@@ -26,8 +26,6 @@ def write_audit(found: Audit, title: str, results: Path, name: str) -> tuple[str
         results / "tables" / f"{name}.csv": _sets_as_csv(found).encode(),
         **{results / "plots" / f"{name}.{form}": as_bytes(figure, form) for form in ("png", "svg")},
     }
-    for path in contents:
-        path.parent.mkdir(parents=True, exist_ok=True)
     return text, [write_atomically(path, content) for path, content in contents.items()]
 
 

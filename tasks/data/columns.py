@@ -20,7 +20,8 @@ import numpy as np
 
 from harness.digests.code import code_digest, reachable
 from harness.errors import UserError
-from harness.files import cache_folder, write_atomically
+from harness.files import write_atomically
+from harness.folders import cache_folder
 from tasks.base import Example
 from tasks.data.file_digests import digest_files
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from harness.errors import UserError
-from harness.files import cache_folder
+from harness.folders import cache_folder
 
 MEMORY = "file-digests-1.sqlite"
 """The database in the cache folder; the number is the version of its layout."""
@@ -116,7 +116,7 @@ def _statuses(folder: str, names: Container[str]) -> dict[str, os.stat_result]:
     try:
         with os.scandir(folder) as entries:
             there = [entry for entry in entries if entry.name in names]
-    except OSError:
+    except (OSError, ValueError):  # no such folder; a NUL in its name
         return {}
     found = {}
     for entry in there:

@@ -15,6 +15,8 @@ from harness.records.record_file import RECORD, read_record
 from harness.records.search_history import SEARCH
 from harness.records.store import CURVE, PREDICTIONS, Store
 from harness.report.describe import describe
+from harness.report.html.pictures import Pictures
+from harness.report.html.samples import Examples, render_samples
 from harness.report.intervals import with_intervals
 from harness.report.plots.figures import read_curve
 from harness.report.rendering import print_tables, render_all
@@ -70,6 +72,8 @@ def test_damaged_predictions(tmp_path: Path, rows: bytes) -> None:
     with at_most_a_user_error():
         for table in build_tables([record]):
             with_intervals(table, store)
+    with at_most_a_user_error():
+        render_samples(store.predictions(record.cell.id), Examples({}), Pictures())
 
 
 @cases(150)

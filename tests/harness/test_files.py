@@ -13,16 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from harness import files
 from harness.errors import UserError
 from harness.files import (
-    cache_folder,
     read_bytes,
     read_csv,
     read_json,
     read_json_lines,
     read_text,
     read_toml,
+    require_writable,
     write_atomically,
 )
 
@@ -243,26 +242,15 @@ def test_standard_output_that_is_a_file_is_continued(tmp_path: Path) -> None:
     assert (tmp_path / "out").read_text() == "before\ntable\nafter\n"
 
 
-def test_cache_folder_is_the_chosen_one_or_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setenv("HARNESS_CACHE", "~/chosen")
-    assert cache_folder() == tmp_path / "chosen"
-    monkeypatch.setenv("HARNESS_CACHE", "")
-    assert cache_folder() == tmp_path / ".cache" / "petl-harness"
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert cache_folder() == tmp_path / "xdg" / "petl-harness"
-
-
-@pytest.mark.parametrize("home", ["/proc/nonexistent", "~"])
-def test_without_a_home_folder_the_cache_is_among_temporary_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: str
-) -> None:
-    monkeypatch.delenv("HARNESS_CACHE", raising=False)
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setenv("HOME", home)
-    monkeypatch.setattr(files.tempfile, "gettempdir", lambda: str(tmp_path))
-    assert cache_folder() == tmp_path / f"petl-harness-{os.getuid()}"
-    monkeypatch.setattr(files.tempfile, "gettempdir", lambda: "/proc/nonexistent")
-    with pytest.raises(UserError, match="set HARNESS_CACHE or XDG_CACHE_HOME"):
-        cache_folder()
+def test_a_place_is_checked_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    require_writable(tmp_path / "a" / "new")
+    assert (tmp_path / "a").is_dir()
+    assert not (tmp_path / "a" / "new").exists()
+    require_writable(Path("/dev/null"))
+    with pytest.raises(UserError, match="is a folder; name a file"):
+        require_writable(tmp_path / "a")
+    with pytest.raises(UserError, match="Not a directory"):
+        require_writable(write(tmp_path, b"") / "x")
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(UserError, match="new: cannot be written: Permission denied"):
+        require_writable(tmp_path / "a" / "new")

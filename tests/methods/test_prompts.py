@@ -134,5 +134,5 @@ def test_parameters_are_tokens_times_width(method: type[ShallowPrompt], copies: 
 def test_default_length_at_full_size_is_the_papers() -> None:
     assert [prompt_length(width, None) for width in (768, 512, 128)] == [200, 200, 16]
     assert prompt_length(768, 5) == 5
-    with pytest.raises(UserError, match="tokens must be from 1 to 65,536"):
+    with pytest.raises(UserError, match="tokens must be from 1 to 4,096"):
         PromptOptions(tokens=0)

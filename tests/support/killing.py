@@ -20,12 +20,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from harness.config.sources import make_settings
+from harness.experiment.plan import build_cells, open_testbeds
 from harness.experiment.reproduce import figures_of
+from harness.experiment.runner import run_cells
 from harness.records.record import Record
 from harness.records.store import Store
 from harness.report.tables import build_tables
 from tasks.mini.vqa import Sizes, ensure_vqa
 from tests.support.paths import ROOT
+from tests.support.reporters import Notes
 
 METHODS = "classifier,lora,das[search_epochs=2,warmup_epochs=1,period=1]"
 TIMES = ("latency", "_ms", "search_share", "second")
@@ -50,10 +54,12 @@ class DamageError(AssertionError):
     """A check has failed."""
 
 
-def command(data: Path, results: Path, seeds: int, epochs: int) -> list[str]:
+def command(
+    data: Path, results: Path, seeds: int, epochs: int, methods: str = METHODS, jobs: int = 2
+) -> list[str]:
     """The command that is killed and issued again."""
-    chosen = ["--methods", METHODS, "--tasks", "vqa", "--seeds", ",".join(map(str, range(seeds)))]
-    sizes = ["--epochs", str(epochs), "--batch-size", "16", "--jobs", "2", "--accelerator", "cpu"]
+    chosen = ["--methods", methods, "--tasks", "vqa", "--seeds", ",".join(map(str, range(seeds)))]
+    sizes = ["--epochs", str(epochs), "--batch-size", "16", "--jobs", str(jobs), "--accelerator", "cpu"]
     sizes += ["--checkpoint-minutes", "0.03"]  # every 2 seconds
     return [
         *(sys.executable, "-m", "harness", "run", *chosen, *sizes),
@@ -96,15 +102,22 @@ def begun(results: Path) -> bool:
     return (results / "cells").is_dir() and any((results / "cells").iterdir())
 
 
-def uninterrupted(data: Path, results: Path, seeds: int, epochs: int) -> tuple[list[Record], float]:
-    """Records of a run that is not killed, and the seconds of its cells and of its table."""
-    process = start(command(data, results, seeds, epochs), results.with_suffix(".log"))
-    while process.poll() is None and not begun(results):
-        time.sleep(STEP)
+def uninterrupted(
+    data: Path, results: Path, seeds: int, epochs: int, methods: str
+) -> tuple[list[Record], float]:
+    """Records of cells that run in this process and are not killed, and the seconds that they take."""
+    settings = make_settings(
+        methods=methods,
+        tasks="vqa",
+        seeds=list(range(seeds)),
+        epochs=epochs,
+        batch_size=16,
+        accelerator="cpu",
+        data_root=data,
+    )
+    cells = build_cells(settings, open_testbeds(settings))
     started = time.monotonic()
-    if process.wait() != 0:
-        raise RuntimeError(results.with_suffix(".log").read_text())
-    return Store(results).records(), time.monotonic() - started
+    return run_cells(cells, Store(results), Notes()), time.monotonic() - started
 
 
 def kill(process: subprocess.Popen[bytes]) -> float:
@@ -150,7 +163,7 @@ def is_time(column: str) -> bool:
     return any(word in column.lower() for word in TIMES)
 
 
-def survive(folder: Path, kills: int, seed: int, seeds: int, epochs: int) -> Figures:
+def survive(folder: Path, kills: int, seed: int, seeds: int, epochs: int, methods: str = METHODS) -> Figures:
     """Kill runs until `kills` are reached, each round from an empty folder until its table is there.
 
     Raises:
@@ -159,9 +172,9 @@ def survive(folder: Path, kills: int, seed: int, seeds: int, epochs: int) -> Fig
     draw = random.Random(seed)
     data = make_data(folder / "data")
     truth = folder / "truth"
-    records, seconds = uninterrupted(data, truth, seeds, epochs)
+    records, seconds = uninterrupted(data, truth, seeds, epochs, methods)
     expected = {record.cell.id: record for record in records}
-    print(f"{len(expected)} cells, {seconds:.1f} s from the first to the table", flush=True)
+    print(f"{len(expected)} cells, {seconds:.1f} s without a kill", flush=True)
     found = Figures(cells=len(expected))
     while found.kills < kills:
         found.rounds += 1
@@ -170,7 +183,7 @@ def survive(folder: Path, kills: int, seed: int, seeds: int, epochs: int) -> Fig
         finished = False
         while not finished:
             found.runs += 1
-            process = start(command(data, results, seeds, epochs), results.with_suffix(".log"))
+            process = start(command(data, results, seeds, epochs, methods), results.with_suffix(".log"))
             if found.kills < kills:
                 found.longest_orphan_s = max(found.longest_orphan_s, _kill_somewhere(process, draw, seconds))
             status = process.wait()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -153,3 +154,23 @@ def test_a_file_system_without_locks_ends_a_run_before_its_work(
         with pytest.raises(UserError, match=r"cannot lock files .*--results"):
             run_cells([healthy.cell], Store(tmp_path), notes)
     assert not notes.stages
+
+
+class Removing(Notes):
+    """Removes the results folder as soon as training has begun, as a careless script does."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
+
+    def advance(self, cell: Cell, count: int) -> None:
+        """Examples are done."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def test_a_results_folder_that_is_removed_in_mid_run_is_made_again(healthy: Healthy, tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    (record,) = run_cells([healthy.cell], Store(results), Removing(results))
+    assert figures_of(record) == figures_of(healthy.record)
+    assert Store(results).record(healthy.cell.id) == record
+    assert list(Store(results).predictions(healthy.cell.id)) == healthy.predictions

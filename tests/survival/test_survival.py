@@ -12,11 +12,18 @@ from pathlib import Path
 
 import pytest
 
+from harness.cli import call
+from harness.config.sources import make_settings
+from harness.experiment.plan import build_cells, open_testbeds
 from harness.experiment.reproduce import figures_of
+from harness.experiment.runner import run_cells
 from harness.process import TERMINATED
 from harness.records.store import Store
 from harness.training.checkpoint import load_checkpoint
 from tests.support.killing import ROOT, begun, command, is_time, make_data, survive
+from tests.support.reporters import Notes
+
+SHORT = "classifier,das[search_epochs=2,warmup_epochs=1,period=1]"
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="counts processes in /proc")
 
@@ -29,7 +36,7 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.timeout(1800)
 def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
-    found = survive(tmp_path, kills=1, seed=1, seeds=1, epochs=1)
+    found = survive(tmp_path, kills=1, seed=1, seeds=1, epochs=1, methods=SHORT)
     assert found.kills == 1
     assert found.runs > 1
 
@@ -41,9 +48,11 @@ def test_a_run_survives_fifty_kills(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(1800)
-def test_ctrl_c_prints_the_table_and_the_same_command_resumes(tmp_path: Path) -> None:
+def test_ctrl_c_prints_the_table_and_the_same_command_resumes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     results = tmp_path / "results"
-    arguments = command(make_data(tmp_path / "data"), results, seeds=1, epochs=2)
+    arguments = command(make_data(tmp_path / "data"), results, seeds=1, epochs=2, methods="classifier,lora")
     # Where the tests run in the background, Ctrl-C is ignored, and a process started here would ignore it too.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
@@ -65,8 +74,9 @@ def test_ctrl_c_prints_the_table_and_the_same_command_resumes(tmp_path: Path) ->
     assert (results / "tables" / "latest.md").is_file()
     kept = {path: path.read_bytes() for path in results.glob("cells/*/record.json")}
     assert begun(results)
-    again = subprocess.run([*arguments, "--dry-run"], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert f"{3 - len(kept)} of 3 cells to run" in again.stdout
+    capsys.readouterr()
+    assert call([*arguments[3:], "--dry-run"]) == 0
+    assert f"{2 - len(kept)} of 2 cells to run" in capsys.readouterr().out
     assert {path: path.read_bytes() for path in kept} == kept
 
 
@@ -77,15 +87,17 @@ def test_signals_save_a_cell_and_the_same_command_continues(tmp_path: Path) -> N
     chosen = ["--methods", "lora", "--tasks", "vqa", "--data-root", str(data), "--batch-size", "2"]
     arguments = [sys.executable, "-m", "harness", "run", *chosen, "--epochs", "3", "--accelerator", "cpu"]
 
-    def run(folder: Path) -> subprocess.Popen[str]:
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen([*arguments, "--results", str(folder)], cwd=ROOT, text=True, **pipes)  # type: ignore[call-overload]
-
     def wait_for(process: subprocess.Popen[str], found: Callable[[], object]) -> None:
         while process.poll() is None and not found():
             time.sleep(0.01)
 
-    process = run(results)
+    process = subprocess.Popen(
+        [*arguments, "--results", str(results)],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     wait_for(process, lambda: list(results.glob("cells/*/checkpoint")))
     (checkpoint,) = results.glob("cells/*/checkpoint")
     state = checkpoint / "state.pt"
@@ -101,11 +113,12 @@ def test_signals_save_a_cell_and_the_same_command_continues(tmp_path: Path) -> N
     assert not list(results.glob("cells/*/record.json"))
     second = load_checkpoint(state)["training"]
     assert 0 < first["cost"]["steps"] < second["cost"]["steps"]
-    again, whole = run(results), run(truth)
-    for process in (again, whole):
-        output, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, output + errors
-    (found,), (expected,) = Store(results).records(), Store(truth).records()
+    chosen_here = {"methods": "lora", "tasks": "vqa", "data_root": data, "batch_size": 2, "epochs": 3}
+    settings = make_settings(**chosen_here, accelerator="cpu")
+    (cell,) = build_cells(settings, open_testbeds(settings))
+    (found,), (expected,) = (run_cells([cell], Store(folder), Notes()) for folder in (results, truth))
+    assert found.training is not None
+    assert found.training.steps > second["cost"]["steps"]
     assert figures_of(found) == figures_of(expected)
     assert list(Store(results).predictions(found.cell.id)) == list(Store(truth).predictions(found.cell.id))
 
@@ -119,7 +132,9 @@ def test_columns_that_are_left_out_are_times() -> None:
 def test_a_disk_that_fills_up_ends_the_run_with_one_line_and_no_record(tmp_path: Path) -> None:
     """A limit on the size of files stands for the full disk: both fail in the middle of a write."""
     results = tmp_path / "results"
-    arguments = command(make_data(tmp_path / "data"), results, seeds=1, epochs=2)
+    arguments = command(
+        make_data(tmp_path / "data"), results, seeds=1, epochs=1, methods="classifier", jobs=1
+    )
     limited = (
         "import os, resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000)); os.execv(sys.argv[1], sys.argv[1:])"

@@ -36,7 +36,7 @@ class ViltProcessor:
         if image_size % patch_size:
             raise UserError(
                 f"Image size {image_size} is not a multiple of the patch size {patch_size}; "
-                f"try {image_size // patch_size * patch_size}."
+                f"try {max(1, image_size // patch_size) * patch_size}."
             )
 
     @property

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from harness.digests import digest_json
 from harness.errors import UserError
-from harness.files import cache_folder
+from harness.folders import cache_folder
 from harness.options import format_value
 from harness.records.record import Record
 from harness.registry import build_task

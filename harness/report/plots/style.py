@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import textwrap
+import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -145,7 +146,7 @@ def as_bytes(figure: Figure, form: str) -> bytes:
     """
     if form == "png":
         content = io.BytesIO()
-        with styled():
+        with styled(), _quiet():
             figure.savefig(content, format="png", metadata={"Software": None})
         return content.getvalue()
     text = as_svg(figure, "path")
@@ -157,10 +158,18 @@ def as_bytes(figure: Figure, form: str) -> bytes:
 def as_svg(figure: Figure, text: Literal["path", "none"]) -> str:
     """The figure as transparent SVG, with letters as shapes or as text."""
     content = io.StringIO()
-    with styled(text):
+    with styled(text), _quiet():
         metadata: dict[str, Any] = {"Date": None, "Creator": None}
         figure.savefig(content, format="svg", metadata=metadata, transparent=True)
     return content.getvalue()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The font lacks the letters of some languages, in which a label may be; they are drawn as boxes."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        yield
 
 
 def dark_rules() -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.cli import call
 from harness.cli.boundary import run_command
 from harness.errors import UserError
 from tests.support.paths import ROOT
@@ -55,9 +56,36 @@ def test_exit_statuses() -> None:
     assert run_command(fail(KeyboardInterrupt())) == 130
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["table", "--zz"], "No such option: --zz; see `harness table --help`"),
+        (["tabel"], "No such command 'tabel'"),
+        (["show"], "Missing argument"),
+        (["check", "r", "--baseline"], "Option '--baseline' requires an argument"),
+        (["profile", "--text-length", "x"], "Invalid value for '--text-length'"),
+        (["run", "--zz"], "--zz: no such setting."),
+        (["table", "a\nb"], "a\\nb: no results in this folder"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(arguments) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"harness: {message}")
+    assert printed.count("\n") == 1
+
+
+def test_without_arguments_there_is_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call([]) == 0
+    assert "Usage: harness" in capsys.readouterr().out
+
+
 PRINT = """
 import sys
 from pathlib import Path
+from harness.cli import call
 from harness.cli.boundary import run_command
 
 def work():

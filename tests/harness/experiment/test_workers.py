@@ -69,6 +69,32 @@ def test_cells_run_in_worker_processes_and_are_saved(settings_of_two: RunSetting
     assert {note for _, note in again.ended} == {"kept"}
 
 
+class EnoughError(Exception):
+    """Ends a run when its first cell is handed out."""
+
+
+def test_no_more_workers_than_cells(
+    settings_of_two: RunSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[object] = []
+
+    def start(*arguments: object) -> workers._Worker:
+        started.append(arguments)
+        return workers._Worker([], [])
+
+    def stop(*_: object) -> None:
+        raise EnoughError
+
+    monkeypatch.setattr(workers, "_start", start)
+    monkeypatch.setattr(workers, "_assign", stop)
+    cells = build_cells(settings_of_two, open_testbeds(settings_of_two))
+    for count in (1, 2):
+        started.clear()
+        with pytest.raises(EnoughError):
+            run_side_by_side(settings_of_two, cells[:count], Store(tmp_path), Notes(), 1000)
+        assert len(started) == count
+
+
 @pytest.mark.timeout(600)
 def test_a_killed_process_fails_its_cell_only(
     settings_of_two: RunSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -286,6 +286,7 @@ def test_a_record_whose_id_is_not_its_folders_name_is_refused(store: Store, wron
         (b'{"score": 1}\n', "line 1: not a prediction"),
         (b"\x00\x01", "byte 1: is a NUL byte"),
         (b"\x1f\x8bxx", "cannot be decompressed"),
+        (b'{"id": "1", "score": null}\n{"id": "2", "score": "x"}', "line 2: score: is no number"),
     ],
 )
 def test_damaged_predictions_are_named(store: Store, content: bytes, place: str) -> None:

@@ -167,6 +167,32 @@ def test_several_processes_may_read_at_once(cache: Path, images: list[Path], rea
     assert reads == []
 
 
+@pytest.mark.timeout(20)
+def test_what_is_no_regular_file_counts_as_missing(cache: Path, images: list[Path], tmp_path: Path) -> None:
+    """Links that lead nowhere or to themselves, pipes, devices and impossible names, used or not."""
+    folder = images[0].parent
+    (folder / "dangling.png").symlink_to(tmp_path / "nowhere")
+    (folder / "loop.png").symlink_to("loop.png")
+    (folder / "device.png").symlink_to("/dev/zero")
+    (folder / "link.png").symlink_to(images[1])
+    os.mkfifo(folder / "pipe.png")
+    assert describe_images(map(str, images))["images missing"] == 0  # not used
+    names = ("dangling.png", "loop.png", "device.png", "pipe.png", f"{'x' * 300}.png", "a\0b.png")
+    used = [*(folder / name for name in names), tmp_path / "a\0b" / "1.png"]
+    assert digest_files(used) == dict.fromkeys(used)
+    assert digest_files([folder / "link.png"]) == {folder / "link.png": sha256(images[1])}
+    assert describe_images(map(str, used))["images missing"] == len(used)
+
+
+def test_a_name_in_two_folders_of_which_one_misses_it(cache: Path, images: list[Path]) -> None:
+    images[0].unlink()
+    both = [str(images[0]), str(images[50])]
+    assert images[0].name == images[50].name
+    found = describe_images(both)
+    assert (found["images"], found["images missing"]) == (2, 1)
+    assert found == describe_images(reversed(both))
+
+
 def test_images_are_described_by_names_and_bytes(cache: Path, images: list[Path], tmp_path: Path) -> None:
     before = describe_images(images)
     assert (before["images"], before["images missing"]) == (100, 0)
