@@ -66,7 +66,7 @@ class DataSettings(Group):
     """Leave out and count examples whose image cannot be read, instead of stopping."""
     augment: Annotated[Literal["none", "randaugment"], About(Decides.PROTOCOL)] = "none"
     """Augmentation of training images; randaugment is 2 operations at magnitude 9 of 30."""
-    workers: Annotated[int, Field(ge=0), About(Decides.NOTHING)] = 0
+    workers: Annotated[int, Field(ge=0, le=256), About(Decides.NOTHING)] = 0
     """Processes that decode images; 0 decodes in threads: one per core on a GPU, else at most four."""
     image_budget_mib: Annotated[NotNegative, About(Decides.NOTHING)] = 2048.0
     """MiB of memory for decoded images, which are kept between epochs."""
@@ -182,7 +182,7 @@ class DeviceSettings(Group):
 
     accelerator: Annotated[Literal["auto", "cpu", "cuda", "gpu", "mps"], About(Decides.NOTHING)] = "auto"
     """Device to train on; auto takes a GPU if there is one."""
-    devices: Annotated[Count, About(Decides.NOTHING)] = 1
+    devices: Annotated[int, Field(ge=1, le=64), About(Decides.NOTHING)] = 1
     """Devices that train one cell together on each node; each takes its share of every batch."""
     nodes: Annotated[Count, About(Decides.NOTHING)] = 1
     """Nodes that train one cell together; srun or torchrun starts the processes."""

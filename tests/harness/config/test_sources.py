@@ -42,6 +42,8 @@ WRONG: list[tuple[str, Any, str]] = [
     ("accelerator", "tpu", "must be auto, cpu, cuda, gpu or mps, not 'tpu'. Did you mean 'gpu'?"),
     ("epochs", -1, "must be a whole number of at least 1, not -1."),
     ("epochs", 1.5, "must be a whole number of at least 1, not 1.5."),
+    ("workers", 100_000, "must be a whole number from 0 to 256, not 100000."),
+    ("devices", 1000, "must be a whole number from 1 to 64, not 1000."),
     ("batch_size", 0, "must be a whole number of at least 1, not 0."),
     ("jobs", 0, "must be a whole number of at least 1, not 0."),
     ("text_length", 2, "must be a whole number of at least 3, not 2."),

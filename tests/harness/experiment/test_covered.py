@@ -282,7 +282,7 @@ class Shift(Inserted):
 """
 
 
-@pytest.mark.timeout(900)  # three processes, on a machine that may be busy
+@pytest.mark.timeout(900)  # two processes, on a machine that may be busy
 def test_changed_helper_module_of_a_third_party_gives_another_cell(tmp_path: Path) -> None:
     site, results = tmp_path / "site", tmp_path / "results"
     package, metadata = site / "shifts", site / "shifts-1.0.dist-info"
@@ -326,8 +326,6 @@ def test_changed_helper_module_of_a_third_party_gives_another_cell(tmp_path: Pat
     run()
     (record,) = Store(results).records()
     assert record.status == "finished"
-    (package / "offsets.py").write_text(HELPER.replace("class Shift", '"""Offsets."""\n\nclass Shift'))
-    assert "0 of 1 cell to run" in run("--dry-run")
     (package / "offsets.py").write_text(HELPER.replace("torch.zeros", "torch.ones"))
     plan = run("--dry-run")
     assert "1 of 1 cell to run" in plan
