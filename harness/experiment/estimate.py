@@ -23,7 +23,7 @@ from harness.training.optim import build_optimizer
 from tasks.data.columns import groups_of
 
 PASSES = 3.0
-"""Forward passes that a training step costs, where only its rate is known."""
+"""Forward passes that a training step costs, where only the rate of one of them is known."""
 
 
 SAMPLE = 64
@@ -35,7 +35,7 @@ ON_CPU = 8
 
 
 LARGE = 50_000_000
-"""Parameters from which a CPU takes seconds for a step of one example, which is then the whole timed batch."""
+"""Parameters from which a CPU takes seconds or minutes for a training step, which is then not timed."""
 
 
 TIMED_SECONDS, MOST_STEPS = 0.2, 10
@@ -204,7 +204,10 @@ def _hardware() -> dict[str, JsonValue]:
 
 
 def timed_speed(cell: Cell) -> Speed:
-    """Time a few training steps and forward passes of the cell on real examples, on its device and in its precision."""
+    """Time a few training steps and forward passes of the cell on real examples, on its device and in its precision.
+
+    Of a large model on a CPU only forward passes of one image and text are timed.
+    """
     testbed, method = cell.testbed, cell.method()
     if method.searches:  # as if it had decided already
         decisions = (case.decision for case in method.cost_cases(testbed.fresh_backbone()))
@@ -212,15 +215,15 @@ def timed_speed(cell: Cell) -> Speed:
     fabric = make_fabric(testbed.settings)
     training, task = testbed.training, testbed.task
     model = adapted_model(cell, method)
+    on_cpu = fabric.device.type == "cpu"
+    large = on_cpu and sum(parameter.numel() for parameter in model.parameters()) > LARGE
     optimizer = build_optimizer(model, training, cell.learning_rate, training.head_learning_rate)
     wrapped, wrapped_optimizer = fabric.setup(model, optimizer)
     examples = testbed.data.splits["train"]
-    size = training.batch_size
-    if fabric.device.type == "cpu":
-        large = sum(parameter.numel() for parameter in model.parameters()) > LARGE
-        size = 1 if large else min(size, ON_CPU)
+    size = 1 if large else min(training.batch_size, ON_CPU) if on_cpu else training.batch_size
     spread = examples[:: max(1, len(examples) // max(SAMPLE, size))]
-    batches = loader(testbed, "train", 0, spread, batch_size=min(size, len(spread)))
+    # Evaluation's batches have one text an example, also where training adds others.
+    batches = loader(testbed, "val" if large else "train", 0, spread, batch_size=min(size, len(spread)))
     batches.device = fabric.device
     batch = next(iter(batches))
     micro = MicroBatches(training.micro_batch if isinstance(training.micro_batch, int) else None, halves=True)
@@ -234,23 +237,28 @@ def timed_speed(cell: Cell) -> Speed:
         with torch.inference_mode():
             micro.forward(fabric, wrapped, batch)
 
+    seconds = math.nan
     cache = None if testbed.encodings is None else EncodingStore(Budgets(folder=None))
     with cached_encoding(model.backbone, cache) as encoder:
-        wrapped.train()
-        step()  # allocates and, on a GPU, compiles
-        seconds = _seconds(step, fabric.device)
+        if not large:
+            wrapped.train()
+            step()  # allocates and, on a GPU, compiles
+            seconds = _seconds(step, fabric.device)
         wrapped.eval()
-        passed = _seconds(forward, fabric.device)
+        forward()  # encodes
+        passed = _seconds(forward, fabric.device, 1 if large else 2)
     encoding = 0.0
     if encoder is not None:
         wrapped.eval()
-        encoding = max(0.0, _seconds(forward, fabric.device) - passed)
-    texts = len(batch) * task.texts_per_example
-    return Speed(seconds / len(batch), passed / texts, encoding / len(batch))
+        encoding = max(0.0, _seconds(forward, fabric.device, 1 if large else 2) - passed)
+    texts = task.texts_per_example
+    if large:
+        return Speed(PASSES * texts * passed, passed, encoding)
+    return Speed(seconds / len(batch), passed / (len(batch) * texts), encoding / len(batch))
 
 
 def _seconds(run: Callable[[], None], device: torch.device, least: int = 2) -> float:
-    """Mean duration of a call."""
+    """Mean duration of a call, of which there are at least so many."""
     started, calls = time.perf_counter(), 0
     while calls < least or (calls < MOST_STEPS and time.perf_counter() - started < TIMED_SECONDS):
         run()

@@ -94,6 +94,16 @@ def test_real_steps_are_timed(tmp_path: Path, method: str, backbone: str) -> Non
         assert speed.encoding == 0
 
 
+def test_of_a_large_model_on_a_cpu_only_passes_of_one_text_are_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimate, "LARGE", 0)
+    monkeypatch.setattr(estimate.MicroBatches, "backward", lambda *_: pytest.fail("a step is run"))
+    root = ensure_retrieval(tmp_path, sizes=Sizes(20, 5, 5))
+    speed = timed_speed(cell_of("retrieval", root))
+    assert speed.training == pytest.approx(estimate.PASSES * 16 * speed.forward)  # 1 caption and 15 negatives
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"), [(45, "45 s"), (1200, "20 min"), (12600, "3.5 h"), (math.nan, "unknown")]
 )
