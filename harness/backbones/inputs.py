@@ -21,6 +21,8 @@ class Inputs:
     image_token_type: row of the token-type table for image tokens (ViLT on NLVR2: 1, then 2).
     image_keys: a digest of each image's processed pixels, under which its encoding may be cached; None if not
         computed, or if the pixels do not occur again (augmented images).
+    host_ids: `(B, L)` int64 token ids, -1 where padded, always on the CPU: reading those of a GPU would wait for it.
+        None if not given; see `ids_on_host`.
     """
 
     input_ids: Tensor
@@ -29,9 +31,10 @@ class Inputs:
     image_sizes: Tensor | None = None
     image_token_type: int = 1
     image_keys: tuple[bytes, ...] | None = None
+    host_ids: Tensor | None = None
 
     def to(self, device: torch.device) -> Inputs:
-        """The same inputs on `device`, except `image_sizes`, which stay on the CPU."""
+        """The same inputs on `device`, except what is always on the CPU."""
         moved: dict[str, Any] = {
             name: value.to(device, non_blocking=True) for name, value in self.tensors().items()
         }
@@ -43,12 +46,16 @@ class Inputs:
         return replace(self, **pinned)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors by field, except `image_sizes`."""
+        """All tensors by field, except those that are always on the CPU."""
         return {
             name: value
             for name, value in vars(self).items()
-            if isinstance(value, Tensor) and name != "image_sizes"
+            if isinstance(value, Tensor) and name not in ("image_sizes", "host_ids")
         }
+
+    def ids_on_host(self) -> Tensor:
+        """`(B, L)` int64 token ids on the CPU, -1 where padded. Waits for a GPU unless `host_ids` is given."""
+        return padded_ids(self.input_ids, self.text_mask).cpu() if self.host_ids is None else self.host_ids
 
     def paired(self) -> Inputs:
         """One row per pair: each of B images is repeated for its T = rows of text / B texts, `(B · T, …)`."""
@@ -72,6 +79,7 @@ class Inputs:
             pixels=self.pixels[images],
             image_sizes=None if self.image_sizes is None else self.image_sizes[images],
             image_keys=None if self.image_keys is None else self.image_keys[images],
+            host_ids=None if self.host_ids is None else self.host_ids[texts],
         )
 
     @property
@@ -88,6 +96,16 @@ class Inputs:
 
     def __len__(self) -> int:
         return self.input_ids.shape[0]
+
+
+def padded_ids(input_ids: Tensor, text_mask: Tensor | None) -> Tensor:
+    """`(B, L)` token ids, -1 where padded, which no token has."""
+    return input_ids if text_mask is None else input_ids.masked_fill(~text_mask, -1)
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """`tensor`, which is on the CPU, on `device`. The CPU does not wait for a GPU."""
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)

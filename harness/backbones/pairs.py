@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from harness.backbones.block import Tokens
-from harness.backbones.inputs import Inputs, Streams
+from harness.backbones.inputs import Inputs, Streams, sent
 
 
 @dataclass(frozen=True)
@@ -49,17 +49,19 @@ def distinct_rows(inputs: Inputs) -> tuple[Inputs, Rows]:
 
     On the meta device, where texts have no content, all count as distinct.
     """
-    ids, mask = inputs.input_ids, inputs.text_mask
-    if ids.device.type == "meta":
-        images = torch.arange(inputs.pixels.shape[0], device=ids.device)
-        return inputs, Rows(
-            torch.arange(len(ids), device=ids.device), images.repeat_interleave(inputs.texts_per_image)
-        )
-    # -1 is never a token id, so texts that differ only in their mask stay distinct.
-    keys = ids if mask is None else ids.masked_fill(~mask, -1)
-    unique, text = torch.unique(keys, dim=0, return_inverse=True)
-    text_rows = torch.empty(len(unique), dtype=torch.long, device=ids.device)
-    text_rows[text] = torch.arange(len(text), device=ids.device)
-    images = torch.arange(inputs.pixels.shape[0], device=ids.device)
-    distinct = replace(inputs, input_ids=ids[text_rows], text_mask=None if mask is None else mask[text_rows])
-    return distinct, Rows(text, images.repeat_interleave(inputs.texts_per_image))
+    ids, mask, device = inputs.input_ids, inputs.text_mask, inputs.input_ids.device
+    images = torch.arange(inputs.pixels.shape[0], device=device).repeat_interleave(inputs.texts_per_image)
+    if device.type == "meta" and inputs.host_ids is None:
+        return inputs, Rows(torch.arange(len(ids), device=device), images)
+    host_ids = inputs.ids_on_host()
+    unique, text = torch.unique(host_ids, dim=0, return_inverse=True)
+    of_text = torch.empty(len(unique), dtype=torch.long)
+    of_text[text] = torch.arange(len(text))
+    rows = sent(of_text, device)
+    distinct = replace(
+        inputs,
+        input_ids=ids[rows],
+        text_mask=None if mask is None else mask[rows],
+        host_ids=host_ids[of_text],
+    )
+    return distinct, Rows(sent(text, device), images)

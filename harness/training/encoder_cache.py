@@ -21,7 +21,7 @@ import transformers
 from torch import Tensor, nn
 
 from harness.backbones.base import Backbone
-from harness.backbones.inputs import Inputs, Streams
+from harness.backbones.inputs import Inputs, Streams, sent
 from harness.digests import digest_state
 from harness.digests.code import code_digest, reachable
 from harness.training.encoding_store import MIB, Budgets, EncodingStore
@@ -56,12 +56,11 @@ class CachedEncoder:
         return backbone.join(self._text(backbone, inputs), self._image(backbone, inputs), inputs)
 
     def _text(self, backbone: Backbone, inputs: Inputs) -> Tensor:
-        ids, mask = inputs.input_ids, inputs.text_mask
+        ids = inputs.input_ids
         if "text" not in self.halves:
-            return backbone.encode_text(ids, mask)
-        longest = ids.shape[1]
-        lengths = [longest] * len(ids) if mask is None else mask.sum(dim=1).tolist()
-        numbers = ids.cpu().numpy()
+            return backbone.encode_text(ids, inputs.text_mask)
+        numbers = inputs.ids_on_host().numpy()
+        lengths = (numbers >= 0).sum(axis=1).tolist()
         keys = [_digest(row[:length].tobytes()) for row, length in zip(numbers, lengths, strict=True)]
 
         def compute(rows: list[int]) -> Tensor:
@@ -233,9 +232,7 @@ def _arithmetic(device: torch.device) -> str:
 
 def _ready(kept: Tensor, device: torch.device) -> Tensor:
     """Encodings as the blocks read them: on `device`, and in float32 if they were stored in float16."""
-    if device.type == "cuda" and kept.device.type == "cpu":
-        kept = kept.pin_memory()  # the CPU does not wait for the copy
-    moved = kept.to(device, non_blocking=True)
+    moved = sent(kept, device) if kept.device.type == "cpu" else kept.to(device)
     return moved.float() if moved.dtype == torch.float16 else moved
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import inf
 from typing import Any
 
 import torch
@@ -24,9 +23,9 @@ class MixedAdamW(torch.optim.AdamW):
             if not own:
                 continue
             norm = torch.stack([each.grad.float().square().sum() for each in own]).sum().sqrt()
-            moves = 0 < float(norm) < inf
+            moves = (norm > 0) & norm.isfinite()  # not asked for here, which would wait for a GPU
             for parameter in own:
-                if moves:
-                    parameter.sub_((group["lr"] / norm * parameter.grad).to(parameter.dtype))
+                change = group["lr"] / norm * parameter.grad
+                parameter.sub_(torch.where(moves, change, 0.0).to(parameter.dtype))
                 parameter.grad = None  # AdamW leaves it alone
         return super().step(closure)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from harness.backbones.base import Processor
-from harness.backbones.inputs import Inputs
+from harness.backbones.inputs import Inputs, padded_ids
 from harness.errors import UserError
 from tasks.base import Batch, Example, Task
 from tasks.data.augment import Augment, draw_seed
@@ -287,6 +287,7 @@ class Loader:
                 for row in (index, *self._more_texts(example, epoch))
             ]
         input_ids, text_mask = pad_text([self.tokens[index] for index in texts], self._processor.pad_id)
+        host_ids = padded_ids(input_ids, text_mask)
         inputs = []
         for place, images in enumerate(zip(*rows, strict=True)):
             pixels, image_sizes = pad_images(images, pinned)
@@ -294,7 +295,9 @@ class Loader:
             if self._key_images:
                 paths = [self._paths_of(index)[place] for index in kept]
                 keys = tuple(self.cache.key(path, image) for path, image in zip(paths, images, strict=True))
-            inputs.append(Inputs(input_ids, text_mask, pixels, image_sizes, image_keys=keys))
+            inputs.append(
+                Inputs(input_ids, text_mask, pixels, image_sizes, image_keys=keys, host_ids=host_ids)
+            )
         return Batch(
             tuple(inputs),
             self._task.collate_targets(examples),

@@ -1,6 +1,6 @@
-"""All tensors are created on the model's device: passes of every method and task, on the meta device.
+"""Passes of every method and task create all tensors on the model's device, and never wait for it.
 
-The meta device stands for a GPU: a tensor that is created on the CPU by mistake is detected.
+The meta device stands for a GPU. It refuses tensors of the CPU, and has no values to ask for.
 """
 
 from __future__ import annotations
@@ -49,10 +49,6 @@ class OneDevice(TorchDispatchMode):
         devices = {tensor.device.type for tensor in tensors if tensor.dim()}
         if len(devices) > 1:
             raise AssertionError(f"{func} over {' and '.join(sorted(devices))}")
-        if func is torch.ops.aten.unique_dim.default:
-            # It asks for values, and there are none: let all rows differ.
-            rows = torch.arange(len(args[0]), device=META)
-            return args[0].clone(), rows, torch.ones_like(rows)
         return func(*args, **(kwargs or {}))
 
 

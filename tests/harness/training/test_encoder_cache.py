@@ -23,6 +23,7 @@ from harness.experiment.cell import Outcome, run_cell
 from harness.experiment.plan import Cell, build_cell, build_testbed, open_encodings
 from harness.records.record import TrainingCost
 from harness.specs import parse_spec
+from harness.training import encoder_cache
 from harness.training.encoder_cache import CachedEncoder, cached_encoding, encoder_digest, is_untouched
 from harness.training.encoding_store import Budgets, EncodingStore
 from harness.training.fabric import make_fabric
@@ -102,6 +103,20 @@ def test_cached_encodings_equal_new_ones_for_any_batches(first: list[int], make_
     torch.testing.assert_close(found["image"].hidden, plain["image"].hidden, atol=1e-5, rtol=0)
     torch.testing.assert_close(backbone.fuse(found), backbone(inputs), atol=1e-5, rtol=0)
     assert [s.token_type for s in found.values()] == [s.token_type for s in plain.values()]
+
+
+@torch.no_grad()
+def test_cached_encodings_are_found_without_asking_the_device(
+    make_meter: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the meta device nothing can be asked for its value, which on a GPU would wait for it."""
+    monkeypatch.setattr(encoder_cache, "_arithmetic", lambda device: "any")
+    backbone, inputs = frozen(make_meter), padded_inputs()
+    inputs = replace(inputs, host_ids=inputs.ids_on_host())
+    with cached_encoding(backbone, memory()):
+        backbone.encoded(inputs)
+        found = backbone.to("meta").encoded(inputs.to(torch.device("meta")))
+    assert [stream.hidden.device.type for stream in found.values()] == ["meta", "meta"]
 
 
 @torch.no_grad()

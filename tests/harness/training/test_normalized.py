@@ -37,3 +37,11 @@ def test_a_step_without_a_direction_moves_nothing() -> None:
         values.grad = grad
         optimizer.step()
         assert values.tolist() == [1.0, 1.0]
+
+
+def test_the_gradients_norm_stays_on_the_device() -> None:
+    """On the meta device nothing can be asked for its value, which on a GPU would wait for it."""
+    values = nn.Parameter(torch.ones(2, device="meta"))
+    values.grad = torch.ones_like(values)
+    MixedAdamW([{"params": [values], "lr": 1.0, "normalized": True}]).step()
+    assert values.grad is None
