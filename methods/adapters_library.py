@@ -68,8 +68,8 @@ INTERFACES: dict[str, dict[str, str | None]] = {
         "layer_ln_2": None,
     },
 }
-INTERFACES["AssembledModel"] = INTERFACES["MeterModel"]
 """The library's plug-in interface by the class of `backbone.model`."""
+INTERFACES["AssembledModel"] = INTERFACES["MeterModel"]
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "non_linearity": ("leakyrelu", *ACT2FN),

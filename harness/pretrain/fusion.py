@@ -51,7 +51,7 @@ class FusionRecipe:
     batch_size: int = 64
     contrast_steps: int = 300
     contrast_batch_size: int = 256
-    learning_rate: float = 5e-4
+    learning_rate: float = 1e-3
     weight_decay: float = 0.01
     warmup: float = 0.05
     mask_probability: float = 0.3
@@ -265,9 +265,9 @@ def pretrain_fusion(
             if step % 10 == 0:
                 rounded = {name: round(value, 4) for name, value in figures.items()}
                 writer.writerow({"step": step, "seconds": round(seconds, 1), **rounded})
+                curve.flush()
             on_step(step, figures)
             if step % save_every == 0 and step < recipe.steps:
-                curve.flush()
                 save()
                 saved = {
                     "identity": identity,
@@ -310,9 +310,9 @@ def evaluate_fusion(
     features: Features,
     recipe: FusionRecipe,
     mask_id: int,
-    batches: int = 4,
+    batches: int = 8,
 ) -> dict[str, float]:
-    """Mean losses and accuracies over batches of held-out images."""
+    """Mean losses and accuracies over batches of held-out images; the negatives of matching are drawn uniformly."""
     model.eval()
     totals: dict[str, float] = {}
     for index in range(batches):
@@ -327,7 +327,7 @@ def evaluate_fusion(
             rng,
         )
         with autocast(recipe):
-            _, figures = model.losses(pairs, features[pairs.images], generator)
+            _, figures = model.losses(pairs, features[pairs.images], generator, hardness=0.0)
         for name, value in figures.items():
             totals[name] = totals.get(name, 0.0) + value / batches
     return {name: round(value, 3) for name, value in totals.items()}

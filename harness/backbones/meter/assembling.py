@@ -138,6 +138,7 @@ def assemble_encoders(
             num_attention_heads=max(1, width // 64),
             num_hidden_layers=depths or DEPTHS,
             intermediate_size=4 * width,
+            initializer_range=0.02 * (768 / width) ** 0.5,  # a layer's output varies as in METER's width
             vocab_size=words.vocab_size,
             max_position_embeddings=words.max_position_embeddings,
             image_size=image.side,

@@ -78,8 +78,8 @@ def load_meter(options: BackboneOptions) -> MeterBackbone:
     if options.weights is None:
         raise UserError(
             "meter: there are no default weights. Pass the authors' file with --weights, such as "
-            "meter_clip16_288_roberta_pretrain.ckpt from github.com/zdou0830/METER, use --weights random, or pass "
-            "encoders with --text-encoder and --image-encoder."
+            "meter_clip16_288_roberta_pretrain.ckpt from github.com/zdou0830/METER, use --weights random, or "
+            "assemble it from encoders (docs/encoders.md)."
         )
     if options.weights == "random":
         with fixed_generator():
