@@ -32,7 +32,7 @@ def cache_folder() -> Path:
         UserError: the chosen folder, or none of the others, can be created and written.
     """
     if chosen := os.environ.get("HARNESS_CACHE"):
-        return make_folder(Path(os.path.expanduser(chosen)))  # noqa: PTH111 - pathlib's fails without a home
+        return make_folder(home_expanded(chosen))
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111
     temporary = Path(tempfile.gettempdir()) / f"petl-harness-{os.getuid()}"
     for folder in (Path(base) / "petl-harness", temporary):

@@ -11,6 +11,7 @@ from functools import cache, partial
 import torch
 from pydantic import JsonValue
 
+from harness.errors import UserError
 from harness.experiment.build import adapted_model, loader
 from harness.experiment.plan import Cell, Testbed
 from harness.records.environment import describe_environment
@@ -141,6 +142,8 @@ class Estimator:
             torch.set_num_threads(self._threads)
             try:
                 self._known[key] = self._timed(cell)
+            except UserError:
+                raise
             except Exception:  # the cell itself will say what is wrong
                 return next(alike, None)
             finally:

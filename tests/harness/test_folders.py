@@ -23,6 +23,9 @@ def test_cache_folder_is_the_chosen_one_or_the_users(tmp_path: Path, monkeypatch
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HARNESS_CACHE", "~/chosen")
     assert cache_folder() == tmp_path / "chosen"
+    monkeypatch.setenv("HARNESS_CACHE", "~nobody-of-this-name/c")
+    with pytest.raises(UserError, match="there is no home folder"):
+        cache_folder()
     monkeypatch.setenv("HARNESS_CACHE", "")
     assert cache_folder() == tmp_path / ".cache" / "petl-harness"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from harness.config.sources import make_settings
+from harness.errors import UserError
 from harness.experiment import estimate
 from harness.experiment.estimate import Estimate, Estimator, Speed, duration, timed_speed
 from harness.experiment.plan import Cell, build_cells, open_testbeds
@@ -80,6 +82,20 @@ def test_each_method_is_timed_once_and_not_for_ever(tmp_path: Path, monkeypatch:
     estimator = Estimator([], 1, time_it)
     assert math.isnan(estimator(cells[0]).total)  # no time at all
     assert timed == []
+
+
+def test_what_the_user_must_mend_ends_the_plan_and_other_failures_do_not(tmp_path: Path) -> None:
+    cell = cell_of("vqa", ensure_vqa(tmp_path, sizes=VQASizes(20, 2, 4, 2, 5, 2)))
+
+    def fail(error: Exception) -> Callable[[Cell], Speed]:
+        def timed(cell: Cell) -> Speed:
+            raise error
+
+        return timed
+
+    with pytest.raises(UserError, match="negatives"):
+        Estimator([], 1, fail(UserError("negatives=99999: too many")))(cell)
+    assert math.isnan(Estimator([], 1, fail(RuntimeError("operator unknown")))(cell).total)
 
 
 @pytest.mark.parametrize("method", ["lora", "das"])
