@@ -16,6 +16,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from harness.digests import digest_state
+from harness.errors import UserError
 from harness.experiment import search_stage
 from harness.experiment.build import adapted_model, finalize, loader
 from harness.experiment.cell_progress import Progress, keep_done
@@ -51,7 +52,7 @@ from harness.training.optim import build_optimizer, build_schedule
 from harness.training.ranks import Ranks, on_first
 from harness.training.seeds import derived_seed
 from methods.base import Method
-from tasks.base import Prediction, Task
+from tasks.base import Prediction
 from tasks.resumable_scores import PartialScores
 
 CHECKPOINT = "state.pt"
@@ -274,7 +275,9 @@ def _train(
             except StopRequestedError:
                 save()
                 raise
-        score = on_first(fabric, partial(_primary_score, task, predictions))
+        if state.cost.steps == 0:
+            raise _unreadable(testbed, "train")
+        score = on_first(fabric, partial(_primary_score, testbed, predictions))
         if state.epoch == first // steps:  # it may have begun in the middle
             loss *= steps / (steps - first % steps)
         state.next_epoch()
@@ -309,7 +312,10 @@ def _training_memory(
     optimizer = build_optimizer(copied, training, cell.learning_rate, training.head_learning_rate, groups)
     first = Ranks(0, ranks.world_size)  # whose share of a batch is the largest
     batches = (batch for batch in loader(testbed, "train", ranks=first) if len(batch))
-    batch = max(islice(batches, 8), key=lambda batch: batch.inputs[0].input_ids.shape[1])
+    looked = list(islice(batches, 8))
+    if not looked:
+        raise _unreadable(testbed, "train")
+    batch = max(looked, key=lambda batch: batch.inputs[0].input_ids.shape[1])
 
     def step() -> None:
         with optimized_blocks(copied.backbone, training):
@@ -326,8 +332,18 @@ def _training_memory(
     return peak_live_tensors(step, model_tensors(copied), how)
 
 
-def _primary_score(task: Task[Any], predictions: list[Prediction]) -> float:
-    return task.score(predictions)[task.primary_metric]
+def _primary_score(testbed: Testbed, predictions: list[Prediction]) -> float:
+    if not predictions:
+        raise _unreadable(testbed, "val")
+    return testbed.task.score(predictions)[testbed.task.primary_metric]
+
+
+def _unreadable(testbed: Testbed, split: str) -> UserError:
+    """All examples of a split are left out because of their images."""
+    return UserError(
+        f"{testbed.task.name}: no example of the {split} split has images that can be read; the first error: "
+        f"{next(iter(testbed.images.skipped.values()), 'none')}."
+    )
 
 
 def _partial_scores(
@@ -362,6 +378,8 @@ def _report(
         predictions[split] = predict(fabric, wrapped, task, batches, progress.advance, saved, micro)
         if ranks.rank:
             continue
+        if not predictions[split]:
+            raise _unreadable(testbed, split)
         expected = {example.id for example in testbed.data.splits[split]}
         seen = [str(prediction["id"]) for prediction in predictions[split]]
         complete = len(seen) == len(expected) and set(seen) == expected

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UserError
-from tasks.data.files import field, find_file, read_json, require_file
+from tasks.data.files import field, find_file, read_json, require_file, shortened
 from tasks.vqa.scoring import AnnotatorAnswer, normalize_answer
 
 ANNOTATORS = 10
@@ -234,7 +234,7 @@ def _parse_annotations(path: Path, entries: list[Any]) -> tuple[dict[int, Annota
         if len({annotator for annotator, _ in answers}) != ANNOTATORS or len(answers) != ANNOTATORS:
             raise UserError(
                 f"{place}: expected {ANNOTATORS} answers with different answer_id; answer_id has "
-                f"{[annotator for annotator, _ in answers]}"
+                f"{shortened([annotator for annotator, _ in answers])}"
             )
         annotations[identifier] = Annotation(
             tuple(answers),

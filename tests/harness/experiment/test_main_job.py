@@ -60,7 +60,7 @@ def test_methods_are_searched_trained_measured_and_kept(
     assert "0 of 2 cells to run" in again
     assert store.record(das.cell.id) == das
 
-    run(tmp_path / "b", "das,lora")
+    run(tmp_path / "b", "das,lora", "--in-process")
     for record in (das, lora):
         elsewhere = list(Store(tmp_path / "b").predictions(record.cell.id))
         assert elsewhere == list(store.predictions(record.cell.id))
@@ -74,7 +74,7 @@ def test_a_task_run_twice_with_other_options_gets_a_table_each(
 ) -> None:
     monkeypatch.setenv("HARNESS_CACHE", str(cache))
     blanked = TASK.replace("]", ",blank=image]")
-    output = run(tmp_path, "classifier", tasks=f"{TASK},{blanked}")
+    output = run(tmp_path, "classifier", "--in-process", tasks=f"{TASK},{blanked}")
     titles = (tmp_path / "tables" / "latest.md").read_text(encoding="utf-8").count("### vqa (mini)")
     assert (output.count("vqa (mini) on vilt-mini"), titles) == (2, 2)
 

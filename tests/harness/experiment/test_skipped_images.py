@@ -82,3 +82,15 @@ def test_retrieval_ranks_without_the_images_that_cannot_be_read(kept: int, tmp_p
 def test_truncated_file_is_an_error_that_names_it(root: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"flickr30k_images/(2|5)\.jpg: not a readable image"):
         run_cell(cell(root, skip=False), tmp_path / "scratch", Silent())
+
+
+@pytest.mark.parametrize(("first", "split"), [(1, "train"), (10, "val"), (13, "test")])
+def test_a_split_of_which_nothing_is_left_is_an_error(
+    root: Path, tmp_path: Path, first: int, split: str
+) -> None:
+    last = {"train": 9, "val": 12, "test": 18}[split]
+    for number in range(first, last + 1):
+        path = root / "flickr30k_images" / f"{number}.jpg"
+        path.write_bytes(path.read_bytes()[:400])
+    with pytest.raises(UserError, match=f"no example of the {split} split has images that can be read"):
+        run_cell(cell(root, skip=True), tmp_path / "scratch", Silent())
