@@ -14,24 +14,20 @@
 from __future__ import annotations
 
 import csv
-import errno
 import gzip
 import io
 import json
-import os
 import re
 import shutil
-import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from filelock import Timeout, UnixFileLock
-
 from harness.errors import UserError, did_you_mean
 from harness.files import disk_errors, make_folder, read_json_lines, write_atomically
+from harness.locks import LockHeldError, take_lock
 from harness.records.choices import Choice, read_choices
 from harness.records.record import Record
 from harness.records.record_file import RECORD, read_record, write_record
@@ -52,10 +48,6 @@ TUNING = "tuning"
 
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-
-
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ESTALE, errno.EOPNOTSUPP)
-"""Errors of file systems without locks: NFS without its lock service, Lustre mounted without `flock`."""
 
 
 class CellBusyError(UserError):
@@ -124,7 +116,10 @@ class Store:
         folder = self.folder(cell_id)
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            lock = _lock(folder / LOCK)
+            try:
+                lock = take_lock(folder / LOCK)
+            except LockHeldError as holder:
+                raise CellBusyError(f"{folder}: {holder} is running this cell.") from None
         try:
             for partial in folder.glob(".*.partial"):
                 partial.unlink()
@@ -258,60 +253,6 @@ class Store:
         else:
             write_atomically(plain, content)
         (plain if compress else packed).unlink(missing_ok=True)
-
-
-class _RemovedError(Exception):
-    """The locked file is no longer at its path: its previous holder removed it after it was opened here."""
-
-
-def _lock(path: Path) -> UnixFileLock:
-    """Lock `path`, or raise an error that names the holder.
-
-    filelock's soft locks (files that merely exist) are not used: one left by a process that was killed on another
-    host would block its cell for ever, because this host cannot tell whether that process still runs.
-    """
-
-    def write_holder(descriptor: int) -> None:
-        # NFS keeps a removed file under another name while it is open, so its link count does not show it.
-        try:
-            current = os.path.samestat(path.stat(), os.fstat(descriptor))
-        except FileNotFoundError:
-            current = False
-        if not current:
-            raise _RemovedError
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n{socket.gethostname()}\n".encode(), 0)
-
-    while True:
-        lock = UnixFileLock(path, blocking=False, fallback_to_soft=False, on_acquired=write_holder)
-        try:
-            lock.acquire()
-        except _RemovedError:
-            continue
-        except Timeout:
-            if not path.exists():  # released between our opening and our locking it
-                continue
-            process, host = _holder(path)
-            raise CellBusyError(
-                f"{path.parent}: on {host}, process {process} is running this cell."
-            ) from None
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
-            raise UserError(
-                f"{path.parent}: the file system cannot lock files ({error.strerror}); choose a results folder "
-                "on another one (--results), or mount it with locks (NFS: lock service; Lustre: -o flock)."
-            ) from error
-        return lock
-
-
-def _holder(path: Path) -> tuple[str, str]:
-    """Process id and host from a lock file, which its holder may be writing or removing."""
-    try:
-        process, host = path.read_text(errors="replace").split()
-    except (FileNotFoundError, ValueError):
-        return "unknown", "an unknown host"
-    return process, host
 
 
 def _as_csv(rows: Sequence[Mapping[str, Any]]) -> bytes:

@@ -8,10 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from harness.errors import UserError
 from harness.files import disk_errors, write_atomically
+from harness.locks import LockHeldError, take_lock
 
 _SUBMITTING = 60.0
 """Seconds to wait for another process that submits jobs for the same results."""
@@ -34,17 +33,15 @@ class JobFiles:
         """A lock, so that only one process at a time checks which jobs exist and submits the missing ones.
 
         Raises:
-            UserError: another process holds the lock for too long, or the folder cannot be written.
+            UserError: another process holds the lock for too long, the folder cannot be written, or its file system
+                has no locks.
         """
         with disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.folder / "lock", timeout=_SUBMITTING)
             try:
-                lock.acquire()
-            except Timeout:
-                raise UserError(
-                    f"{self.folder}: another process is submitting jobs; try again later."
-                ) from None
+                lock = take_lock(self.folder / "lock", _SUBMITTING)
+            except LockHeldError as holder:
+                raise UserError(f"{self.folder}: {holder} is submitting jobs; try again later.") from None
         try:
             yield
         finally:

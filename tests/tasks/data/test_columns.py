@@ -6,12 +6,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from harness import files
+from harness.errors import UserError
 from harness.registry import build_task
 from harness.specs import parse_spec
-from tasks.data.columns import Columns, groups_of, number_distinct
+from tasks.data import columns
+from tasks.data.columns import Columns, groups_of, kept_arrays, number_distinct
 from tests.tasks.nlvr2 import test_task as nlvr2
 from tests.tasks.retrieval import test_task as retrieval
 from tests.tasks.snli_ve import test_task as snli_ve
@@ -69,6 +72,15 @@ def test_a_second_load_parses_nothing_and_gives_equal_examples(
     assert {key: list(each) for key, each in again.splits.items()} == {
         key: list(each) for key, each in first.splits.items()
     }
+
+
+def test_a_full_cache_costs_time_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, content: bytes) -> None:
+        raise UserError(f"{path}: no space left on the disk")
+
+    monkeypatch.setattr(columns, "write_atomically", full)
+    assert kept_arrays(["key"], lambda: {"a": np.arange(3)})["a"].tolist() == [0, 1, 2]
+    assert kept_arrays(["key"], lambda: {"a": np.arange(2)})["a"].tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("name", WRITERS)
