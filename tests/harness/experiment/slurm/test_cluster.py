@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
-from harness.records.store import Store
+from harness.records.store import WEIGHTS, Store
 from tasks.mini.vqa import Sizes, ensure_vqa
 from tests.support import slurm_cluster
 from tests.support.paths import ROOT
@@ -95,6 +97,30 @@ scontrol show job 1 | grep -o 'Restarts=[0-9]*'
     subprocess.run(local.split(), check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     uninterrupted, resumed = Store(here), Store(tmp_path / "results")
     assert list(resumed.predictions(record.cell.id)) == list(uninterrupted.predictions(record.cell.id))
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_two_nodes_train_one_cell_as_one_process_does(data: Path, tmp_path: Path) -> None:
+    run = (
+        f"{sys.executable} -m harness run --methods lora --tasks vqa --data-root {data} --epochs 1 --eps 1e-3 "
+        "--accelerator cpu --results"
+    )
+    script = f"""
+srun --nodes=2 --ntasks-per-node=1 {run} two --nodes 2 > two.txt 2>&1; echo "status $?"
+{run} one --in-process > one.txt 2>&1
+"""
+    said = on_cluster(tmp_path, script)
+    assert "status 0" in said, (tmp_path / "two.txt").read_text()
+    two, one = Store(tmp_path / "two"), Store(tmp_path / "one")
+    (record,), (alone,) = two.records(), one.records()
+    assert record.training is not None
+    assert (record.status, record.training.devices, record.cell.id) == ("finished", 2, alone.cell.id)
+    tuned, expected = (load_file(store.folder(record.cell.id) / WEIGHTS) for store in (two, one))
+    for name in expected:
+        torch.testing.assert_close(tuned[name], expected[name], atol=1e-5, rtol=0)
+    answers = [[each["answer"] for each in store.predictions(record.cell.id)] for store in (two, one)]
+    assert answers[0] == answers[1]
 
 
 @pytest.mark.timeout(300)
