@@ -15,6 +15,7 @@ from harness.experiment.cell_progress import Progress, keep_done
 from harness.experiment.plan import Cell
 from harness.files import write_atomically
 from harness.training.checkpoint import (
+    DamagedCheckpointError,
     load_checkpoint,
     load_tuned_state,
     restoring,
@@ -103,7 +104,10 @@ def begin_warm(method: Method[Any], model: TaskModel, fabric: Fabric, scratch: P
         DamagedCheckpointError: the weights cannot be used.
     """
     searched = scratch / SEARCHED
-    start = method.warm_start(model.backbone, on_first(fabric, lambda: load_checkpoint(searched)))
+    found = on_first(fabric, lambda: load_checkpoint(searched))
+    if not found:
+        raise DamagedCheckpointError(searched, "it holds no weights")
+    start = method.warm_start(model.backbone, found)
     if start:
         with restoring(searched):
             load_tuned_state(model, start)

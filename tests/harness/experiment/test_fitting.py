@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from harness.backbones.base import Backbone
+from harness.cli import call
 from harness.errors import UserError
 from harness.experiment.fitting import check_methods, without_content
 from harness.registry import build_method
 from harness.specs import parse_spec
 from methods.base import Method, NoOptions
+from tasks.mini.vqa import Sizes, ensure_vqa
 from tests.support.small_vilt import mini
 
 
@@ -31,6 +34,16 @@ from tests.support.small_vilt import mini
 def test_options_that_do_not_fit_the_backbone_are_refused(spec: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         check_methods(mini(), [build_method(parse_spec(spec))])
+
+
+def test_a_dry_run_refuses_them_on_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = ensure_vqa(tmp_path / "data", sizes=Sizes(20, 2, 4, 2, 4, 2))
+    words = ["run", "--methods", "lora,das[skip=12]", "--tasks", "vqa", "--data-root", str(root), "--dry-run"]
+    assert call([*words, "--accelerator", "cpu", "--results", str(tmp_path / "results")]) == 2
+    assert capsys.readouterr().err == (
+        "harness: das: skip must be from 0 to 11, as vilt-mini has 12 blocks; got 12.\n"
+    )
+    assert not (tmp_path / "results").exists()
 
 
 class ReadsWeights(Method[NoOptions]):

@@ -83,11 +83,21 @@ def test_byte_order_marks_and_lone_surrogates_are_read(tmp_path: Path) -> None:
     assert load_split(tmp_path, "train2014").texts[0] == "is \ufffd it?"
 
 
-def test_an_answer_list_may_be_gzipped(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "answers"),
+    [
+        (b'["yes", "no"]', ("yes", "no")),
+        (b'{"no": 1, "yes": 0}', ("yes", "no")),
+        (b'{"0": "yes", "2": "no", "3": "2"}', ("yes", "<class 1>", "no", "2")),
+    ],
+)
+def test_an_answer_list_may_be_gzipped_in_every_form(
+    tmp_path: Path, content: bytes, answers: tuple[str, ...]
+) -> None:
     path = tmp_path / "trainval_label2ans.json.gz"
-    path.write_bytes(gzip.compress(b'["yes", "no"]'))
+    path.write_bytes(gzip.compress(content))
     assert find_answer_file(tmp_path) == path
-    assert read_vocabulary(path).answers == ("yes", "no")
+    assert read_vocabulary(path).answers == answers
 
 
 def test_split_without_annotations_reads_its_questions(tmp_path: Path) -> None:
