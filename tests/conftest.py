@@ -11,6 +11,7 @@ from harness.backbones.checkpoints import Checkpoint, fixed_generator
 from harness.backbones.meter.config import MeterConfig
 from harness.backbones.meter.loading import build_meter, load_meter
 from harness.backbones.meter.model import MeterBackbone
+from harness.experiment import latency
 
 # Tests run side by side, each on one core, and so do the processes they start.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -34,6 +35,13 @@ def small_meter_config(**changes: int) -> MeterConfig:
         "patch_size": 16,
     }
     return MeterConfig(**{**settings, **changes})
+
+
+@pytest.fixture(autouse=True)
+def _few_timings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs time each model for a moment only: no test asks how long it takes."""
+    monkeypatch.setattr(latency, "SINGLE", (1, 4, 0.0))
+    monkeypatch.setattr(latency, "SMALL_BATCH", (16, 2, 0.0))
 
 
 @pytest.fixture

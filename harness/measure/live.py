@@ -21,33 +21,31 @@ from harness.measure.memory import MIB, PeakMemory
 class _Watcher(TorchDispatchMode):
     def __init__(self, held: Iterable[Tensor]) -> None:
         super().__init__()
-        self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
-        self._bytes = 0
-        for tensor in held:
-            self._track(tensor)
-        self.baseline = self.peak = self._bytes
+        self._held = {StorageWeakRef(each): each.nbytes() for each in map(Tensor.untyped_storage, held)}
+        self._made: dict[StorageWeakRef, int] = {}
+        # Between two calls of `_drop_freed`, `_bytes` is an upper limit.
+        self.baseline = self.peak = self._bytes = sum(self._held.values())
 
     def _track(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         reference = StorageWeakRef(storage)
-        if reference.cdata not in self._alive:
-            self._alive[reference.cdata] = (reference, storage.nbytes())
+        if reference not in self._held and reference not in self._made:
+            self._made[reference] = storage.nbytes()
             self._bytes += storage.nbytes()
 
     def _drop_freed(self) -> None:
-        freed = [key for key, (reference, _) in self._alive.items() if reference.expired()]
-        for key in freed:
-            self._bytes -= self._alive.pop(key)[1]
+        for reference in [each for each in self._made if each.expired()]:
+            self._bytes -= self._made.pop(reference)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        created = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
-        if created:
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self._track(leaf)
+        if self._bytes > self.peak:
             self._drop_freed()
-            for tensor in created:
-                self._track(tensor)
             self.peak = max(self.peak, self._bytes)
         return out
 
