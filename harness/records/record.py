@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, model_validator
+
+from harness.errors import escaped
 
 SCHEMA_VERSION = 2
 """Increased whenever a key changes its meaning or its place."""
 
 
 Count = Annotated[int, Field(ge=0)]
-
-
 NotNegative = Annotated[float, Field(ge=0)]
-
-
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
-Splits = dict[str, dict[str, float]]
+Line = Annotated[str, AfterValidator(escaped)]
+"""A text that tables and messages show: line breaks and control characters are read as escapes."""
+
+
+Splits = dict[str, dict[Line, float]]
 
 
 class Part(BaseModel):
@@ -31,32 +33,32 @@ class Part(BaseModel):
 class Failure(Part):
     """Placeholder for a failed measurement."""
 
-    error: str = Field(description="What went wrong, one line.")
+    error: Line = Field(description="What went wrong, one line.")
 
 
 class MethodChoice(Part):
     """The method of a cell."""
 
-    name: str = Field(description="Registered name, such as lora.")
+    name: Line = Field(description="Registered name, such as lora.")
     options: dict[str, JsonValue] = Field(default={}, description="Resolved options, defaults included.")
-    label: str = Field(description="Shortest label that identifies it in a table, such as lora[r=8].")
+    label: Line = Field(description="Shortest label that identifies it in a table, such as lora[r=8].")
 
 
 class TaskChoice(Part):
     """The task of a cell."""
 
-    name: str = Field(description="Registered name, such as vqa.")
-    title: str = Field(description="As papers call it, such as VQA2.0.")
+    name: Line = Field(description="Registered name, such as vqa.")
+    title: Line = Field(description="As papers call it, such as VQA2.0.")
     version: int = Field(description="Version of the task; scores of different versions do not compare.")
     options: dict[str, JsonValue] = Field(default={}, description="Resolved options, defaults included.")
-    primary_metric: str = Field(description="Metric that tables show and that selects the epoch.")
+    primary_metric: Line = Field(description="Metric that tables show and that selects the epoch.")
     higher_is_better: bool = Field(default=True, description="Direction of the primary metric.")
 
 
 class BackboneChoice(Part):
     """The backbone of a cell."""
 
-    name: str = Field(description="Registered name, such as vilt.")
+    name: Line = Field(description="Registered name, such as vilt.")
     digest: str = Field(description="SHA-256 (hex) of the pretrained weights and configuration as loaded.")
     config: dict[str, JsonValue] = Field(default={}, description="The processor's settings and the options.")
 
@@ -86,7 +88,7 @@ class CellChoice(Part):
 class DataProvenance(Part):
     """Origin of the data."""
 
-    benchmark: str = Field(description="'mini' for the embedded data, else the official name, VQA2.0.")
+    benchmark: Line = Field(description="'mini' for the embedded data, else the official name, VQA2.0.")
     digest: str | None = Field(
         default=None, description="Digest of the files' bytes and the choice of splits."
     )
@@ -330,7 +332,7 @@ class Record(Part):
     schema_version: Literal[2] = Field(default=2, description="Version of these keys.")
     cell: CellChoice = Field(description="What was run.")
     status: Literal["finished", "failed"] = Field(description="Failed cells are run again when asked for.")
-    error: str | None = Field(default=None, description="Why it failed, one line.")
+    error: Line | None = Field(default=None, description="Why it failed, one line.")
     protocol: dict[str, JsonValue] = Field(
         description="What must agree for two cells to be comparable: epochs, batch size, precision, …"
     )

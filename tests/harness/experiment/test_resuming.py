@@ -209,6 +209,9 @@ def test_a_cell_killed_at_random_steps_ends_as_the_uninterrupted_one(
         for stage, total in totals.items()
         for moment in sorted(draw.sample(range(1, total), 2 if stage in ("search", "train") else 1))
     ]
+    for junk in ("junk", "done.json", "scores-test.npz", f".{CHECKPOINT}.1.partial", "core"):
+        (tmp_path / junk).write_bytes(draw.randbytes(50))
+    (tmp_path / "folder").mkdir()
     found, _ = interrupted(cell, tmp_path, *moments)
     assert_same(found, uninterrupted[name])
     assert found.training["steps"] == uninterrupted[name].training["steps"]

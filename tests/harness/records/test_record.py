@@ -98,3 +98,10 @@ def test_nan_scores_cannot_be_recorded() -> None:
 def test_a_record_cannot_be_changed_in_place() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         make_record().timestamps.started = datetime(2025, 1, 1, tzinfo=UTC)  # type: ignore[misc]
+
+
+def test_texts_that_tables_show_are_on_one_line() -> None:
+    record = make_record("lora", cell__method__label="a\nb\x1b[2J", cell__task__title="x\ry")
+    assert (record.cell.method.label, record.cell.task.title) == ("a\\nb\\x1b[2J", "x\\ry")
+    failed = make_record(status="failed", error="first\nsecond", metrics={})
+    assert failed.error == "first\\nsecond"
