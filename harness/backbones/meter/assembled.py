@@ -83,7 +83,8 @@ class AssembledModel(MeterModel):
     def build_encoders(self, config: MeterConfig) -> None:
         """Encoders from their settings; the projections have their widths."""
         assert isinstance(config, AssembledConfig)
-        self.text_encoder = build_encoder(config.text, config.encoder_dropout)
+        # With a mask all other implementations look into it, which waits for a GPU.
+        self.text_encoder = build_encoder(config.text, config.encoder_dropout, attention="eager")
         self.image_encoder = build_encoder(config.image)
         side, channels, grid = shape_of(self.image_encoder, config.image_size)
         config.patch_size = max(1, config.image_size // side)
@@ -129,7 +130,8 @@ class AssembledBackbone(MeterBackbone):
         """The text encoder and its projection: `(B, L)` → `(B, L, D)`."""
         self.check_text(input_ids)
         mask = torch.ones_like(input_ids) if text_mask is None else text_mask.to(input_ids.dtype)
-        encoded = self.model.text_encoder(input_ids=input_ids, attention_mask=mask).last_hidden_state
+        with input_ids.device:  # DistilBERT makes a tensor of its own
+            encoded = self.model.text_encoder(input_ids=input_ids, attention_mask=mask).last_hidden_state
         return self.model.text_projection(encoded)  # type: ignore[no-any-return]
 
     def encode_image(self, pixels: Tensor, image_sizes: Tensor | None) -> Tensor:

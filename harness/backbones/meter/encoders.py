@@ -154,10 +154,13 @@ def image_encoder(source: str) -> Encoder:
     )
 
 
-def build_encoder(settings: Mapping[str, Any], dropout: float = 0.0) -> nn.Module:
+def build_encoder(
+    settings: Mapping[str, Any], dropout: float = 0.0, attention: str | None = None
+) -> nn.Module:
     """An encoder without pooler and with random weights, from its settings.
 
     dropout: replaces that of all its layers, so that by default the output depends on the input alone.
+    attention: `transformers`' implementation of attention; by default its choice.
     """
     if settings["model_type"] == LITE:
         return EfficientNetLite()
@@ -167,7 +170,7 @@ def build_encoder(settings: Mapping[str, Any], dropout: float = 0.0) -> nn.Modul
             setattr(config, name, dropout if "path" not in name else 0.0)
     if hasattr(config, "vision_use_head"):
         config.vision_use_head = False  # SigLIP's pooler
-    model: nn.Module = AutoModel.from_config(config)
+    model: nn.Module = AutoModel.from_config(config, attn_implementation=attention)
     inner: Any = getattr(model, "vision_model", model)
     pooler = getattr(inner, "pooler", None)
     if pooler is not None and any(True for _ in pooler.parameters()):
