@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,9 @@ def shares(metric: str) -> tuple[Share, ...]:
     if metric == "R@1":
         return (_recall("TR", 1, 0.5), _recall("IR", 1, 0.5))
     direction, _, k = metric.partition("@")
-    return (_recall(direction, int(k)),) if direction in ("TR", "IR") and k.isdigit() else ()
+    return (
+        (_recall(direction, int(k)),) if direction in ("TR", "IR") and re.fullmatch("[0-9]{1,9}", k) else ()
+    )
 
 
 def _recall(direction: str, k: int, weight: float = 1.0) -> Share:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,7 +128,7 @@ def _problem(identifier: str, entry: Any, path: Path) -> Problem:
 def _grade(entry: Any, place: str) -> int:
     grade = field(entry, "grade", str, place)
     number = grade.removeprefix("grade")
-    if not number.isascii() or not number.isdigit() or not 1 <= int(number) <= 12:
+    if not re.fullmatch("[1-9]|1[0-2]", number):
         raise UserError(f"{place}: 'grade' must be grade1 to grade12, not '{grade}'")
     return int(number)
 

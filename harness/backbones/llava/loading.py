@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from harness.backbones.checkpoints import (
 from harness.backbones.llava.model import LlavaBackbone
 from harness.backbones.llava.processor import LlavaProcessor
 from harness.errors import UserError
+from harness.files import read_json
 
 MINI_FOLDER = Path(__file__).parent.parent / "weights" / "llava-mini"
 
@@ -126,10 +126,11 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
     """
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{index}: not an index of weights ({error}).") from None
+        content = read_json(index).value
+        places = content.get("weight_map") if isinstance(content, dict) else None
+        if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+            raise UserError(f"{index}: not an index of weights: weight_map must hold names of files.")
+        names = sorted(set(places.values()))
     else:
         names = ["model.safetensors"]
     tensors: dict[str, Tensor] = {}

@@ -61,6 +61,7 @@ def test_questions_without_a_picture_get_a_blank_one(tmp_path: Path) -> None:
         ({"answer": 2}, "index of one of 2 choices"),
         ({"choices": ["ice"]}, "2 to 5 strings"),
         ({"grade": "grade13"}, "grade1 to grade12"),
+        ({"grade": f"grade{'9' * 5000}"}, "grade1 to grade12"),
         ({"subject": "art"}, "a subject is one of"),
         ({"image": "../image.png"}, "a file name or null"),
     ],

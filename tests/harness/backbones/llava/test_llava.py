@@ -241,6 +241,10 @@ def test_a_missing_part_is_named(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "b.safetensors"}}')
     with pytest.raises(UserError, match=r"no b\.safetensors"):
         read_folder(tmp_path)
+    for content in ("[]", '{"weight_map": [1]}', '{"weight_map": {"a": 3}}'):
+        (tmp_path / "model.safetensors.index.json").write_text(content)
+        with pytest.raises(UserError, match=r"index\.json: not an index of weights"):
+            read_folder(tmp_path)
 
 
 def test_llava_7b_has_its_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
