@@ -210,8 +210,11 @@ def _counts(what: str, parameters: Parameters | None) -> dict[str, str]:
 def _macs(what: str, compute: Compute | Failure | None) -> dict[str, str]:
     if compute is None or isinstance(compute, Failure):
         return {what: NOT_THERE if compute is None else compute.error}
-    parts = {f"{what}, {name}": count for name, count in compute.macs.items()}
-    return {name: f"{count:,}" for name, count in {**parts, f"{what}, all": compute.macs_total}.items()}
+    counts = {f"{what}, {name}": count for name, count in compute.macs.items()}
+    counts[f"{what}, all"] = compute.macs_total
+    if compute.decoding is not None:
+        counts[f"{what}, next token"] = compute.decoding.token_macs
+    return {name: f"{count:,}" for name, count in counts.items()}
 
 
 def _predictions(folder: Path, record: Record, again: Store) -> list[Figure]:
