@@ -46,5 +46,4 @@ def test_number_of_texts_in_retrieval_follows_the_negatives() -> None:
 def test_scorer_has_the_primary_metric_and_its_shares(name: str) -> None:
     task: Any = build_task(parse_spec(name))
     assert task.scorer.shares(task.primary_metric)
-    assert task.scorer.shares("TR@²") == ()
     assert task.scorer.files is not None

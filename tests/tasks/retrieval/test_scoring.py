@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.errors import UserError
+from tasks.retrieval.scorer import shares
 from tasks.retrieval.scoring import chance_at_1, hit_at_1, rank, score
 
 
@@ -139,3 +140,9 @@ def test_chance_is_what_random_scores_give() -> None:
         ranking = rank(generator.random((10, 50)), image_of)
         found.append(50 * ((ranking.text_rank == 1).mean() + (ranking.image_rank == 1).mean()))
     assert np.mean(found) == pytest.approx(chance_at_1(10), abs=0.7)
+
+
+@pytest.mark.parametrize("metric", ["TR@²", "TR@", "XR@1", f"IR@{'9' * 5000}", "IR@-1"])
+def test_what_is_no_recall_has_no_shares(metric: str) -> None:
+    assert shares("TR@5")
+    assert shares(metric) == ()
