@@ -5,17 +5,19 @@ The meta device stands for a GPU. It refuses tensors of the CPU, and has no valu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from harness.backbones.base import Backbone
 from harness.config.sources import make_settings
 from harness.experiment.build import adapted_model, loader
 from harness.experiment.plan import Cell, build_cells, open_testbeds
@@ -28,11 +30,13 @@ from tasks.mini import nlvr2, retrieval, snli_ve, vqa
 META = torch.device("meta")
 METHODS = (
     "full,classifier,bitfit,lora[dropout=0.1],adapter,parallel[learn_scale=true],shallow_prompt,deep_prompt,"
-    "das[blocks={blocks}],das[search_epochs=2],tome,pumer,pumer[variant=published],seq_bn,dora,"
+    "das[blocks={blocks}],das[search_epochs=2,skip=2],tome,pumer,pumer[variant=published],seq_bn,dora,"
     "roe,vp,tvp"
 )
-FEW_METHODS = "full,deep_prompt,das[search_epochs=2],tome,pumer"
-BLOCKS = {"vilt-mini": "3+7", "meter-mini": "text.1+image.0"}
+FEW_METHODS = "full,deep_prompt,das[search_epochs=2,skip=2],tome,pumer"
+BLOCKS = {"vilt-mini": "1+2", "meter-mini": "text.1+image.0"}
+DEPTHS = {"vilt-mini": range(4), "meter-mini": (0, 1, 6, 7)}
+"""The blocks that are kept: enough for the first, the last and one between them."""
 DATA: dict[str, Callable[[Path], Path]] = {
     "vqa": partial(vqa.ensure_vqa, sizes=vqa.Sizes(20, 2, 4, 2, 4, 2)),
     "nlvr2": partial(nlvr2.ensure_nlvr2, sizes=nlvr2.Sizes(6, 2, 2)),
@@ -67,7 +71,19 @@ def cells(backbone: str, task: str, root: Path) -> list[Cell]:
         batch_size=4,
         accelerator="cpu",
     )
-    return build_cells(settings, open_testbeds(settings))
+    (testbed,) = open_testbeds(settings)
+    return build_cells(settings, [replace(testbed, backbone=shallow(testbed.backbone, DEPTHS[backbone]))])
+
+
+def shallow(backbone: Any, depths: Iterable[int]) -> Backbone:
+    """The backbone with some of its blocks."""
+    blocks = nn.ModuleList(backbone.blocks[depth] for depth in depths)
+    if hasattr(backbone.model, "layers"):
+        backbone.model.layers = blocks
+    else:
+        backbone.model.encoder.layer = blocks
+    backbone._block_names = tuple(block.name for block in blocks)
+    return backbone  # type: ignore[no-any-return]
 
 
 @pytest.fixture(autouse=True)
