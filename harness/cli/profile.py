@@ -61,12 +61,13 @@ def profile(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if latency else None
     sizes = _read_batch_sizes(batch_sizes, device is not None and device.type == "cuda")
     console, profiles = Console(), []
+    every = "all" in [each.strip() for each in methods.split(",")]
     chosen = read_specs(methods, "methods")
     for task in read_specs(tasks, "tasks"):
         setting = make_setting(backbone, task, size, text_length)
         with Console(stderr=True).status("") as status:
             found = profile_setting(
-                setting, chosen, latency_on=device, batch_sizes=sizes, on_case=status.update
+                setting, chosen, latency_on=device, batch_sizes=sizes, leave_out=every, on_case=status.update
             )
         profiles.append(found)
     command = command_line(sys.argv)

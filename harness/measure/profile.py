@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from harness.backbones.base import Backbone, BackboneOptions
 from harness.backbones.generative import GenerativeBackbone
+from harness.errors import UserError
 from harness.measure.decoding import next_token
 from harness.measure.flops import ComputeCounts, count_forward
 from harness.measure.latency import Execution, LatencySample, executions, measure_latency
@@ -83,12 +84,14 @@ class Profile:
     """Rows of one setting, the reference first. latency: by label, if it was measured, each way of running.
 
     unread: parameters that papers count and no forward pass reads (`Backbone.unread_parameters`).
+    left_out: methods that do not fit the backbone.
     """
 
     setting: Setting
     rows: tuple[Row, ...]
     latency: Mapping[str, tuple[LatencyPair, ...]]
     unread: int = 0
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -134,11 +137,13 @@ def profile_setting(
     *,
     latency_on: torch.device | None = None,
     batch_sizes: Sequence[int] = (1,),
+    leave_out: bool = False,
     on_case: Callable[[str], None] = lambda label: None,
 ) -> Profile:
     """Count every method of `specs`, the reference first.
 
     latency_on: device on which latencies are measured, at each of `batch_sizes`; None: not at all.
+    leave_out: leave out methods that do not fit the backbone, instead of raising an error.
     on_case: called with each case's label before it is counted or timed.
 
     Raises:
@@ -146,17 +151,26 @@ def profile_setting(
     """
     reference = Case(canonical(REFERENCE), REFERENCE)
     backbone = setting.load("meta")
-    cases = [case for spec in specs if spec != REFERENCE for case in find_cases(spec, backbone)]
-    rows = []
-    for case in (reference, *cases):
+
+    def count(case: Case) -> Row:
         on_case(case.label)
-        rows.append(count_case(setting, case))
+        return count_case(setting, case)
+
+    rows, left_out = [count(reference)], []
+    for spec in specs:
+        try:
+            rows += [count(case) for case in find_cases(spec, backbone) if spec != REFERENCE]
+        except UserError:
+            if not leave_out:
+                raise
+            left_out.append(canonical(spec))
+    cases = [row.case for row in rows[1:]]
     pairs: dict[str, tuple[LatencyPair, ...]] = {}
     if latency_on is not None:
         for case in cases:
             on_case(f"{case.label}, latency")
             pairs[case.label] = tuple(time_case(setting, case, reference, latency_on, batch_sizes, on_case))
-    return Profile(setting, tuple(rows), pairs, backbone.unread_parameters)
+    return Profile(setting, tuple(rows), pairs, backbone.unread_parameters, tuple(left_out))
 
 
 def find_cases(spec: Spec, backbone: Backbone) -> Iterator[Case]:

@@ -206,7 +206,12 @@ def notes_of(profiles: Sequence[Profile]) -> tuple[str, ...]:
     """What the columns mean, and whether a latency was disturbed."""
     pairs = [pair for profile in profiles for each in profile.latency.values() for pair in each]
     busy = (BUSY_NOTE,) if any(_busy(pair) for pair in pairs) else ()
-    return (*NOTES, *_decoding_notes(profiles), *_other_counts(profiles), *busy)
+    left_out = dict.fromkeys(
+        f"Left out, as they do not fit {profile.setting.backbone}: {', '.join(profile.left_out)}."
+        for profile in profiles
+        if profile.left_out
+    )
+    return (*NOTES, *_decoding_notes(profiles), *_other_counts(profiles), *left_out, *busy)
 
 
 def _decoding_notes(profiles: Sequence[Profile]) -> Iterator[str]:

@@ -14,7 +14,7 @@ from harness.measure.latency import LatencySample
 from harness.measure.profile import LatencyPair, Profile, make_setting, profile_setting
 from harness.registry import BUILT_IN
 from harness.report.columns import BUSY
-from harness.report.profile_tables import BUSY_NOTE, print_profile, to_csv, to_markdown
+from harness.report.profile_tables import BUSY_NOTE, notes_of, print_profile, to_csv, to_markdown
 from harness.specs import Spec, parse_specs
 
 DAS_OF_THE_PAPER = "das[blocks=text.2+text.4+image.1+image.3]"
@@ -120,6 +120,14 @@ def test_unsuitable_method_is_a_user_error() -> None:
         profile_setting(setting, parse_specs("das[blocks=joint.1]"))
 
 
+def test_all_methods_are_those_that_fit_the_backbone() -> None:
+    found = profile_setting(
+        make_setting("bridgetower", Spec("vqa"), None, 40), parse_specs("full,tome,lora"), leave_out=True
+    )
+    assert [row.case.label for row in found.rows] == ["full", "lora"]
+    assert "Left out, as they do not fit bridgetower: tome." in notes_of([found])
+
+
 def test_the_command_prints_and_saves(tmp_path: Path) -> None:
     path = tmp_path / "new" / "profile.csv"
     both = ["-o", str(path.with_suffix(".md")), "-o", str(path)]
@@ -175,7 +183,6 @@ def test_disturbed_latency_is_marked_and_explained() -> None:
 
 
 def test_counts_of_the_papers_are_printed_beside_ours() -> None:
-    from harness.report.profile_tables import notes_of
 
     setting = make_setting("meter", Spec("vqa"), None, 50)
     notes = "\n".join(
