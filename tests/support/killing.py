@@ -163,7 +163,9 @@ def is_time(column: str) -> bool:
     return any(word in column.lower() for word in TIMES)
 
 
-def survive(folder: Path, kills: int, seed: int, seeds: int, epochs: int, methods: str = METHODS) -> Figures:
+def survive(
+    folder: Path, kills: int, seed: int, seeds: int, epochs: int, methods: str = METHODS, jobs: int = 2
+) -> Figures:
     """Kill runs until `kills` are reached, each round from an empty folder until its table is there.
 
     Raises:
@@ -183,7 +185,7 @@ def survive(folder: Path, kills: int, seed: int, seeds: int, epochs: int, method
         finished = False
         while not finished:
             found.runs += 1
-            process = start(command(data, results, seeds, epochs, methods), results.with_suffix(".log"))
+            process = start(command(data, results, seeds, epochs, methods, jobs), results.with_suffix(".log"))
             if found.kills < kills:
                 found.longest_orphan_s = max(found.longest_orphan_s, _kill_somewhere(process, draw, seconds))
             status = process.wait()

@@ -36,7 +36,7 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.timeout(1800)
 def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
-    found = survive(tmp_path, kills=1, seed=1, seeds=1, epochs=1, methods=SHORT)
+    found = survive(tmp_path, kills=1, seed=1, seeds=1, epochs=1, methods=SHORT, jobs=1)
     assert found.kills == 1
     assert found.runs > 1
 
@@ -52,7 +52,9 @@ def test_ctrl_c_prints_the_table_and_the_same_command_resumes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     results = tmp_path / "results"
-    arguments = command(make_data(tmp_path / "data"), results, seeds=1, epochs=2, methods="classifier,lora")
+    arguments = command(
+        make_data(tmp_path / "data"), results, seeds=1, epochs=2, methods="classifier,lora", jobs=1
+    )
     # Where the tests run in the background, Ctrl-C is ignored, and a process started here would ignore it too.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
