@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -209,9 +210,8 @@ def survive(
 def _kill_somewhere(process: subprocess.Popen[bytes], draw: random.Random, seconds: float) -> float:
     """Kill at a random moment of the cells' work, sometimes during the start of the process."""
     results = Path(process.args[-1])  # type: ignore[index,arg-type]
-    before = len(list((results / "cells").glob("*/lock"))) if begun(results) else 0
     if draw.random() > 0.15:  # wait until a cell is in hand
-        while process.poll() is None and not _in_hand(results, process.pid, before):
+        while process.poll() is None and not _in_hand(results, process.pid):
             time.sleep(STEP)
     until = time.monotonic() + draw.uniform(0, 0.6 * seconds)
     while process.poll() is None and time.monotonic() < until:
@@ -219,15 +219,13 @@ def _kill_somewhere(process: subprocess.Popen[bytes], draw: random.Random, secon
     return kill(process) if process.poll() is None else 0.0
 
 
-def _in_hand(results: Path, process: int, before: int) -> bool:
+def _in_hand(results: Path, process: int) -> bool:
     """True if a process of the run holds a cell; old locks have ids of ended processes."""
     below = {str(one) for one in descendants(process)}
     for lock in (results / "cells").glob("*/lock"):
-        try:
-            if lock.read_text().strip() in below:
+        with suppress(OSError, IndexError):  # it is just being written or removed
+            if lock.read_text().split()[0] in below:
                 return True
-        except OSError:
-            continue
     return False
 
 
