@@ -59,6 +59,7 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
         "meter-mini": "harness.backbones.meter.loading:load_meter_mini",
         "bridgetower": "harness.backbones.bridgetower.loading:load_bridgetower",
         "llava": "harness.backbones.llava.loading:load_llava",
+        "llava-mini": "harness.backbones.llava.loading:load_llava_mini",
     },
 }
 """`module:attribute` by name, in the order in which tables list them."""

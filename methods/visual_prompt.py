@@ -15,9 +15,10 @@ from typing import Any, ClassVar, Literal, Protocol, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from harness.backbones.base import Backbone
+from harness.backbones.generative import GenerativeBackbone
 from harness.backbones.inputs import Inputs
 from harness.errors import UserError
 from methods.base import Method, ParameterGroup, Slot, TrainingPart, freeze
@@ -73,7 +74,7 @@ class TVPOptions:
     fca: weight of feature consistency: the mean distance of the image's features from those without the frame.
     tse: weight of task semantics: how well the framed image fits "this is a photo of a" and the label.
     clip: folder or hub id of the CLIP model that judges the fit, such as openai/clip-vit-base-patch32, as published;
-        empty: the backbone's own pretrained matching head.
+        empty: the backbone's own pretrained matching head; on backbones that write, how likely they write the text.
     """
 
     width: int | None = None
@@ -212,6 +213,8 @@ class TVP(FrameMethod[TVPOptions]):
 
                 self._clip = ClipScore(self.options.clip)
             return self._clip(frame.zero_one(frame(pixels, sizes)), texts)  # type: ignore[no-any-return]
+        if isinstance(backbone, GenerativeBackbone):
+            return _caption_likelihood(backbone, texts, pixels, sizes)
         heads = backbone.pretrained_heads
         if f"{MATCHING}.weight" not in heads:
             raise UserError(
@@ -242,6 +245,19 @@ def image_features(backbone: Backbone, pixels: Tensor, sizes: Tensor | None) -> 
         image = backbone.encode_image(pixels, sizes)
         return backbone.join(image.new_zeros(len(image), 0, backbone.width), image, inputs)["joint"].hidden
     return cast(Any, backbone).run_blocks(backbone.encode(inputs))["joint"].hidden  # type: ignore[no-any-return]
+
+
+def _caption_likelihood(
+    backbone: GenerativeBackbone, texts: Sequence[str], pixels: Tensor, sizes: Tensor | None
+) -> Tensor:
+    """Log-likelihood of the texts after a prompt with nothing but the image: a mean over tokens, then over texts."""
+    answers = [torch.tensor(backbone.processor.answer_ids(text)) for text in texts]
+    tokens = nn.utils.rnn.pad_sequence(answers, batch_first=True, padding_value=-1).to(pixels.device)
+    written = tokens >= 0
+    prompts = _with_texts(backbone, [""] * len(texts), pixels, sizes)
+    logs = backbone.answer_logits(prompts, tokens.clamp(min=0)).float().log_softmax(dim=-1)
+    chosen = logs.gather(2, tokens.clamp(min=0)[:, :, None])[:, :, 0] * written
+    return (chosen.sum(dim=1) / written.sum(dim=1)).mean()
 
 
 def _with_texts(backbone: Backbone, texts: Sequence[str], pixels: Tensor, sizes: Tensor | None) -> Inputs:

@@ -10,7 +10,10 @@ import typer
 
 def pretrain(
     backbone: Annotated[
-        str, typer.Argument(help="The embedded backbone: vilt-mini or meter-mini; or meter with encoders.")
+        str,
+        typer.Argument(
+            help="The embedded backbone: vilt-mini, meter-mini, llava-mini; or meter with encoders."
+        ),
     ],
     output: Annotated[
         Path | None, typer.Option(help="Folder for the weights [default: pretrained/<backbone>].")

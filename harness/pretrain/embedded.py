@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.backbones.base import BackboneOptions
+from harness.backbones.llava import loading as llava_loading
 from harness.backbones.meter import loading as meter_loading
 from harness.backbones.vilt import loading as vilt_loading
+from harness.pretrain.dialogues import load_with_image_encoder
 from harness.pretrain.loop import Pretrainable
-from harness.pretrain.recipe import METER_STAGES, VILT_STAGES, Recipe
+from harness.pretrain.recipe import LLAVA_STAGES, METER_STAGES, VILT_STAGES, Recipe
 
 
 @dataclass(frozen=True)
@@ -38,5 +40,11 @@ EMBEDDED: Mapping[str, EmbeddedBackbone] = {
         meter_loading.MINI_FOLDER,
         ("config.json", "tokenizer.json"),
         METER_STAGES,
+    ),
+    "llava-mini": EmbeddedBackbone(
+        load_with_image_encoder,
+        llava_loading.MINI_FOLDER,
+        ("config.json", "tokenizer.json"),
+        LLAVA_STAGES,
     ),
 }

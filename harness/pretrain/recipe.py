@@ -48,6 +48,7 @@ METER_STAGES = (
 )
 """Stages of `meter-mini`."""
 LLAVA_STAGES = (
-    Recipe(steps=1500, batch_size=32, processes=1, learning_rate=1e-3, dialogue_tokens=80, seed=20234),
+    Recipe(steps=1000, batch_size=20, processes=1, learning_rate=1e-3, dialogue_tokens=80, seed=20234),
+    Recipe(steps=1000, batch_size=20, processes=1, learning_rate=1e-3, dialogue_tokens=80, seed=20236),
 )
-"""The only stage of `llava-mini`."""
+"""Stages of `llava-mini`, the second with a fresh optimiser and schedule."""

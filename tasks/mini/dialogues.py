@@ -12,12 +12,13 @@ import numpy as np
 
 from tasks.mini.captions import caption, falsify, join, true_clauses
 from tasks.mini.clauses import VALUES, Noun
-from tasks.mini.world import RELATIONS, Scene, Thing, pick, plural, relation_holds
+from tasks.mini.world import RELATIONS, Scene, pick, plural, relation_holds
 
-KINDS = ("caption", "attribute", "beside", "number", "truth", "choice")
+KINDS = ("caption", "attribute", "beside", "number", "truth", "choice", "letter")
 """What a turn is about; see `sample_turn`."""
 
-_SHARES = (0.1, 0.35, 0.15, 0.15, 0.15, 0.1)
+_SHARES = (0.06, 0.3, 0.14, 0.14, 0.16, 0.08, 0.12)
+_LETTERS = "abcd"
 _NUMBERS = ("none", "one", "two", "three", "four", "five")
 _TRIES = 20
 
@@ -78,7 +79,17 @@ def _number(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None:
 
 
 def _truth(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None:
-    """Whether a caption holds; half of them are changed in one word so that they fail."""
+    """Whether a thing is in the picture, or a caption holds; half of them are changed in one word so that they fail."""
+    if rng.random() < 0.5:
+        pair = _one_word_apart(scene, rng)
+        if pair is None:
+            return None
+        there, absent = pair
+        return (
+            (f"true or false: {there.text}.", "true")
+            if rng.random() < 0.5
+            else (f"true or false: {absent.text}.", "false")
+        )
     clauses = true_clauses(scene, rng)[:1]
     if rng.random() < 0.5:
         return f"true or false: {join(clauses, rng)}.", "true"
@@ -88,17 +99,34 @@ def _truth(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None:
 
 def _choice(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None:
     """Which of two descriptions, one word apart, is in the picture."""
-    thing, kind = pick(scene.things, rng), pick(("color", "shape"), rng)
-    there = _named(thing)
-    absent = Noun(**{"color": there.color, "shape": there.shape, kind: pick(VALUES[kind], rng)})
-    if absent.among(scene):
+    pair = _one_word_apart(scene, rng)
+    if pair is None:
         return None
+    there, absent = pair
     first, second = (there, absent) if rng.random() < 0.5 else (absent, there)
     return f"pick one: {first.text}, {second.text}.", there.text
 
 
-def _named(thing: Thing) -> Noun:
-    return Noun(thing.color, thing.shape)
+def _letter(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None:
+    """The letter of an attribute among two to four options."""
+    named = _attribute(scene, rng)
+    if named is None:
+        return None
+    question, right = named
+    others = [value for values in VALUES.values() if right in values for value in values if value != right]
+    options = rng.permutation(others)[: int(rng.integers(1, len(_LETTERS)))].tolist()
+    place = int(rng.integers(len(options) + 1))
+    options.insert(place, right)
+    listed = " ".join(f"({letter}) {option}" for letter, option in zip(_LETTERS, options, strict=False))
+    return f"{question} {listed}", _LETTERS[place]
+
+
+def _one_word_apart(scene: Scene, rng: np.random.Generator) -> tuple[Noun, Noun] | None:
+    """A colour with a shape that is in the picture, and one that is not and differs in one of the two."""
+    thing, kind = pick(scene.things, rng), pick(("color", "shape"), rng)
+    there = Noun(thing.color, thing.shape)
+    absent = Noun(**{"color": there.color, "shape": there.shape, kind: pick(VALUES[kind], rng)})
+    return None if absent.among(scene) else (there, absent)
 
 
 _FORMS: dict[str, _Form] = {
@@ -108,4 +136,5 @@ _FORMS: dict[str, _Form] = {
     "number": _number,
     "truth": _truth,
     "choice": _choice,
+    "letter": _letter,
 }

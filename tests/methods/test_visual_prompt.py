@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
 from harness.backbones.base import Backbone, BackboneOptions
+from harness.backbones.generative import GenerativeBackbone
 from harness.backbones.inputs import Inputs
 from harness.backbones.meter.processor import MeterProcessor
 from harness.backbones.vilt.processor import ViltProcessor
@@ -204,12 +205,31 @@ def test_task_semantics_is_the_matching_heads_score_of_the_label() -> None:
     torch.testing.assert_close(found, -2 * torch.stack(scores).mean(), atol=1e-4, rtol=1e-4)
 
 
+def test_task_semantics_of_a_decoder_is_the_likelihood_of_the_sentence() -> None:
+    backbone = resolve_backbone("llava-mini")(BackboneOptions(weights="random"))
+    assert isinstance(backbone, GenerativeBackbone)
+    method = TVP(TVPOptions(fca=0.0, tse=2.0))
+    method.adapt(backbone, seeded())
+    inputs = inputs_of(backbone, 2)
+    for module in backbone.modules():
+        module.training = isinstance(module, Frame)
+    backbone(inputs)
+    found = method.weighted_regularizer(backbone, part_of(2, ["red", "two cubes"]))
+    assert found is not None
+    scores = []
+    for row, label in enumerate(("red", "two cubes")):
+        prompt = Inputs(torch.tensor(backbone.processor.tokenize([""])), None, inputs.pixels[row : row + 1])
+        ids = backbone.processor.answer_ids(LABEL.format(label=label))
+        scores.append(backbone.answer_scores(prompt, [ids])[0, 0] / len(ids))
+    torch.testing.assert_close(found, -2 * torch.stack(scores).mean(), atol=1e-4, rtol=1e-4)
+
+
 def test_labels_that_are_no_texts_and_a_missing_judge_are_refused() -> None:
-    llava, method = tiny_llava(), TVP()
-    method.adapt(llava, seeded())
-    llava.train()(prompts())
+    untrained, method = resolve_backbone("vilt-mini")(BackboneOptions(weights="random")), TVP()
+    method.adapt(untrained, seeded())
+    untrained.train()(inputs_of(untrained))
     with pytest.raises(UserError, match=r"name a CLIP model with clip=…, or give tse=0"):
-        method.weighted_regularizer(llava, part_of(3, ["red"] * 3))
+        method.weighted_regularizer(untrained, part_of(3, ["red"] * 3))
     backbone = resolve_backbone("vilt-mini")(BackboneOptions())
     method = TVP()
     method.adapt(backbone, seeded())

@@ -29,6 +29,10 @@ TEXT_LENGTH = 128
 """Maximum length of a prompt in tokens, without image tokens."""
 
 
+MINI_TEXT_LENGTH = 64
+"""The same for `llava-mini`; the longest prompts of the embedded tasks are ScienceQA's."""
+
+
 _TO_OURS = (
     (r"^language_model\.model\.", "model.language_model."),
     (r"^language_model\.lm_head\.", "lm_head."),
@@ -84,9 +88,10 @@ def load_llava_mini(options: BackboneOptions) -> LlavaBackbone:
     config = LlavaConfig.from_dict(read_settings(folder, "llava"))
     if options.weights == "random":
         with fixed_generator():
-            backbone = build_llava(config, {}, folder, options, "llava-mini")
+            backbone = build_llava(config, {}, folder, options, "llava-mini", MINI_TEXT_LENGTH)
     else:
-        backbone = build_llava(config, read_folder(folder), folder, options, "llava-mini")
+        state = read_folder(folder)
+        backbone = build_llava(config, state, folder, options, "llava-mini", MINI_TEXT_LENGTH)
     backbone.base_learning_rate = 2e-4
     backbone.head_learning_rate_scale = 50.0
     return backbone
@@ -98,8 +103,11 @@ def build_llava(
     vocabulary: Path | None,
     options: BackboneOptions,
     name: str = "llava",
+    text_length: int = TEXT_LENGTH,
 ) -> LlavaBackbone:
     """Build the backbone and load `state`; empty: random weights.
+
+    text_length: maximum length of a prompt if the options name none.
 
     Raises:
         UserError: the options or the weights do not fit.
@@ -107,7 +115,7 @@ def build_llava(
     side, patch = config.vision_config.image_size, config.vision_config.patch_size
     if options.image_size not in (None, side):
         raise UserError(f"{name}: its images have {side} pixels a side; leave out --image-size.")
-    length = options.text_length or TEXT_LENGTH
+    length = options.text_length or text_length
     tokenizer = Path(options.tokenizer).expanduser() if options.tokenizer else vocabulary
     backbone = LlavaBackbone(config, LlavaProcessor(tokenizer, side, patch, length), name)
     if state:

@@ -28,6 +28,11 @@ def test_answers_follow_from_the_scene() -> None:
                 for thing in SCENE.things
             )
             assert (answer == "true") == held
+    assert truths["true or false: blue star."] == "true"
+    assert truths["true or false: red star."] == "false"
+    for question, turn in turns.items():
+        if turn.kind == "letter" and question.startswith("name the color: the star."):
+            assert f"({turn.answer}) blue" in question
 
 
 def test_no_question_is_worded_as_a_task_s() -> None:
