@@ -41,13 +41,16 @@ METHODS = (
     "eas[search_epochs=2]",
     "lora+das[search_epochs=2]",
     "lora+tome",
+    "pumer",
     "lst",
     "roe",
     "vp",
     "tvp",
     "lora+roe[tune=full]",
+    "seq_bn",
     "peft:dora",
 )
+"""Every method; of those that libraries offer one each."""
 SMALL_TASK = "vqa[limit_train=160,limit_val=48,limit_test=96]"
 
 
