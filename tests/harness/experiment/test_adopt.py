@@ -47,7 +47,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return ensure_vqa(tmp_path_factory.mktemp("data"), sizes=Sizes(60, 2, 6, 2, 6, 2))
+    return ensure_vqa(tmp_path_factory.mktemp("data"), sizes=Sizes(30, 2, 6, 2, 6, 2))
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,7 @@ LABELS = (
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, dict[str, Any], Path]:
     """A results folder with a cell per label, whose tuned weights are far from their initial values."""
-    root = ensure_vqa(tmp_path_factory.mktemp("data"), sizes=Sizes(60, 2, 3, 1, 3, 1))
+    root = ensure_vqa(tmp_path_factory.mktemp("data"), sizes=Sizes(30, 2, 3, 1, 3, 1))
     settings = make_settings(
         methods=",".join(LABELS),
         tasks="vqa",

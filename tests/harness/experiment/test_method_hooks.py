@@ -21,7 +21,6 @@ from harness.backbones.block import BlockInput, BlockOutput, run_block
 from harness.cli import app
 from harness.config import RunSettings
 from harness.config.sources import make_settings
-from harness.experiment import latency as latency_module
 from harness.experiment.build import deployed_model
 from harness.experiment.latency import measure_side_by_side
 from harness.experiment.plan import Cell, build_cells, open_testbeds
@@ -298,9 +297,7 @@ class Skipping(Method[NoOptions]):
         backbone.blocks[-1] = ForLongTexts(backbone.blocks[-1])
 
 
-def test_cost_of_a_dynamic_method_is_measured_on_real_examples(
-    cell_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cost_of_a_dynamic_method_is_measured_on_real_examples(cell_of: Any, tmp_path: Path) -> None:
     store = Store(tmp_path)
     cell = cell_of(Skipping)
     record = run(cell, store)
@@ -319,8 +316,6 @@ def test_cost_of_a_dynamic_method_is_measured_on_real_examples(
             saved += length * (4 * width * width + 2 * width * inner) + 2 * length * length * width
     assert 0 < shortened < len(examples)
     assert counts.untouched_mean - counts.mean == pytest.approx(saved / len(examples))
-    for size in ("SINGLE", "SMALL_BATCH"):
-        monkeypatch.setattr(latency_module, size, (getattr(latency_module, size)[0], 1, 0.0))
     (measured,) = measure_side_by_side([cell], store)
     assert [latency.examples for latency in measured.latency] == [counts.n] * 2  # type: ignore[union-attr]
     shown = re.sub(r"\s+", " ", CliRunner().invoke(app, ["show", record.cell.id, "-r", str(tmp_path)]).output)

@@ -23,7 +23,7 @@ from tests.support.reporters import Notes
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return ensure_vqa(tmp_path_factory.mktemp("data"), sizes=Sizes(60, 2, 6, 2, 6, 2))
+    return ensure_vqa(tmp_path_factory.mktemp("data"), sizes=Sizes(30, 2, 6, 2, 6, 2))
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ from tests.support.reporters import Notes
 
 @pytest.fixture(scope="module")
 def settings_of_one(tmp_path_factory: pytest.TempPathFactory) -> RunSettings:
-    root = ensure_vqa(tmp_path_factory.mktemp("data"), sizes=Sizes(60, 2, 3, 1, 3, 1))
+    root = ensure_vqa(tmp_path_factory.mktemp("data"), sizes=Sizes(30, 2, 3, 1, 3, 1))
     return make_settings(
         methods="classifier",
         tasks="vqa",
