@@ -38,6 +38,11 @@ def pretrain_meter(
     else:
         if data_root is None:
             raise UserError("meter: pass a Karpathy file, or its folder, with --data-root.")
+        if chosen.contrast_steps >= chosen.steps:
+            raise UserError(
+                f"--contrast-steps: {chosen.contrast_steps} of {chosen.steps} steps (--steps) "
+                "leave none for the fusion."
+            )
         keep_freed_memory()
         with Progress(console=console, disable=not console.is_terminal) as bars:
             images = bars.add_task("images", total=None)

@@ -81,11 +81,17 @@ class AssembledModel(MeterModel):
     config_class = AssembledConfig
 
     def build_encoders(self, config: MeterConfig) -> None:
-        """Encoders from their settings; the projections have their widths."""
+        """Encoders from their settings; the projections have their widths.
+
+        Raises:
+            UserError: the image encoder reads something else.
+        """
         assert isinstance(config, AssembledConfig)
         # With a mask all other implementations look into it, which waits for a GPU.
         self.text_encoder = build_encoder(config.text, config.encoder_dropout, attention="eager")
         self.image_encoder = build_encoder(config.image)
+        if getattr(self.image_encoder, "main_input_name", "pixel_values") != "pixel_values":
+            raise UserError(f"meter: {config.image['model_type']} is no image encoder.")
         side, channels, grid = shape_of(self.image_encoder, config.image_size)
         config.patch_size = max(1, config.image_size // side)
         self.text_projection = nn.Linear(self.text_encoder.config.hidden_size, config.hidden_size)

@@ -196,5 +196,8 @@ def test_command_puts_encoders_into_a_folder(place: Path, tmp_path: Path) -> Non
     assert load_meter(BackboneOptions(weights=str(tmp_path))).digest() == assembled(place).digest()
     shown = CliRunner().invoke(app, [*words, "--output", str(tmp_path / "x")])
     assert shown.exit_code != 0
+    few = [*words, "--data-root", str(place), "--steps", "5"]
+    with pytest.raises(UserError, match=r"--contrast-steps: 300 of 5 steps"):
+        CliRunner().invoke(app, few, catch_exceptions=False)
     with pytest.raises(UserError, match="--width: is for meter; the recipe of vilt-mini is fixed"):
         CliRunner().invoke(app, ["pretrain", "vilt-mini", "--width", "8"], catch_exceptions=False)

@@ -232,6 +232,8 @@ def test_wrong_choices_are_refused(folder: Path, tmp_path: Path) -> None:
     for name in ("vilt", "vilt-mini", "meter-mini", "bridgetower", "llava"):
         with pytest.raises(UserError, match=f"{name}: has encoders of its own"):
             resolve_backbone(name)(options)
+    with pytest.raises(UserError, match="meter: bert is no image encoder"):
+        load(replace(options, image_encoder=options.text_encoder))
     with pytest.raises(UserError, match=r"no config\.json in this folder"):
         load(replace(options, text_encoder=str(tmp_path)))
     (tmp_path / "config.json").write_text('{"model_type": "nonsense"}')
