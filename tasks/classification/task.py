@@ -158,9 +158,15 @@ class Classification(Task[OptionsT]):
         return labels.index(text.lower()) if text.lower() in labels else None
 
     def predict(self, logits: Tensor, examples: Sequence[Example]) -> list[Prediction]:
-        """The written or most probable label, the true one, and whether they agree (1 or 0)."""
+        """The written or most probable label, the true one, and whether they agree (1 or 0).
+
+        Where answers are written, `written` is the text that the label was read from.
+        """
         predictions = []
-        for example, choice in zip(examples, self.choices(logits, examples), strict=True):
+        texts = (
+            self.spoken.read(logits) if self.spoken is not None and self.answering == "generation" else None
+        )
+        for row, (example, choice) in enumerate(zip(examples, self.choices(logits, examples), strict=True)):
             target = cast(Label, example.target)
             predictions.append(
                 {
@@ -168,6 +174,7 @@ class Classification(Task[OptionsT]):
                     "group": example.group,
                     "text": example.text,
                     "prediction": None if choice is None else self.classes[choice],
+                    **({} if texts is None else {"written": texts[row]}),
                     "label": self.classes[target.index],
                     "score": float(choice == target.index),
                     **({"subsets": list(target.subsets)} if target.subsets else {}),

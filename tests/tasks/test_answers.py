@@ -12,6 +12,7 @@ from harness.specs import Spec
 from tasks.answers import IGNORED, Answers
 from tasks.base import Batch, Example
 from tasks.classification.task import Label
+from tasks.scienceqa.task import Option
 from tests.support.tiny_llava import PATCHES, prompts, tiny_llava
 
 
@@ -110,3 +111,13 @@ def test_vqa_writes_answers_that_are_not_in_its_list() -> None:
     examples = [Example("1", "", (), None, "")]
     (prediction,) = task.predict(torch.tensor([[12.0, 10.0, 2.0]]), examples)
     assert prediction["answer"] == "ca"
+
+
+def test_what_was_written_stands_beside_the_label_read_from_it() -> None:
+    task = build_task(Spec("scienceqa"))
+    task.spoken = answers("a", "b")
+    examples = [Example(str(k), "", (), Option(0, (), 2), "") for k in range(3)]
+    rows = torch.tensor([[10.0, 2.0], [12.0, 2.0], [10.0, 11.0]])  # a, c, ab
+    found = task.predict(rows, examples)
+    assert [each["written"] for each in found] == ["a", "c", "ab"]
+    assert [each["prediction"] for each in found] == ["A", None, None]  # there are two options
