@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -41,6 +42,18 @@ def test_every_distinct_text_appears_once() -> None:
     assert distinct.text_mask is not None
     assert torch.equal(rows.of("text", distinct.text_mask), inputs.text_mask)  # type: ignore[arg-type]
     assert rows.image.tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+
+
+def test_distinct_texts_are_found_without_asking_the_device() -> None:
+    """On the meta device nothing can be asked for its value, which on a GPU would wait for it."""
+    inputs = pairs_of(2)
+    expected, rows = distinct_rows(inputs)
+    moved = replace(inputs, host_ids=inputs.ids_on_host()).to(torch.device("meta"))
+    distinct, found = distinct_rows(moved)
+    assert distinct.input_ids.shape == expected.input_ids.shape
+    assert distinct.host_ids is not None
+    assert torch.equal(distinct.host_ids, expected.ids_on_host())
+    assert found.text.shape == rows.text.shape
 
 
 def test_padding_does_not_count_as_a_token() -> None:

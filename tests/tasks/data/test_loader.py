@@ -101,6 +101,19 @@ def test_evaluation_is_sorted() -> None:
     assert plan == [[1, 3], [0, 2], [4]]
 
 
+def test_batches_keep_the_token_ids_on_the_cpu_with_padding_marked(tmp_path: Path) -> None:
+    loader = Loader(make_examples(tmp_path, 3), TASK, WordProcessor(), batch_size=3)
+    (batch,) = loader
+    (inputs,) = batch.inputs
+    assert inputs.text_mask is not None
+    assert inputs.host_ids is not None
+    assert torch.equal(inputs.host_ids, inputs.input_ids.where(inputs.text_mask, -1))
+    (part,) = batch.to(torch.device("meta")).inputs
+    assert part.host_ids is inputs.host_ids
+    _, last = batch.split(2)
+    assert torch.equal(last.inputs[0].host_ids, inputs.host_ids[2:])  # type: ignore[arg-type]
+
+
 def test_text_is_padded_to_the_longest_of_the_batch() -> None:
     ids, mask = pad_text([[5, 6, 7], [5]], pad_id=9)
     assert ids.tolist() == [[5, 6, 7], [5, 9, 9]]
