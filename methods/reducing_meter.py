@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from harness.backbones.block import Block, BlockInput, BlockOutput
+from harness.backbones.folded import in_rows
 from harness.backbones.meter.block import MeterBlock
+from harness.backbones.meter.folded import FoldedMeterBlock
 from methods.token_attention import AttentionStyle
 from methods.token_reduction import PairReduction
 
@@ -66,6 +70,45 @@ class ReducingMeterBlock(MeterBlock):
             )
         fed = self._close("mlp", self.output, self.intermediate(left.hidden), left.hidden)
         return BlockOutput(left.with_hidden(fed), other)
+
+    def folded(self) -> nn.Module:
+        """The deployed form; the block itself if something in it is unknown."""
+        return self._folded(
+            partial(FoldedReducingMeterBlock, attention=self.cross_attention_style, reduce=self.reduce)
+        )
+
+
+class FoldedReducingMeterBlock(FoldedMeterBlock):
+    """The deployed form of `ReducingMeterBlock`."""
+
+    def __init__(self, *parts: Any, attention: AttentionStyle, reduce: PairReduction | None) -> None:
+        """parts: as for `FoldedMeterBlock`."""
+        super().__init__(*parts)
+        self.self_attention_style = replace(attention, weights=False)
+        self.cross_attention_style = attention
+        self.reduce = reduce
+
+    def forward(self, inputs: BlockInput) -> BlockOutput:
+        """As in `ReducingMeterBlock`."""
+        context = inputs.context
+        if context is None:
+            raise ValueError(f"{self.name} attends to the other stream: context is missing")
+        if self.cross_attention_style.weights or inputs.queries not in (None, 1):
+            inputs = replace(inputs, queries=None)
+        tokens, shape = inputs.tokens, inputs.asking.shape
+        asking, (query, own_key, value), inner = self.self_attention.states(tokens, inputs.queries)
+        mixed, _ = self.self_attention_style(query, own_key, value, tokens)
+        own = self.self_attention.closing.close(in_rows(mixed), inner, asking)
+        query, *of_branch = self.query(own.view(shape))
+        key, value = self.keys_and_values(context.hidden)
+        mixed, weights = self.cross_attention_style(query, key, value, context)
+        inner = of_branch[0].flatten(0, 1) if of_branch else None
+        hidden = self.cross_attention.closing.close(in_rows(mixed), inner, own)
+        left, other = inputs.result(hidden.view(shape)).tokens, None
+        if self.reduce is not None and inputs.queries is None:
+            left, other = self.reduce(left, context, own_key.mean(dim=1), key.mean(dim=1), weights)
+        fed = self.mlp.feed(left.hidden.flatten(0, 1))
+        return BlockOutput(left.with_hidden(fed.view(left.hidden.shape)), other)
 
 
 def _joined(mixed: Tensor) -> Tensor:

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from torch import nn
 
 from harness.backbones.block import Block, BlockInput, BlockOutput
+from harness.backbones.folded import in_rows
 from harness.backbones.vilt.block import ViltBlock
+from harness.backbones.vilt.folded import FoldedViltBlock
 from methods.token_attention import AttentionStyle
 from methods.token_reduction import JointReduction
 
@@ -42,3 +48,33 @@ class ReducingViltBlock(ViltBlock):
             left = self.reduce(left, key.mean(dim=1).detach(), None if weights is None else weights.detach())
         fed = self._add("mlp", self.feed(self.layernorm_after(left.hidden)), left.hidden)
         return BlockOutput(left.with_hidden(fed))
+
+    def folded(self) -> nn.Module:
+        """The deployed form; the block itself if something in it is unknown."""
+        return self._folded(
+            partial(FoldedReducingViltBlock, attention_style=self.attention_style, reduce=self.reduce)
+        )
+
+
+class FoldedReducingViltBlock(FoldedViltBlock):
+    """The deployed form of `ReducingViltBlock`."""
+
+    def __init__(self, *parts: Any, attention_style: AttentionStyle, reduce: JointReduction | None) -> None:
+        """parts: as for `FoldedViltBlock`."""
+        super().__init__(*parts)
+        self.attention_style = attention_style
+        self.reduce = reduce
+
+    def forward(self, inputs: BlockInput) -> BlockOutput:
+        """As in `ReducingViltBlock`."""
+        if inputs.queries not in (None, 1):
+            inputs = replace(inputs, queries=None)
+        tokens = inputs.tokens
+        asking, (query, key, value), inner = self.attention.states(tokens, inputs.queries)
+        mixed, weights = self.attention_style(query, key, value, tokens, rows=tokens.text_length)
+        hidden = self.attention.closing.close(in_rows(mixed), inner, asking)
+        left = inputs.result(hidden.view(inputs.asking.shape)).tokens
+        if self.reduce is not None and inputs.queries is None:
+            left = self.reduce(left, key.mean(dim=1), weights)
+        fed = self.mlp.feed(left.hidden.flatten(0, 1))
+        return BlockOutput(left.with_hidden(fed.view(left.hidden.shape)))

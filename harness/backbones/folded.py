@@ -291,6 +291,13 @@ class SelfAttention(nn.Module):
 
     def _mix(self, tokens: Tokens, queries: int | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """The asking tokens, what they attend to and the branch's hidden state, all in rows."""
+        asking, (query, key, value), inner = self.states(tokens, queries)
+        return asking, mix(query, key, value, tokens.mask), inner
+
+    def states(
+        self, tokens: Tokens, queries: int | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor], Tensor | None]:
+        """The asking tokens in rows; query, key and value by head; the branch's hidden state in rows, if any."""
         reading, hidden = self.reading, tokens.hidden
         batch, _, width = hidden.shape
         rows = hidden.reshape(-1, width)
@@ -306,8 +313,7 @@ class SelfAttention(nn.Module):
             (query,) = by_head(main, batch, 1, self.heads)
             answers = reading.product(reading.standardise(rows), start=asked)
             key, value = by_head(answers, batch, 2, self.heads)
-        inner = reading.inner(branch, factor, asking)
-        return asking, mix(query, key, value, tokens.mask), inner
+        return asking, (query, key, value), reading.inner(branch, factor, asking)
 
 
 class CrossAttention(nn.Module):
@@ -369,7 +375,11 @@ class Shortcut(nn.Module):
 
 def mix(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     """Attention of `(B, heads, T, d)` to `(B, heads, S, d)`; the result in rows, `(B · T, heads · d)`."""
-    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    return in_rows(F.scaled_dot_product_attention(query, key, value, attn_mask=mask))
+
+
+def in_rows(mixed: Tensor) -> Tensor:
+    """`(B, heads, T, d)` → `(B · T, heads · d)`."""
     return mixed.transpose(1, 2).reshape(-1, mixed.shape[1] * mixed.shape[3])
 
 

@@ -182,10 +182,13 @@ def slots_of(block: Block) -> dict[str, Mapping[str, nn.Module]]:
 
 
 def structure_of(block: Block) -> dict[str, tuple[object, ...]]:
-    """Type and shapes of all modules of a block, except those in its slots, by path."""
+    """Type and shapes of all modules of a block, except those in its slots, by path; of the block itself no type."""
     slots = ("sequential.", "parallel.", "post_norm.")
     return {
-        path: (type(module), *(parameter.shape for parameter in module.parameters(recurse=False)))
+        path: (
+            type(module) if path else None,
+            *(parameter.shape for parameter in module.parameters(recurse=False)),
+        )
         for path, module in block.named_modules()
         if not path.startswith(slots)
     }

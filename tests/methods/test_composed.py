@@ -24,7 +24,7 @@ from methods.composed import Composed
 from methods.das import DAS, DASOptions
 from methods.das_decision import DASDecision
 from methods.lora import LoRA
-from methods.reducing_vilt import ReducingViltBlock
+from methods.reducing_vilt import FoldedReducingViltBlock
 from methods.skipping import SkippedBlock
 from methods.tome import Tome
 from tasks.mini.vqa import Sizes, ensure_vqa
@@ -170,7 +170,7 @@ def test_blocks_are_folded_once_all_updates_are_merged() -> None:
     assert isinstance(reducing, Composed)
     assert len(list(reducing.method_parameters(backbone))) == 48
     reducing.finalize(backbone)
-    assert {type(block) for block in backbone.blocks} == {ReducingViltBlock}
+    assert {type(block) for block in backbone.blocks} == {FoldedReducingViltBlock}
     assert list(reducing.method_parameters(backbone)) == []
 
 

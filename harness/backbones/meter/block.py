@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
@@ -130,8 +131,12 @@ class MeterBlock(Block):
 
     def folded(self) -> nn.Module:
         """The deployed form; the block itself if it contains something that folding does not know."""
+        return self._folded(FoldedMeterBlock) if type(self) is MeterBlock else self
+
+    def _folded(self, form: Callable[..., nn.Module]) -> nn.Module:
+        """The deployed form, which `form` makes; the block itself if something in it is unknown."""
         slots = read_slots(self)
-        known = type(self) is MeterBlock and structure_of(self) == self._built and not is_hooked(self)
+        known = structure_of(self) == self._built and not is_hooked(self)
         if slots is None or not known or type(self.intermediate.intermediate_act_fn) is not GELUActivation:
             return self
         norms = {
@@ -139,4 +144,4 @@ class MeterBlock(Block):
             "cross_attention": self.crossattention.output.LayerNorm,
             "mlp": self.output.LayerNorm,
         }
-        return FoldedMeterBlock(self.name, self.stream, self.heads, self.projections(), norms, slots)
+        return form(self.name, self.stream, self.heads, self.projections(), norms, slots)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch.nn.functional as F
@@ -107,9 +108,13 @@ class ViltBlock(Block):
 
     def folded(self) -> nn.Module:
         """The deployed form; the block itself if it contains something that folding does not know."""
+        return self._folded(FoldedViltBlock) if type(self) is ViltBlock else self
+
+    def _folded(self, form: Callable[..., nn.Module]) -> nn.Module:
+        """The deployed form, which `form` makes; the block itself if something in it is unknown."""
         slots = read_slots(self)
-        known = type(self) is ViltBlock and structure_of(self) == self._built and not is_hooked(self)
+        known = structure_of(self) == self._built and not is_hooked(self)
         if slots is None or not known or type(self.intermediate.intermediate_act_fn) is not GELUActivation:
             return self
         norms = {"attention": self.layernorm_before, "mlp": self.layernorm_after}
-        return FoldedViltBlock(self.name, self.stream, self.heads, self.projections(), norms, slots)
+        return form(self.name, self.stream, self.heads, self.projections(), norms, slots)
