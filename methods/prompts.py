@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from harness.backbones.base import Backbone
 from harness.backbones.block import Block, BlockInput, BlockOutput, run_block
 from harness.backbones.folding import fold_block
+from harness.backbones.generative import GenerativeBackbone
 from harness.backbones.inputs import Streams
+from harness.errors import UserError
 from methods.base import Inserted, Method, Slot, freeze
 from methods.option_checks import between
 
@@ -202,7 +204,16 @@ class DeepPrompt(Method[PromptOptions]):
     fills: ClassVar[frozenset[Slot] | None] = frozenset({Slot.TOKENS})
 
     def adapt(self, backbone: Backbone, generator: torch.Generator) -> None:
-        """Wrap every block with a prompt."""
+        """Wrap every block with a prompt.
+
+        Raises:
+            UserError: the blocks know each token's position, as those of a decoder do.
+        """
+        if isinstance(backbone, GenerativeBackbone):
+            raise UserError(
+                f"{self.name}: {backbone.name}'s blocks read each token's position and keep keys and values, so that "
+                "tokens cannot come and go between them; use shallow_prompt."
+            )
         freeze(backbone)
         tokens = prompt_length(backbone.width, self.options.tokens)
         for index, block in enumerate(cast(Iterable[Block], backbone.blocks)):

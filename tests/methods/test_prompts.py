@@ -13,6 +13,7 @@ from harness.errors import UserError
 from methods.lora import LoRA
 from methods.prompts import DeepPrompt, Prompt, PromptedBlock, PromptOptions, ShallowPrompt, prompt_length
 from tests.support.blocks import run
+from tests.support.tiny_llava import tiny_llava
 
 both_depths = pytest.mark.parametrize("method", [ShallowPrompt, DeepPrompt])
 
@@ -136,3 +137,8 @@ def test_default_length_at_full_size_is_the_papers() -> None:
     assert prompt_length(768, 5) == 5
     with pytest.raises(UserError, match="tokens must be from 1 to 4,096"):
         PromptOptions(tokens=0)
+
+
+def test_deep_prompts_are_refused_by_a_decoder() -> None:
+    with pytest.raises(UserError, match="use shallow_prompt"):
+        DeepPrompt().adapt(tiny_llava(), torch.Generator())
