@@ -92,8 +92,7 @@ def load_llava_mini(options: BackboneOptions) -> LlavaBackbone:
     else:
         state = read_folder(folder)
         backbone = build_llava(config, state, folder, options, "llava-mini", MINI_TEXT_LENGTH)
-    backbone.base_learning_rate = 2e-4
-    backbone.head_learning_rate_scale = 50.0
+    backbone.base_learning_rate = 8e-4  # full tuning on VQA's validation split: better than 2e-4 and 2.4e-3
     return backbone
 
 
