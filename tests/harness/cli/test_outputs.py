@@ -77,3 +77,29 @@ def test_wherever_a_command_writes(
         assert error.startswith(f"harness: {named or place}")
         assert message in error
     assert new.read_bytes() == before
+
+
+def test_other_places_that_cannot_be_written_are_one_line(
+    places: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results, folder, file = str(places[RESULTS]), tmp_path / "folder", tmp_path / "file"
+    folder.mkdir()
+    file.write_text("kept")
+    for arguments, message in (
+        (["evaluate", "lora", "--results", results, "--submission", str(folder)], f"{folder}: is a folder"),
+        (
+            ["evaluate", "lora", "--results", results, "--submission", f"{file}/x"],
+            f"{file}: cannot be written",
+        ),
+        (["export", "lora", "--results", results, "--output", str(file)], f"{file}: exists and is not empty"),
+        (
+            ["export", "lora", "--results", results, "--output", "~nobody-of-this-name/x"],
+            "~nobody-of-this-name/x: ",
+        ),
+        (["plot", results, "--output", str(file)], f"{file}: cannot be written: Not a directory"),
+    ):
+        assert call(arguments) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"harness: {message}")
+        assert error.count("\n") == 1
+    assert file.read_text() == "kept"
