@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from harness.backbones.block import BlockInput, BlockOutput, Tokens, run_block
 from harness.backbones.folding import Affine, Norm, fold_block, is_hooked
-from harness.backbones.inputs import Streams
+from harness.backbones.inputs import Streams, sent
 from methods.base import Inserted
 from methods.roe_layouts import Layout
 from methods.roe_schedule import Routing
@@ -142,9 +142,11 @@ class RoutedBlock(nn.Module):
         if not bool(runs.any()):
             return self._skip(inputs.asking)
         rows, others = runs.nonzero()[:, 0], (~runs).nonzero()[:, 0]
+        order = torch.cat([rows, others]).argsort()
+        if runs.device.type == "cpu":
+            rows, others, order = (sent(each, inputs.asking.device) for each in (rows, others, order))
         parts = [self._run(inputs, rows), self._skip(inputs.asking[others])]
         dtype = torch.promote_types(parts[0].dtype, parts[1].dtype)
-        order = torch.cat([rows, others]).argsort()
         return torch.cat([part.to(dtype) for part in parts])[order]
 
     def _run(self, inputs: BlockInput, rows: Tensor | None = None) -> Tensor:

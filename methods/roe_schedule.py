@@ -97,13 +97,16 @@ class Routing:
             self.watched.append({})
 
     def weigh(self, logits: Tensor) -> Tensor:
-        """The weights `(B, 2)` of running and of skipping, from the router's logits; in the first stage random ones."""
+        """The weights `(B, 2)` of running and of skipping, from the router's logits.
+
+        In the first stage they are random, and on the CPU: to find out who runs a block, nothing waits for a GPU.
+        """
         phase = self.phase
         if phase.stage == "adapters":
-            skip = torch.rand(len(logits), device=logits.device) < phase.skip
+            skip = torch.rand(len(logits)) < phase.skip
             return torch.stack([~skip, skip], dim=1).to(logits.dtype)
-        bias = logits.new_tensor([phase.bias, 0.0])
-        return ((logits + bias) / phase.temperature).softmax(dim=1)
+        biased = torch.stack([logits[:, 0] + phase.bias, logits[:, 1]], dim=1)
+        return (biased / phase.temperature).softmax(dim=1)
 
     def note_weights(self, index: int, skipping: Tensor) -> None:
         """Keep a block's weights of skipping. A pass that is repeated in the backward pass is not kept again."""

@@ -336,6 +336,19 @@ def test_each_stage_trains_its_own_parameters(backbone: Backbone) -> None:
     assert any(name.startswith("model.") and not kinds & set(name.split(".")) for name in third - names)
 
 
+@pytest.mark.parametrize("step", [0, 40, 80])
+def test_no_stage_asks_the_device_for_values(
+    backbone: Backbone, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the meta device nothing can be asked for its value, which on a GPU would wait for it."""
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)  # the meta device has no autocast
+    inputs = varied(backbone).to(torch.device("meta"))
+    method = RoE(RoEOptions(tune="full"))
+    method.adapt(backbone, seeded())
+    method.before_step(step, 100)
+    backbone.train().to("meta")(inputs).sum().backward()
+
+
 def test_full_tuning_has_a_lower_rate_for_the_pretrained_weights() -> None:
     method, backbone = adapted(tiny_llava(), tune="full")
     (group,) = method.parameter_groups(backbone)
