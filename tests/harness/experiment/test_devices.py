@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,9 +23,12 @@ from harness.config.sources import make_settings
 from harness.experiment.build import adapted_model, loader
 from harness.experiment.plan import Cell, build_cells, open_testbeds
 from harness.measure.flops import count_forward
+from harness.training.microbatch import MicroBatches
 from harness.training.model import TaskModel
+from methods.base import Method
 from methods.das import DAS
 from methods.skipping import skip_only
+from methods.visual_prompt import TVP
 from tasks.mini import nlvr2, retrieval, snli_ve, vqa
 
 META = torch.device("meta")
@@ -107,7 +111,7 @@ def test_every_method_stays_on_the_models_device(roots: dict[str, Path], backbon
             _search_pass(cell, method)
             continue
         model = adapted_model(cell, method).to(META)
-        _train_pass(cell, model)
+        _train_pass(cell, model, method)
         method.finalize(model.backbone)
         model.requires_grad_(False).eval()
         with OneDevice():
@@ -123,16 +127,20 @@ def test_every_method_stays_on_the_models_device(roots: dict[str, Path], backbon
         )
 
 
-def _step(cell: Cell, model: TaskModel) -> None:
-    """Forward and backward over a training batch."""
-    batch = next(iter(loader(cell.testbed, "train", seed=0))).to(META)
-    assert batch.targets is not None
+def _step(cell: Cell, model: TaskModel, method: Method[Any]) -> None:
+    """Forward and backward over a training batch, with what the method adds to the loss.
+
+    TVP alone reads the labels of its batch from the device, to name them; this is left out.
+    """
+    batch = next(iter(loader(cell.testbed, "train", seed=0)))
+    added = None if isinstance(method, TVP) else partial(method.weighted_regularizer, model.backbone)
+    on_meta: Any = SimpleNamespace(device=META, backward=Tensor.backward)
     with OneDevice():
-        cell.testbed.task.loss(model.train()(batch), batch.targets).backward()
+        MicroBatches().backward(on_meta, model.train(), cell.testbed.task, batch, added)
 
 
-def _train_pass(cell: Cell, model: TaskModel) -> None:
-    _step(cell, model)
+def _train_pass(cell: Cell, model: TaskModel, method: Method[Any]) -> None:
+    _step(cell, model, method)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     assert trained
     assert all(parameter.grad is not None and parameter.grad.device == META for parameter in trained)
@@ -152,6 +160,6 @@ def _search_pass(cell: Cell, method: DAS) -> None:
                 parameter.requires_grad_(True)
             model = TaskModel(cell.testbed.task, self.backbone, head).to(META)
             skip_only(self.backbone, (0, len(self.backbone.blocks) - 1))
-            _step(cell, model)
+            _step(cell, model, method)
 
     method.search(FakeTrainer())  # type: ignore[arg-type]
