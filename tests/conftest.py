@@ -45,13 +45,6 @@ def small_meter_config(**changes: int) -> MeterConfig:
     return MeterConfig(**{**settings, **changes})
 
 
-@pytest.fixture(autouse=True)
-def _few_timings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs time each model for a moment only: no test asks how long it takes."""
-    monkeypatch.setattr(latency, "SINGLE", (1, 4, 0.0))
-    monkeypatch.setattr(latency, "SMALL_BATCH", (16, 2, 0.0))
-
-
 @pytest.fixture
 def make_meter() -> Callable[..., MeterBackbone]:
     """A function that builds a small METER for images of 32 pixels, with the same weights every time."""
