@@ -104,7 +104,7 @@ RUN = "[run]\nmethods = 'lora'\ntasks = 'vqa'\n"
         (f"{RUN}[methods.lora]\nrank = 8\n", r"methods: lora: no option 'rank'"),
         (
             f"{RUN}[backbones.vilt]\nsize = 8\n",
-            r"backbone: vilt: no option 'size'. Known: dropout, image_size",
+            r"backbone: vilt: no option 'size'. Known: backbone_precision, dropout",
         ),
         (f"{RUN}backbone = ['vilt', 'meter']\n", r"\[run\]: backbone: one backbone expected, not 2"),
     ],
