@@ -15,12 +15,13 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from harness.backbones.base import BackboneOptions
 from harness.backbones.llava.model import LlavaBackbone
 from harness.errors import UserError
+from harness.files import read_json, write_atomically
 from harness.pretrain.dialogues import DialogueModel
 from harness.pretrain.launch import OnStep, launch
 from harness.pretrain.model import Captioned, PretrainingModel
@@ -56,16 +57,16 @@ def pretrain_in_stages(
     for index, recipe in enumerate(stages):
         place = folder / f"stage-{index + 1}"
         if (place / "pretraining.json").is_file():
-            reports.append(json.loads((place / "pretraining.json").read_text()))
+            reports.append(read_json(place / "pretraining.json").value)
         else:
             reports.append(pretrain(partial(load, options), recipe, place, partial(on_step, index)))
         for path in copied:
-            (place / path.name).write_bytes(path.read_bytes())
+            write_atomically(place / path.name, path.read_bytes())
         options = BackboneOptions(weights=str(place))
     report = {"stages": reports, "held_out": reports[-1]["held_out"]}
     for name in ("model.safetensors", "curve.csv", *(path.name for path in copied)):
-        (folder / name).write_bytes((place / name).read_bytes())
-    (folder / "pretraining.json").write_text(json.dumps(report, indent=2) + "\n")
+        write_atomically(folder / name, (place / name).read_bytes())
+    write_atomically(folder / "pretraining.json", (json.dumps(report, indent=2) + "\n").encode())
     return report
 
 
@@ -155,14 +156,14 @@ def _pretrain(
         return {}
     figures = evaluate(model, recipe)
     state = {key: value.to(torch.float16).contiguous() for key, value in model.state().items()}
-    save_file(state, folder / "model.safetensors")
+    write_atomically(folder / "model.safetensors", save(state))
     report = {
         "recipe": asdict(recipe),
         "scenes": recipe.steps * recipe.batch_size,
         "seconds": round(seconds),
         "held_out": {name: round(value, 3) for name, value in figures.items()},
     }
-    (folder / "pretraining.json").write_text(json.dumps(report, indent=2) + "\n")
+    write_atomically(folder / "pretraining.json", (json.dumps(report, indent=2) + "\n").encode())
     checkpoint.unlink(missing_ok=True)
     return report
 

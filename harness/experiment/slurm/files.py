@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UserError
-from harness.files import disk_errors, write_atomically
+from harness.files import disk_errors, read_json, write_atomically
 from harness.locks import LockHeldError, take_lock
 
 _SUBMITTING = 60.0
@@ -53,12 +53,12 @@ class JobFiles:
         Raises:
             UserError: the file is damaged.
         """
-        try:
-            content = json.loads(self._jobs.read_text())
-        except FileNotFoundError:
+        if not self._jobs.exists():
             return {}
-        except ValueError as error:
-            raise UserError(f"{self._jobs}: not JSON ({error}); remove it to submit anew.") from None
+        try:
+            content = read_json(self._jobs).value
+        except UserError as error:
+            raise UserError(f"{str(error).rstrip('.')}; remove it to submit anew.") from None
         if not isinstance(content, dict) or not all(isinstance(job, str) for job in content.values()):
             raise UserError(f"{self._jobs}: expected cell ids and job ids; remove it to submit anew.")
         return content

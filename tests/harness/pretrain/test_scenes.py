@@ -12,13 +12,16 @@ from harness.pretrain.recipe import Recipe
 from harness.pretrain.scenes import IGNORED, CaptionedScenes, mask_id
 from tasks.mini.captions import caption_words
 
+CAPTIONED = ("vilt-mini", "meter-mini")
+"""The embedded backbones that are pre-trained on captions; `llava-mini` is on dialogues."""
+
 
 def stream(recipe: Recipe, backbone: str = "vilt-mini", start: int = 0, rank: int = 0) -> CaptionedScenes:
     processor = EMBEDDED[backbone].load(BackboneOptions(weights="random")).processor
     return CaptionedScenes(recipe, processor, start, rank)
 
 
-@pytest.mark.parametrize("backbone", EMBEDDED)
+@pytest.mark.parametrize("backbone", CAPTIONED)
 def test_targets_exist_only_for_masked_words(backbone: str) -> None:
     scenes = stream(Recipe(batch_size=64, processes=1), backbone)
     batch = next(iter(scenes))
@@ -35,7 +38,7 @@ def test_targets_exist_only_for_masked_words(backbone: str) -> None:
 
 def test_both_backbones_get_the_same_targets() -> None:
     recipe = Recipe(batch_size=16, processes=1)
-    vilt, meter = (next(iter(stream(recipe, backbone))) for backbone in EMBEDDED)
+    vilt, meter = (next(iter(stream(recipe, backbone))) for backbone in CAPTIONED)
     for name in ("words", "single", "matches", "changed", "patches"):
         assert torch.equal(getattr(vilt, name), getattr(meter, name))
 

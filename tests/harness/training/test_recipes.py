@@ -11,6 +11,7 @@ from torch import nn
 from harness.backbones.base import BackboneOptions
 from harness.config import RunSettings
 from harness.config.sources import make_settings
+from harness.experiment.plan import load_backbone
 from harness.experiment.published import by_recipe
 from harness.registry import build_method, resolve_backbone
 from harness.specs import Spec
@@ -39,9 +40,8 @@ def groups(name: str, blocks: str | None = None) -> dict[str, tuple[float, float
     if blocks is not None:
         spec = type(spec)(spec.name, {**spec.options, "blocks": blocks})
     with torch.device("meta"):
-        backbone = resolve_backbone(settings.backbone)(
-            BackboneOptions(**{**settings.backbone_options.model_dump(), "weights": "random"})
-        )
+        options = settings.backbone_options.model_copy(update={"weights": "random"})
+        backbone = load_backbone(settings.backbone, options)
         method = build_method(spec)
         method.adapt(backbone, torch.Generator())
         model: Any = TaskModel(None, backbone, Head(backbone.feature_dim))  # type: ignore[arg-type]
