@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from harness.backbones.block import Block, BlockInput, BlockOutput
-from harness.backbones.folded import in_rows
+from harness.backbones.folded_sublayers import in_rows
 from harness.backbones.meter.block import MeterBlock
 from harness.backbones.meter.folded import FoldedMeterBlock
 from methods.token_attention import AttentionStyle

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from harness.backbones.block import Block, BlockInput, BlockOutput
-from harness.backbones.folded import in_rows
+from harness.backbones.folded_sublayers import in_rows
 from harness.backbones.vilt.block import ViltBlock
 from harness.backbones.vilt.folded import FoldedViltBlock
 from methods.token_attention import AttentionStyle

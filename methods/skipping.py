@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from harness.backbones.base import Backbone
 from harness.backbones.block import Block, BlockInput, BlockOutput, run_block
-from harness.backbones.folded import Shortcut
+from harness.backbones.folded_sublayers import Shortcut
 from harness.backbones.folding import HasBranch, is_hooked
 from harness.backbones.inputs import Streams
 from harness.errors import UserError, did_you_mean

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from harness.backbones.block import BlockInput, BlockOutput, Tokens
-from harness.backbones.folded import Closing, CrossAttention, FeedForward, Reading, SelfAttention
+from harness.backbones.folded import Closing, Reading
+from harness.backbones.folded_sublayers import CrossAttention, FeedForward, SelfAttention
 from harness.backbones.folding import Affine, Norm, Slots
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from harness.backbones.block import BlockInput, BlockOutput
-from harness.backbones.folded import Closing, FeedForward, Reading, SelfAttention
+from harness.backbones.folded import Closing, Reading
+from harness.backbones.folded_sublayers import FeedForward, SelfAttention
 from harness.backbones.folding import Affine, Norm, Slots
 
 
