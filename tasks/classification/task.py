@@ -56,12 +56,15 @@ class Classification(Task[OptionsT]):
     classes: ClassVar[tuple[str, ...]]
     """The label of each class index, as the official files write it."""
     primary_metric: ClassVar[str] = "accuracy"
-    answering: Answering = "likelihood"
-    """How a generative backbone answers."""
     answer_length: ClassVar[int] = 1
     """Longest answer that a generative backbone writes, in tokens."""
     spoken: Answers | None = None
     """The labels as answers of a generative backbone; set by `build_head`."""
+
+    @property
+    def answering(self) -> Answering:
+        """How a generative backbone answers: the task's option; by likelihood where there is none."""
+        return getattr(self.options, "answering", "likelihood")
 
     @abstractmethod
     def read_parts(self, root: Path) -> dict[SplitName, Part]:
@@ -146,10 +149,15 @@ class Classification(Task[OptionsT]):
             return self.spoken.loss(logits, targets)
         return functional.cross_entropy(logits, targets)
 
-    def choices(self, logits: Tensor, examples: Sequence[Example]) -> list[int | None]:
-        """The predicted class of each example, from what `answer` returns; None: what was written is no class."""
-        if self.spoken is not None and self.answering == "generation":
-            return [self.class_of(text) for text in self.spoken.read(logits)]
+    def choices(
+        self, logits: Tensor, examples: Sequence[Example], texts: Sequence[str] | None = None
+    ) -> list[int | None]:
+        """The predicted class of each example; None: what was written is no class.
+
+        logits: what `answer` returns. texts: what was written, or None.
+        """
+        if texts is not None:
+            return [self.class_of(text) for text in texts]
         return list(logits.argmax(dim=-1).tolist())
 
     def class_of(self, text: str) -> int | None:
@@ -163,10 +171,11 @@ class Classification(Task[OptionsT]):
         Where answers are written, `written` is the text that the label was read from.
         """
         predictions = []
-        texts = (
-            self.spoken.read(logits) if self.spoken is not None and self.answering == "generation" else None
-        )
-        for row, (example, choice) in enumerate(zip(examples, self.choices(logits, examples), strict=True)):
+        texts = None
+        if self.spoken is not None and self.answering == "generation":
+            texts = self.spoken.read(logits)
+        choices = self.choices(logits, examples, texts)
+        for row, (example, choice) in enumerate(zip(examples, choices, strict=True)):
             target = cast(Label, example.target)
             predictions.append(
                 {

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from tasks.classification.scoring import all_right, judge_label
-from tasks.data.files import field
+from tasks.classification.label_files import label_files
+from tasks.classification.scoring import all_right
 from tasks.nlvr.files import boxes_of, image_ids, read_predictions, read_statements, sentence_of
 from tasks.nlvr.scoring import score
 from tasks.nlvr2.files import parse_label
-from tasks.scorer import OfficialFiles, Scorer, Share
+from tasks.scorer import Scorer, Share
 
 UNITS = {"consistency": sentence_of, "consistency (orders)": boxes_of}
 """The unit of each consistency: it counts if all its images are correct."""
@@ -32,13 +32,4 @@ def shares(metric: str) -> tuple[Share, ...]:
     return (Share(unit=lambda each: UNITS[metric](each["id"]), value=all_right),)
 
 
-SCORER = Scorer(
-    score,
-    shares,
-    OfficialFiles(
-        read_truths,
-        read_predictions,
-        lambda line, place: parse_label(field(line, "prediction", str, place), place),
-        judge_label,
-    ),
-)
+SCORER = Scorer(score, shares, label_files(read_truths, read_predictions, parse_label))

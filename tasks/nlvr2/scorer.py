@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tasks.classification.scoring import all_right, judge_label
-from tasks.data.files import field
+from tasks.classification.label_files import label_files
+from tasks.classification.scoring import all_right
 from tasks.nlvr2.files import consistency_group, parse_label, read_predictions, read_statements
 from tasks.nlvr2.scoring import score
-from tasks.scorer import OfficialFiles, Prediction, Scorer, Share
+from tasks.scorer import Prediction, Scorer, Share
 
 
 def read_truths(path: Path) -> dict[str, str]:
@@ -30,13 +30,4 @@ def shares(metric: str) -> tuple[Share, ...]:
     return ()
 
 
-SCORER = Scorer(
-    score,
-    shares,
-    OfficialFiles(
-        read_truths,
-        read_predictions,
-        lambda line, place: parse_label(field(line, "prediction", str, place), place),
-        judge_label,
-    ),
-)
+SCORER = Scorer(score, shares, label_files(read_truths, read_predictions, parse_label))

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harness.errors import UserError
-from tasks.classification.scoring import judge_label
-from tasks.data.files import field, read_json_lines
+from tasks.classification.label_files import label_files, read_label_lines
+from tasks.data.files import field
 from tasks.pope.files import category_of, check_label, read_answer, read_questions
 from tasks.pope.scoring import score
-from tasks.scorer import Answers, OfficialFiles, Scorer, Share
+from tasks.scorer import Answers, Scorer, Share
 
 
 def read_truths(path: Path) -> dict[str, str]:
@@ -19,13 +18,9 @@ def read_truths(path: Path) -> dict[str, str]:
 
 def read_submission(path: Path) -> Answers:
     """JSON lines with `question_id` and `answer`, whose text the official rule reads as yes or no."""
-    answers: Answers = {}
-    for place, entry in read_json_lines(path)[0]:
-        identifier = field(entry, "question_id", str, place)
-        if identifier in answers:
-            raise UserError(f"{place}: question_id '{identifier}' appears twice")
-        answers[identifier] = read_answer(field(entry, "answer", str, place))
-    return answers
+    return read_label_lines(
+        path, "question_id", lambda entry, place: read_answer(field(entry, "answer", str, place))
+    )
 
 
 def shares(metric: str) -> tuple[Share, ...]:
@@ -42,13 +37,4 @@ def shares(metric: str) -> tuple[Share, ...]:
     return ()
 
 
-SCORER = Scorer(
-    score,
-    shares,
-    OfficialFiles(
-        read_truths,
-        read_submission,
-        lambda line, place: check_label(field(line, "prediction", str, place), place),
-        judge_label,
-    ),
-)
+SCORER = Scorer(score, shares, label_files(read_truths, read_submission, check_label))

@@ -51,10 +51,6 @@ class POPE(Classification[POPEOptions]):
     classes: ClassVar[tuple[str, ...]] = LABELS
     answer_length: ClassVar[int] = 10
 
-    def __init__(self, options: POPEOptions | None = None) -> None:
-        super().__init__(options)
-        self.answering = self.options.answering
-
     def embedded_data(self, cache: Path) -> Path:
         """The mini benchmark's pictures and questions, in POPE's format."""
         return ensure_pope(cache)

@@ -62,10 +62,6 @@ class ScienceQA(Classification[ScienceQAOptions]):
     classes: ClassVar[tuple[str, ...]] = LETTERS
     answer_length: ClassVar[int] = 4
 
-    def __init__(self, options: ScienceQAOptions | None = None) -> None:
-        super().__init__(options)
-        self.answering = self.options.answering
-
     def embedded_data(self, cache: Path) -> Path:
         """The mini benchmark's pictures and questions, in ScienceQA's format."""
         return ensure_scienceqa(cache)
@@ -92,11 +88,13 @@ class ScienceQA(Classification[ScienceQAOptions]):
             parts[name] = Part(name, "all", examples, {path.name: digest, **files}, {})
         return parts
 
-    def choices(self, logits: Tensor, examples: Sequence[Example]) -> list[int | None]:
+    def choices(
+        self, logits: Tensor, examples: Sequence[Example], texts: Sequence[str] | None = None
+    ) -> list[int | None]:
         """As for other tasks, but never an option that a question does not have."""
         counts = [cast(Option, example.target).options for example in examples]
-        if self.spoken is not None and self.answering == "generation":
-            found = super().choices(logits, examples)
+        if texts is not None:
+            found = super().choices(logits, examples, texts)
             return [
                 None if choice is None or choice >= count else choice
                 for choice, count in zip(found, counts, strict=True)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harness.errors import UserError
-from tasks.classification.scoring import judge_label
-from tasks.data.files import field, read_json_lines
-from tasks.scorer import Answers, OfficialFiles, Scorer, Share
+from tasks.classification.label_files import label_files, read_label_lines
+from tasks.data.files import field
+from tasks.scorer import Answers, Scorer, Share
 from tasks.snli_ve.files import check_label, read_pairs
 from tasks.snli_ve.scoring import score
 
@@ -19,13 +18,9 @@ def read_truths(path: Path) -> dict[str, str]:
 
 def read_submission(path: Path) -> Answers:
     """JSON lines with `pairID` and `prediction`."""
-    answers: Answers = {}
-    for place, entry in read_json_lines(path)[0]:
-        identifier = field(entry, "pairID", str, place)
-        if identifier in answers:
-            raise UserError(f"{place}: pairID '{identifier}' appears twice")
-        answers[identifier] = check_label(field(entry, "prediction", str, place), place)
-    return answers
+    return read_label_lines(
+        path, "pairID", lambda entry, place: check_label(field(entry, "prediction", str, place), place)
+    )
 
 
 def shares(metric: str) -> tuple[Share, ...]:
@@ -33,13 +28,4 @@ def shares(metric: str) -> tuple[Share, ...]:
     return (Share(),) if metric == "accuracy" else (Share(of=lambda each: each["label"] == metric),)
 
 
-SCORER = Scorer(
-    score,
-    shares,
-    OfficialFiles(
-        read_truths,
-        read_submission,
-        lambda line, place: check_label(field(line, "prediction", str, place), place),
-        judge_label,
-    ),
-)
+SCORER = Scorer(score, shares, label_files(read_truths, read_submission, check_label))
