@@ -5,7 +5,6 @@ As in LLaVA's own pre-training, the image encoder comes from elsewhere, here fro
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,11 +19,10 @@ from harness.backbones.llava.model import LlavaBackbone
 from harness.backbones.llava.processor import LlavaProcessor
 from harness.backbones.meter.loading import load_meter_mini
 from harness.pretrain.recipe import STYLES, Recipe
+from harness.pretrain.scenes import IGNORED, Drawn
 from tasks.mini.dialogues import KINDS, sample_turn
 from tasks.mini.render import render
 from tasks.mini.world import PRETRAINING, sample_scene
-
-IGNORED = -100
 
 
 def load_with_image_encoder(options: BackboneOptions) -> LlavaBackbone:
@@ -51,22 +49,14 @@ class Dialogues:
     kinds: Tensor
 
 
-class SceneDialogues:
-    """Batches of one rank, from step `start` on.
-
-    The batch of step k depends on (seed, k, rank) only, so a run can resume at any step.
-    """
+class SceneDialogues(Drawn[Dialogues]):
+    """Dialogues about one scene each."""
 
     def __init__(self, recipe: Recipe, backbone: LlavaBackbone, start: int = 0, rank: int = 0) -> None:
-        self.recipe, self.start, self.rank = recipe, start, rank
+        super().__init__(recipe, start, rank)
         self.processor: LlavaProcessor = backbone.processor
         self.place = self.processor.image_position
         self.patches = backbone.image_end - self.place
-        self.size = recipe.batch_size // recipe.processes
-
-    def __iter__(self) -> Iterator[Dialogues]:
-        for step in range(self.start, self.recipe.steps):
-            yield self.batch(np.random.default_rng([self.recipe.seed, step, self.rank]))
 
     def batch(self, rng: np.random.Generator) -> Dialogues:
         """Draw one batch."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -60,16 +62,34 @@ class Scenes:
     patches: Tensor
 
 
-class CaptionedScenes:
+BatchT = TypeVar("BatchT")
+
+
+class Drawn(ABC, Generic[BatchT]):
     """Batches of one rank, from step `start` on.
 
     The batch of step k depends on (seed, k, rank) only, so a run can resume at any step.
     """
 
-    def __init__(self, recipe: Recipe, processor: Processor, start: int = 0, rank: int = 0) -> None:
-        self.recipe, self.processor, self.mask_id = recipe, processor, mask_id(processor)
-        self.start, self.rank = start, rank
+    def __init__(self, recipe: Recipe, start: int, rank: int) -> None:
+        self.recipe, self.start, self.rank = recipe, start, rank
         self.size = recipe.batch_size // recipe.processes
+
+    def __iter__(self) -> Iterator[BatchT]:
+        for step in range(self.start, self.recipe.steps):
+            yield self.batch(np.random.default_rng([self.recipe.seed, step, self.rank]))
+
+    @abstractmethod
+    def batch(self, rng: np.random.Generator) -> BatchT:
+        """Draw one batch."""
+
+
+class CaptionedScenes(Drawn[Scenes]):
+    """Scenes with captions, some of them false."""
+
+    def __init__(self, recipe: Recipe, processor: Processor, start: int = 0, rank: int = 0) -> None:
+        super().__init__(recipe, start, rank)
+        self.processor, self.mask_id = processor, mask_id(processor)
         self.style = STYLES[recipe.style]
         words = caption_words()
         self.classes = {_single_id(processor, word): index for index, word in enumerate(words)}
@@ -80,10 +100,6 @@ class CaptionedScenes:
             self.class_of_id[token] = index
             self.mask_rate[token] = recipe.mask_probability * (1.0 if token in content else 1 / 3)
         self.is_content = np.isin(np.arange(len(self.class_of_id)), list(content))
-
-    def __iter__(self) -> Iterator[Scenes]:
-        for step in range(self.start, self.recipe.steps):
-            yield self.batch(np.random.default_rng([self.recipe.seed, step, self.rank]))
 
     def batch(self, rng: np.random.Generator) -> Scenes:
         """Draw one batch."""
