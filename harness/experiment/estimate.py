@@ -13,6 +13,7 @@ from pydantic import JsonValue
 
 from harness.errors import UserError
 from harness.experiment.build import adapted_model, loader
+from harness.experiment.fitting import decide_unsearched
 from harness.experiment.plan import Cell, Testbed
 from harness.records.environment import describe_environment
 from harness.records.record import Environment, Record
@@ -212,9 +213,7 @@ def timed_speed(cell: Cell) -> Speed:
     Of a large model on a CPU only forward passes of one image and text are timed.
     """
     testbed, method = cell.testbed, cell.method()
-    if method.searches:  # as if it had decided already
-        decisions = (case.decision for case in method.cost_cases(testbed.fresh_backbone()))
-        method.decide(next(decision for decision in decisions if decision is not None))
+    decide_unsearched(method, testbed.fresh_backbone())
     fabric = make_fabric(testbed.settings)
     training, task = testbed.training, testbed.task
     model = adapted_model(cell, method)

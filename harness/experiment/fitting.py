@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -14,29 +13,35 @@ from harness.errors import UserError
 from methods.base import Method
 
 
-def check_methods(backbone: Backbone, methods: Iterable[Method[Any]]) -> None:
-    """Adapt a copy of the backbone by each method; takes almost no memory or time.
+def check_method(backbone: Backbone, method: Method[Any]) -> None:
+    """Adapt a copy of the backbone by a method; takes almost no memory or time.
 
     Raises:
-        UserError: a method refuses its options on this backbone.
+        UserError: the method refuses its options on this backbone.
     """
-    for method in methods:
-        try:
-            with torch.device("meta"):
-                adapt(without_content(backbone), method)
-        except UserError:
-            adapt(copy.deepcopy(backbone), method)  # it may only have missed the content
-        except Exception:  # likewise; if not, the cell itself says what is wrong
-            continue
+    try:
+        with torch.device("meta"):
+            adapt(without_content(backbone), method)
+    except UserError:
+        adapt(copy.deepcopy(backbone), method)  # it may only have missed the content
+    except Exception:  # likewise; if not, the cell itself says what is wrong
+        return
 
 
 def adapt(backbone: Backbone, method: Method[Any]) -> None:
-    """Adapt a backbone by a method; a search is taken to have ended with its first possible decision."""
-    if method.searches:
-        decisions = (case.decision for case in method.cost_cases(backbone))
-        if (decision := next((each for each in decisions if each is not None), None)) is not None:
-            method.decide(decision)
+    """Adapt a backbone by a method, a search of which is taken to have ended."""
+    decide_unsearched(method, backbone)
     method.adapt(backbone, torch.Generator().manual_seed(0))
+
+
+def decide_unsearched(method: Method[Any], backbone: Backbone) -> None:
+    """Let a method that searches have decided already: for its first possible decision."""
+    if not method.searches:
+        return
+    for case in method.cost_cases(backbone):
+        if case.decision is not None:
+            method.decide(case.decision)
+            return
 
 
 def without_content(backbone: Backbone) -> Backbone:

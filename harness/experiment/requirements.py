@@ -16,6 +16,7 @@ from torch import Tensor
 
 from harness.experiment.build import adapted_model
 from harness.experiment.estimate import evaluation_passes
+from harness.experiment.fitting import decide_unsearched
 from harness.experiment.plan import Cell, Testbed
 from harness.measure.flops import count_macs
 from harness.measure.live import model_tensors, peak_live_tensors
@@ -68,9 +69,7 @@ class Requirements:
 def requirements(cell: Cell) -> Requirements:
     """The requirements of a cell, at the measured image size and the longest texts, all in float32."""
     testbed, method = cell.testbed, cell.method()
-    if method.searches:  # as if it had decided already
-        decisions = (case.decision for case in method.cost_cases(testbed.fresh_backbone()))
-        method.decide(next(decision for decision in decisions if decision is not None))
+    decide_unsearched(method, testbed.fresh_backbone())
     model = adapted_model(cell, method, in_four_bits=False).to("meta").train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     step_bytes = [_peak_bytes(testbed, model, examples) for examples in COUNTED]

@@ -12,7 +12,7 @@ from harness.config import RunSettings
 from harness.errors import UserError, counted
 from harness.experiment.adopt import stale_among
 from harness.experiment.estimate import Estimate, Estimator, duration
-from harness.experiment.fitting import check_methods
+from harness.experiment.fitting import check_method
 from harness.experiment.latency import measure_side_by_side
 from harness.experiment.plan import Cell, Testbed, build_cells, open_testbeds
 from harness.experiment.remaining import Remaining, without_done
@@ -24,6 +24,7 @@ from harness.process import REQUESTS, prepare_process
 from harness.records.record import Record
 from harness.records.store import Store
 from harness.registry import build_method
+from harness.specs import canonical
 from harness.training.fabric import check_devices
 from harness.training.ranks import Ranks, started_ranks
 
@@ -99,8 +100,14 @@ def make_plan(settings: RunSettings) -> Plan:
         why = f"{', '.join(tied)} cannot be sent to one" if tied else "in_process allows none"
         raise UserError(f"devices: each of {device.devices} devices needs a process, and {why}.")
     testbeds = open_testbeds(settings)
-    for testbed in testbeds:
-        check_methods(testbed.backbone, map(build_method, testbed.methods or settings.methods))
+    # Tasks share a backbone, on which each method is checked once.
+    specs = {
+        (id(testbed.backbone), canonical(spec)): (testbed.backbone, spec)
+        for testbed in testbeds
+        for spec in testbed.methods or settings.methods
+    }
+    for backbone, spec in specs.values():
+        check_method(backbone, build_method(spec))
     cells = list({cell.id: cell for cell in build_cells(settings, testbeds)}.values())
     kept = frozenset(cell.id for cell in cells if store.finished(cell.id))
     to_run = [cell for cell in cells if cell.id not in kept]

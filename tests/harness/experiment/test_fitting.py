@@ -9,7 +9,7 @@ import torch
 from harness.backbones.base import Backbone
 from harness.cli import call
 from harness.errors import UserError
-from harness.experiment.fitting import check_methods, without_content
+from harness.experiment.fitting import check_method, without_content
 from harness.registry import build_method
 from harness.specs import parse_spec
 from methods.base import Method, NoOptions
@@ -33,7 +33,7 @@ from tests.support.small_vilt import mini
 )
 def test_options_that_do_not_fit_the_backbone_are_refused(spec: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        check_methods(mini(), [build_method(parse_spec(spec))])
+        check_method(mini(), build_method(parse_spec(spec)))
 
 
 def test_a_dry_run_refuses_them_on_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -62,15 +62,15 @@ class ReadsWeights(Method[NoOptions]):
 
 def test_a_method_that_needs_the_content_of_weights_is_not_refused_without_it() -> None:
     method: Any = ReadsWeights(NoOptions())
-    check_methods(mini(), [method])
+    check_method(mini(), method)
     method.refuses = None
-    check_methods(mini(), [method])
+    check_method(mini(), method)
 
 
 def test_the_backbone_is_not_changed() -> None:
     backbone = mini()
     before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
-    check_methods(backbone, [build_method(parse_spec("lora"))])
+    check_method(backbone, build_method(parse_spec("lora")))
     after = backbone.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
