@@ -78,6 +78,7 @@ class Classification(Task[OptionsT]):
         files: dict[str, str] = {}
         splits: dict[str, Sequence[Example]] = {}
         origins: dict[str, dict[str, Any]] = {}
+        images: dict[SplitName, list[str]] = {}
         for name, part in self.read_parts(root).items():
             options = self.options
             examples = limited(
@@ -87,13 +88,15 @@ class Classification(Task[OptionsT]):
                 raise UserError(f"{root}: {part.official} ({part.part}) has no examples for the {name} split")
             files |= part.files
             splits[name] = blanked(examples, options.blank)
+            images[name] = image_paths(examples)
             origins[name] = {
                 "official split": part.official,
                 "part": part.part,
                 **part.notes,
                 "examples": len(examples),
-                **describe_images(image_paths(examples)),
             }
+        for name, described in describe_images(images).items():
+            origins[name] |= described
         return Data(splits, {"splits": origins, "files": files, "answers": {"classes": list(self.classes)}})
 
     def majority_score(self, data: Data) -> float | None:

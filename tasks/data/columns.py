@@ -181,7 +181,10 @@ class Columns(Sequence[Example]):
     def image_table(self) -> tuple[list[str], np.ndarray]:
         """The distinct images of the examples, and the place of each example's among them."""
         used, places = np.unique(self._images[self.rows], return_inverse=True)
-        paths = [os.path.join(self._root, self._paths[index]) for index in used.tolist()]  # noqa: PTH118 - fast
+        folder = os.path.join(self._root, "")  # noqa: PTH118 - with a separator at its end
+        chosen = map(self._paths.__getitem__, used.tolist())
+        # What os.path.join does, which takes four times as long.
+        paths = [path if path.startswith(os.sep) else folder + path for path in chosen]
         return paths, places.reshape(self._images[self.rows].shape)
 
     def __len__(self) -> int:

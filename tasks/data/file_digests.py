@@ -12,12 +12,12 @@ import sqlite3
 import stat
 import time
 from collections import defaultdict
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from harness.errors import UserError
 from harness.folders import cache_folder
@@ -51,8 +51,9 @@ File = TypeVar("File", str, Path)
 
 
 class _Entry(NamedTuple):
-    """A file when it was read: size in bytes, modification time (ns), inode, time of reading (ns), SHA-256."""
+    """A file when it was read: name, size in bytes, modification time (ns), inode, time of reading (ns), SHA-256."""
 
+    name: str
     size: int
     modified: int
     inode: int
@@ -69,26 +70,27 @@ def digest_files(paths: Iterable[File]) -> dict[File, str | None]:
     by_folder: dict[str, dict[str, File]] = defaultdict(dict)
     found: dict[File, str | None] = {}
     for path in paths:
-        folder, name = os.path.split(path)
-        by_folder[folder][name] = path
+        # Texts, and no functions of os.path: there may be 200,000.
+        folder, separator, name = os.fspath(path).rpartition(os.sep)
+        by_folder[folder + separator][name] = path
         found[path] = None
     with open_memory() as memory, ThreadPoolExecutor() as pool:
         for folder, members in by_folder.items():
-            place = os.path.abspath(folder)  # noqa: PTH100 - paths are texts here: there may be 200,000
-            known, statuses = _recall(memory, place), _statuses(place, members)
+            place = os.path.abspath(folder)  # noqa: PTH100 - as above
+            known = _recall(memory, place)
             changed: list[str] = []
-            for name, path in members.items():
-                status, entry = statuses.get(name), known.get(name)
-                if status is not None and entry is not None and entry.holds_for(status):
-                    found[path] = entry.digest.hex()
-                elif status is not None:
+            for name, status in _statuses(place, members):
+                row = known.get(name)
+                if row is not None and (entry := _Entry._make(row)).holds_for(status):
+                    found[members[name]] = entry.digest.hex()
+                else:
                     changed.append(name)
             for start in range(0, len(changed), AT_ONCE):
                 some = changed[start : start + AT_ONCE]
                 shares = [some[first : first + SHARE] for first in range(0, len(some), SHARE)]
                 read = [entry for entries in pool.map(partial(_read_all, place), shares) for entry in entries]
-                entries = {name: entry for name, entry in zip(some, read, strict=True) if entry is not None}
-                found |= {members[name]: entry.digest.hex() for name, entry in entries.items()}
+                entries = [entry for entry in read if entry is not None]
+                found |= {members[entry.name]: entry.digest.hex() for entry in entries}
                 _remember(memory, place, entries)
     return found
 
@@ -108,25 +110,24 @@ def _read(path: str) -> _Entry | None:
                 hasher.update(chunk)
     except OSError:
         return None
-    return _Entry(status.st_size, status.st_mtime_ns, status.st_ino, now, hasher.digest())
+    name = path.rpartition(os.sep)[2]
+    return _Entry(name, status.st_size, status.st_mtime_ns, status.st_ino, now, hasher.digest())
 
 
-def _statuses(folder: str, names: Container[str]) -> dict[str, os.stat_result]:
+def _statuses(folder: str, names: Container[str]) -> Iterator[tuple[str, os.stat_result]]:
     """Status of each existing file, by one scan of the folder: single look-ups are slow on network file systems."""
     try:
         with os.scandir(folder) as entries:
             there = [entry for entry in entries if entry.name in names]
     except (OSError, ValueError):  # no such folder; a NUL in its name
-        return {}
-    found = {}
+        return
     for entry in there:
         try:
             status = entry.stat()
         except OSError:  # a dangling link, or deleted meanwhile
             continue
         if stat.S_ISREG(status.st_mode):  # reading a pipe or a device might never end
-            found[entry.name] = status
-    return found
+            yield entry.name, status
 
 
 @contextmanager
@@ -172,21 +173,22 @@ def _is_broken(error: sqlite3.Error) -> bool:
     return isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError)
 
 
-def _recall(memory: sqlite3.Connection | None, folder: str) -> dict[str, _Entry]:
+def _recall(memory: sqlite3.Connection | None, folder: str) -> dict[str, tuple[Any, ...]]:
+    """Fields of the entries of a folder by name: plain tuples, which take the garbage collector no time."""
     if memory is None:
         return {}
     columns = "name, size, modified, inode, read, digest"
     try:
-        rows = memory.execute(f"SELECT {columns} FROM files WHERE folder = ?", (folder,)).fetchall()
+        rows = memory.execute(f"SELECT {columns} FROM files WHERE folder = ?", (folder,))
+        return {row[0]: row for row in rows}
     except (sqlite3.Error, UnicodeError):
         return {}
-    return {name: _Entry(*entry) for name, *entry in rows}
 
 
-def _remember(memory: sqlite3.Connection | None, folder: str, entries: Mapping[str, _Entry]) -> None:
+def _remember(memory: sqlite3.Connection | None, folder: str, entries: Iterable[_Entry]) -> None:
     if memory is None:
         return
-    rows = [(folder, name, *entry) for name, entry in entries.items()]
+    rows = [(folder, *entry) for entry in entries]
     try:
         with memory:
             memory.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?)", rows)

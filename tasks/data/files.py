@@ -6,13 +6,14 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from harness import files
 from harness.errors import UserError
 from harness.files import Line
+from tasks.base import SplitName
 from tasks.data.file_digests import digest_files
 
 _KINDS: Mapping[type, str] = {int: "an integer", str: "a string", list: "a list"}
@@ -94,12 +95,19 @@ def follow_link(folder: Path) -> Path:
     return folder
 
 
-def describe_images(paths: Iterable[str]) -> dict[str, Any]:
-    """Number of images, how many are missing or unreadable, and SHA-256 (hex) of all names and bytes."""
-    digests = digest_files(paths)
+def describe_images(images: Mapping[SplitName, Sequence[str]]) -> dict[SplitName, dict[str, Any]]:
+    """By split: number of images, how many are missing or unreadable, and SHA-256 (hex) of all names and bytes.
+
+    images: paths of each split's images.
+    """
+    digests = digest_files(dict.fromkeys(path for paths in images.values() for path in paths))
+    return {split: _describe({path: digests[path] for path in paths}) for split, paths in images.items()}
+
+
+def _describe(digests: Mapping[str, str | None]) -> dict[str, Any]:
     listing = sorted(
-        ((os.path.basename(path), digest) for path, digest in digests.items()),  # noqa: PTH119 - fast
-        key=lambda e: (e[0], e[1] or ""),
+        ((path.rpartition(os.sep)[2], digest) for path, digest in digests.items()),
+        key=lambda each: (each[0], each[1] or ""),
     )
     return {
         "images": len(listing),

@@ -100,6 +100,7 @@ class Retrieval(Task[RetrievalOptions]):
         official: dict[SplitName, tuple[str, ...]] = {"train": train, "val": ("val",), "test": ("test",)}
         splits: dict[str, Sequence[Example]] = {}
         origins: dict[str, dict[str, Any]] = {}
+        images: dict[SplitName, list[str]] = {}
         for split, names in official.items():
             found = captions.of(*names)
             if not found:
@@ -107,12 +108,14 @@ class Retrieval(Task[RetrievalOptions]):
             chosen = self._chosen(found, split)
             whole = len(chosen) == len(found) and getattr(self.options, f"limit_{split}") is None
             splits[split] = blanked(chosen, self.options.blank)
+            images[split] = image_paths(chosen)
             origins[split] = {
                 "official split": "+".join(names),
                 "part": "all" if whole else "some of the images, by hash",
                 "captions": len(splits[split]),
-                **describe_images(image_paths(chosen)),
             }
+        for split, described in describe_images(images).items():
+            origins[split] |= described
         provenance = {"dataset": captions.dataset, "splits": origins, "files": captions.files}
         return Data(splits, provenance)
 

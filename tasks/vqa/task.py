@@ -132,16 +132,17 @@ class VQA(Task[VQAOptions]):
         vocabulary = self._vocabulary(root, (train, other))
         self.answers = vocabulary.answers
         answer_index = {answer: index for index, answer in enumerate(vocabulary.answers)}
-        files: dict[str, str] = {}
+        officials = {official.name: official for of_split in parts.values() for official, _, _ in of_split}
+        questions = {name: self._questions(root, each, answer_index) for name, each in officials.items()}
+        files = {name: digest for each in officials.values() for name, digest in each.files.items()}
         splits: dict[str, Sequence[Example]] = {}
         origins: dict[str, dict[str, Any]] = {}
+        images: dict[SplitName, list[str]] = {}
         for name, of_split in parts.items():
             used: list[Columns] = []
             unanswerable = 0
             for official, _, taken in of_split:
-                files |= official.files
-                classes = official.classes(answer_index, self._raw) if official.annotated else None
-                columns = _columns(root, official, classes)
+                columns, classes = questions[official.name]
                 if taken is not None:
                     columns = columns.take(np.flatnonzero(taken))
                 if name == "train":
@@ -165,17 +166,17 @@ class VQA(Task[VQAOptions]):
             if not examples:
                 raise UserError(f"{root}: {names} ({part}) has no questions for the {name} split")
             splits[name] = blanked(examples, self.options.blank)
-            origins[name] |= {
-                "questions": len(examples),
-                **describe_images(image_paths(examples)),
-            }
+            images[name] = image_paths(examples)
+            origins[name]["questions"] = len(examples)
+        for name, described in describe_images(images).items():
+            origins[name] |= described
         return Data(splits, {"splits": origins, "files": files, "answers": vocabulary.provenance})
 
     def read_official(self, root: Path, split: str) -> Sequence[Example]:
         """All questions of a test split, with annotations if there are any."""
         found = load_split(root, split, has_annotated_split(root, split))
         index = {answer: place for place, answer in enumerate(self.answers)}
-        return _columns(root, found, found.classes(index, self._raw) if found.annotated else None)
+        return self._questions(root, found, index)[0]
 
     @property
     def _raw(self) -> bool:
@@ -270,6 +271,13 @@ class VQA(Task[VQAOptions]):
         results = [{"question_id": int(each["id"]), "answer": each["answer"]} for each in predictions]
         results.sort(key=lambda result: result["question_id"])
         write_atomically(path, json.dumps(results).encode())
+
+    def _questions(
+        self, root: Path, split: SplitColumns, answer_index: Mapping[str, int]
+    ) -> tuple[Columns, np.ndarray | None]:
+        """All questions of an official split, and the classes `(N, 10)` of the annotators' answers if it has any."""
+        classes = split.classes(answer_index, self._raw) if split.annotated else None
+        return _columns(root, split, classes), classes
 
     def _parts(self, root: Path, train: SplitColumns, other: SplitColumns) -> Parts:
         """Which official questions become train, val and test."""

@@ -7,14 +7,14 @@ import os
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tasks.data import file_digests
+from tasks.data import file_digests, files
 from tasks.data.file_digests import MEMORY, digest_files
-from tasks.data.files import describe_images
 from tests.support.paths import ROOT
 
 HOUR = 3600
@@ -54,6 +54,12 @@ def images(tmp_path: Path) -> list[Path]:
 def age(path: Path, seconds: float = HOUR) -> None:
     then = path.stat().st_mtime - seconds
     os.utime(path, (then, then))
+
+
+def describe_images(images: Iterable[Path]) -> dict[str, Any]:
+    """What is said of the images of one split."""
+    (described,) = files.describe_images({"train": list(map(str, images))}).values()
+    return described
 
 
 def sha256(path: Path) -> str:
@@ -176,17 +182,17 @@ def test_what_is_no_regular_file_counts_as_missing(cache: Path, images: list[Pat
     (folder / "device.png").symlink_to("/dev/zero")
     (folder / "link.png").symlink_to(images[1])
     os.mkfifo(folder / "pipe.png")
-    assert describe_images(map(str, images))["images missing"] == 0  # not used
+    assert describe_images(images)["images missing"] == 0  # not used
     names = ("dangling.png", "loop.png", "device.png", "pipe.png", f"{'x' * 300}.png", "a\0b.png")
     used = [*(folder / name for name in names), tmp_path / "a\0b" / "1.png"]
     assert digest_files(used) == dict.fromkeys(used)
     assert digest_files([folder / "link.png"]) == {folder / "link.png": sha256(images[1])}
-    assert describe_images(map(str, used))["images missing"] == len(used)
+    assert describe_images(used)["images missing"] == len(used)
 
 
 def test_a_name_in_two_folders_of_which_one_misses_it(cache: Path, images: list[Path]) -> None:
     images[0].unlink()
-    both = [str(images[0]), str(images[50])]
+    both = [images[0], images[50]]
     assert images[0].name == images[50].name
     found = describe_images(both)
     assert (found["images"], found["images missing"]) == (2, 1)
@@ -207,3 +213,18 @@ def test_images_are_described_by_names_and_bytes(cache: Path, images: list[Path]
     assert describe_images([*moved.iterdir(), *images[50:]]) == before
     missing = describe_images([moved / "0.png", tmp_path / "nowhere" / "0.png", moved])
     assert (missing["images"], missing["images missing"]) == (3, 2)
+
+
+def test_splits_that_share_a_folder_are_described_apart(
+    cache: Path, images: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder is scanned once for all of them."""
+    scanned: list[str] = []
+    scan = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda folder: (scanned.append(folder), scan(folder))[1])
+    names = [str(path) for path in images]
+    found = files.describe_images({"train": names[:30], "val": names[20:60], "test": names[50:]})
+    assert sorted(scanned) == [str(images[0].parent), str(images[50].parent)]
+    assert [found[split]["images"] for split in ("train", "val", "test")] == [30, 40, 50]
+    for split, paths in {"train": images[:30], "val": images[20:60], "test": images[50:]}.items():
+        assert found[split] == describe_images(paths)
