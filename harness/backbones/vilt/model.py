@@ -82,6 +82,7 @@ class ViltBackbone(Backbone):
         self.pretrained_heads: Mapping[str, Tensor] = {}
         self._block_names = tuple(block.name for block in self.model.encoder.layer)
         self._digest: str | None = None
+        self._interpolations: tuple[tuple[object, ...], dict[tuple[int, int], Tensor]] = ((), {})
 
     @property
     def blocks(self) -> nn.ModuleList:  # type: ignore[override]
@@ -137,16 +138,13 @@ class ViltBackbone(Backbone):
         """Patches with positions `(B, P, D)`, padding dropped, and their mask `(B, P)` or None."""
         projection = self.model.embeddings.patch_embeddings.projection
         side = projection.kernel_size[0]
-        batch, channels, height, width = pixels.shape
+        height, width = pixels.shape[2:]
         if height % side or width % side:
             raise UserError(
                 f"{self.name}: image size {height}x{width} is not a multiple of the patch size {side}."
             )
         rows, columns = height // side, width // side
-        tiles = pixels.view(batch, channels, rows, side, columns, side).permute(0, 2, 4, 1, 3, 5)
-        embedded = F.linear(
-            tiles.reshape(batch, rows * columns, -1), projection.weight.flatten(1), projection.bias
-        )
+        embedded = F.linear(tiles_of(pixels, side), projection.weight.flatten(1), projection.bias)
         if sizes is None:
             return embedded + self._positions(rows, columns), None
         # The sizes are on the CPU, so that this does not wait for a GPU.
@@ -164,14 +162,29 @@ class ViltBackbone(Backbone):
         return packed + positions, None if all(h * w == most for h, w in counts) else mask
 
     def _positions(self, rows: int, columns: int) -> Tensor:
-        """Position embeddings `(rows·columns, D)`, bilinear from the pretrained grid."""
-        table = self.model.embeddings.position_embeddings[0, 1:]
-        side = int(table.shape[0] ** 0.5)
+        """Position embeddings `(rows·columns, D)`, bilinear from the pretrained grid.
+
+        Those of frozen embeddings are kept: on a GPU they take longer to compute than a block with 16 images.
+        """
+        embeddings = self.model.embeddings.position_embeddings
+        side = int((embeddings.shape[1] - 1) ** 0.5)
         if (rows, columns) == (side, side):
-            return table
-        grid = table.T.reshape(1, -1, side, side)
-        grid = F.interpolate(grid, size=(rows, columns), mode="bilinear", align_corners=True)
-        return grid.flatten(2)[0].T
+            return embeddings[0, 1:]
+        if embeddings.requires_grad or embeddings.is_inference():
+            return _interpolated(embeddings[0, 1:], side, rows, columns)
+        state = (embeddings.data_ptr(), embeddings._version, embeddings.dtype, embeddings.device)
+        if self._interpolations[0] != state:
+            self._interpolations = (state, {})
+        known = self._interpolations[1]
+        if (rows, columns) in known:
+            return known[rows, columns]
+        with torch.inference_mode(False), torch.no_grad():
+            positions = _interpolated(embeddings[0, 1:], side, rows, columns)
+        if not (
+            embeddings.is_cuda and torch.cuda.is_current_stream_capturing()
+        ):  # a graph fills its own memory
+            known[rows, columns] = positions
+        return positions
 
     def fuse(self, streams: Streams) -> Tensor:
         """The pooled text class token `(B, D)` after all blocks."""
@@ -249,6 +262,30 @@ class ViltBackbone(Backbone):
         if self._digest is None:
             self._digest = digest_model(self.model)
         return self._digest
+
+
+def tiles_of(pixels: Tensor, side: int) -> Tensor:
+    """Patches of images `(B, C, H, W)` with their pixels in rows: `(B, H/side · W/side, C · side²)`."""
+    batch, channels, height, width = pixels.shape
+    across = side * pixels.element_size() / 8
+    if pixels.is_cuda and not pixels.requires_grad and across.is_integer():
+        # Eight bytes at a time, because the copy has a thread for each element.
+        tiles = _split(pixels.contiguous().view(torch.int64), side, int(across)).view(pixels.dtype)
+    else:
+        tiles = _split(pixels, side, side)
+    return tiles.view(batch, height * width // side**2, channels * side**2)
+
+
+def _split(pixels: Tensor, side: int, across: int) -> Tensor:
+    batch, channels, height, width = pixels.shape
+    tiles = pixels.reshape(batch, channels, height // side, side, width // across, across)
+    return tiles.permute(0, 2, 4, 1, 3, 5).contiguous().flatten(3)
+
+
+def _interpolated(table: Tensor, side: int, rows: int, columns: int) -> Tensor:
+    grid = table.T.reshape(1, -1, side, side)
+    grid = F.interpolate(grid, size=(rows, columns), mode="bilinear", align_corners=True)
+    return grid.flatten(2)[0].T.contiguous()
 
 
 def _join_masks(
