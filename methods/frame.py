@@ -38,6 +38,8 @@ class Frame(Inserted):
     """
 
     places: Tensor
+    offset: Tensor
+    scale: Tensor
 
     def __init__(self, values: Tensor, side: int, width: int, processor: Processor) -> None:
         super().__init__()
@@ -45,8 +47,9 @@ class Frame(Inserted):
         self.side = side
         self.width = width
         levels = torch.tensor([0, 255], dtype=torch.uint8, device="cpu").view(2, 1, 1, 1).expand(2, 3, 1, 1)
-        black, white = processor.normalize(levels).view(2, 3).tolist()
-        self.offset, self.scale = black, [high - low for low, high in zip(black, white, strict=True)]
+        black, white = processor.normalize(levels).view(2, 3, 1, 1)
+        self.register_buffer("offset", black, persistent=False)
+        self.register_buffer("scale", white - black, persistent=False)
         border = torch.ones(side, side, dtype=torch.bool, device="cpu")
         border[width : side - width, width : side - width] = False
         self.register_buffer("places", border.flatten().nonzero()[:, 0], persistent=False)
@@ -55,8 +58,7 @@ class Frame(Inserted):
 
     def canvas(self) -> Tensor:
         """The frame as an image `(3, S, S)` in 0…1, 0 inside."""
-        places = self.places.to(self.values.device)
-        flat = self.values.new_zeros(3, self.side**2).index_copy(1, places, self.values)
+        flat = self.values.new_zeros(3, self.side**2).index_copy(1, self.places, self.values)
         return flat.view(3, self.side, self.side)
 
     def forward(self, pixels: Tensor, image_sizes: Tensor | None) -> Tensor:
@@ -82,10 +84,9 @@ class Frame(Inserted):
         if (height, width) != (self.side, self.side):
             resized = F.interpolate(canvas[None], size=(height, width), mode="bilinear", antialias=True)
             canvas = resized[0]
-        offset, scale = (canvas.new_tensor(each).view(3, 1, 1) for each in (self.offset, self.scale))
         border = canvas.new_ones(height, width)
         border[high : height - high, wide : width - wide] = 0
-        drawn = ((offset + scale * canvas) * border).to(pixels.dtype)
+        drawn = ((self.offset + self.scale * canvas) * border).to(pixels.dtype)
         return F.pad(inner, (wide, wide, high, high)) + drawn
 
     def take_seen(self) -> list[tuple[Tensor, Tensor | None]]:
@@ -104,5 +105,4 @@ class Frame(Inserted):
 
     def zero_one(self, pixels: Tensor) -> Tensor:
         """Normalised pixels `(B, 3, H, W)` as they are in 0…1."""
-        offset, scale = (pixels.new_tensor(each).view(3, 1, 1) for each in (self.offset, self.scale))
-        return (pixels - offset) / scale
+        return (pixels - self.offset.to(pixels.dtype)) / self.scale.to(pixels.dtype)
