@@ -106,7 +106,8 @@ class CausalLayout(Layout):
         if causal is None:
             raise ValueError("a decoder's block needs positions")
         if causal.prompt == 0:
-            mask = None if tokens.mask is None else tokens.mask[..., 2:]
+            # In memory of its own, as CUDA's attention reads 16 bytes of a mask at a time.
+            mask = None if tokens.mask is None else tokens.mask[..., 2:].contiguous()
             return replace(inputs, tokens=replace(tokens, mask=mask))
         past = None if causal.past is None else _WithoutFirst(causal.past, 2)
         return replace(

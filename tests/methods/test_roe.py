@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness.backbones.base import Backbone, BackboneOptions
@@ -262,6 +263,24 @@ def test_decoding_keeps_the_route_of_the_prompt(candidates: list[list[int]]) -> 
         likelihood = backbone.answer_logits(inputs, answers).log_softmax(dim=-1)
         summed = likelihood.gather(2, answers[:, :, None]).sum(dim=(1, 2))
         torch.testing.assert_close(scores[:, column], summed, atol=2e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_masks_of_a_continuation_begin_where_attention_on_cuda_can_read_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, backbone = adapted(tiny_llava())
+    attend, masks = F.scaled_dot_product_attention, []
+
+    def watched(*states: Tensor, attn_mask: Tensor | None = None, **options: Any) -> Tensor:
+        if attn_mask is not None:
+            masks.append(attn_mask)
+        return attend(*states, attn_mask=attn_mask, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
+    backbone.generate(prompts(6), 3, stop=())
+    assert any(mask.shape[-2] == 1 for mask in masks)  # of one token that is written
+    assert all(mask.data_ptr() % 16 == 0 for mask in masks)
 
 
 @torch.no_grad()
