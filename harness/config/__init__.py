@@ -188,7 +188,7 @@ class DeviceSettings(Group):
     """Nodes that train one cell together; srun or torchrun starts the processes."""
     jobs: Annotated[
         Count | None,
-        About(Decides.NOTHING, unset="one per GPU; on the CPU one per core for small models, else 1"),
+        About(Decides.NOTHING, unset="one per GPU, else 1; of small models up to 8 per GPU, or one per core"),
     ] = None
     """Cells that run side by side, each in its own process."""
     timeout: Annotated[Positive | None, About(Decides.NOTHING, unset="no limit")] = None

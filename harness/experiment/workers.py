@@ -41,12 +41,14 @@ from harness.records.record import Record
 from harness.records.store import CellBusyError, Store
 from harness.training.fabric import visible_gpus
 from harness.training.ranks import Ranks
+from tasks.data.decoding import usable_cores
 
 SMALL = 20_000_000
 """Number of parameters up to which a backbone is small: by default its cells run at the same time."""
 
 
 _MOST_BY_DEFAULT = 8
+"""Cells at once on the CPU, or on one GPU."""
 
 
 _TRY_EVERY = 0.2  # seconds
@@ -65,18 +67,25 @@ _GRACE = 30.0
 
 
 def default_jobs(settings: RunSettings, cells: Sequence[Cell]) -> int:
-    """One cell per GPU, or per `devices` GPUs; on the CPU one per thread for small models, else one."""
+    """One cell per GPU, or per `devices` GPUs; on the CPU one. Of small models, one per core on either, up to eight.
+
+    A small model leaves a GPU idle most of the time: on an H200, eight cells of `vilt-mini` together train 6.3 times as
+    many examples per second as one.
+    """
+    together = settings.device.devices
+    parameters = (
+        sum(parameter.numel() for parameter in cells[0].testbed.backbone.parameters()) if cells else 0
+    )
+    small = 0 < parameters <= SMALL
     if gpus := gpu_groups(settings):
-        return max(1, min(len(cells), len(gpus)))
+        each = min(usable_cores() // len(gpus), _MOST_BY_DEFAULT) if small and together == 1 else 1
+        return max(1, min(len(cells), len(gpus) * max(1, each)))
     accelerator = settings.device.accelerator
     on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.backends.mps.is_available())
-    if not cells or not on_cpu:
-        return 1
-    parameters = sum(parameter.numel() for parameter in cells[0].testbed.backbone.parameters())
-    if parameters > SMALL:
+    if not small or not on_cpu:
         return 1
     processes = min(torch.get_num_threads(), _MOST_BY_DEFAULT)
-    return max(1, min(len(cells), processes // settings.device.devices))
+    return max(1, min(len(cells), processes // together))
 
 
 def gpu_groups(settings: RunSettings) -> list[str]:

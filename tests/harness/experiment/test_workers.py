@@ -142,6 +142,21 @@ def test_only_small_models_run_in_parallel(
     assert default_jobs(settings_of_two, cells) == 1
 
 
+@pytest.mark.parametrize(
+    ("cores", "gpus", "jobs"), [(16, 1, 8), (6, 1, 6), (16, 4, 16), (2, 4, 4), (256, 2, 16)]
+)
+def test_small_models_share_a_gpu(
+    settings_of_two: RunSettings, monkeypatch: pytest.MonkeyPatch, cores: int, gpus: int, jobs: int
+) -> None:
+    cells = build_cells(settings_of_two, open_testbeds(settings_of_two)) * 20
+    monkeypatch.setattr(workers, "usable_cores", lambda: cores)
+    monkeypatch.setattr(workers, "gpu_groups", lambda settings: [str(index) for index in range(gpus)])
+    assert default_jobs(settings_of_two, cells) == jobs
+    assert default_jobs(settings_of_two, cells[:1]) == 1
+    monkeypatch.setattr(workers, "SMALL", 1000)
+    assert default_jobs(settings_of_two, cells) == gpus
+
+
 def test_is_importable_only_if_another_process_can_import_it() -> None:
     class Local:
         pass
