@@ -39,7 +39,7 @@ class ClipScore:
         mean, deviation = (resized.new_tensor(each).view(3, 1, 1) for each in (MEAN, STANDARD_DEVIATION))
         tokens = self._tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
         with torch.no_grad():
-            of_text = model.get_text_features(**tokens.to(images.device))
+            of_text = model.get_text_features(**tokens.to(images.device, non_blocking=True))
             scale = model.logit_scale.exp().clamp(max=100.0)
         of_image = model.get_image_features(pixel_values=(resized - mean) / deviation)
         return (scale * F.cosine_similarity(of_image, of_text)).mean()

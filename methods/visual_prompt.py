@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from harness.backbones.base import Backbone
 from harness.backbones.generative import GenerativeBackbone
-from harness.backbones.inputs import Inputs
+from harness.backbones.inputs import Inputs, padded_ids, sent
 from harness.errors import UserError
 from methods.base import Method, ParameterGroup, Slot, TrainingPart, freeze
 from methods.frame import Frame, frame_size, frame_width
@@ -252,7 +252,7 @@ def _caption_likelihood(
 ) -> Tensor:
     """Log-likelihood of the texts after a prompt with nothing but the image: a mean over tokens, then over texts."""
     answers = [torch.tensor(backbone.processor.answer_ids(text)) for text in texts]
-    tokens = nn.utils.rnn.pad_sequence(answers, batch_first=True, padding_value=-1).to(pixels.device)
+    tokens = sent(nn.utils.rnn.pad_sequence(answers, batch_first=True, padding_value=-1), pixels.device)
     written = tokens >= 0
     prompts = _with_texts(backbone, [""] * len(texts), pixels, sizes)
     logs = backbone.answer_logits(prompts, tokens.clamp(min=0)).float().log_softmax(dim=-1)
@@ -267,5 +267,6 @@ def _with_texts(backbone: Backbone, texts: Sequence[str], pixels: Tensor, sizes:
     pad = backbone.processor.pad_id
     rows = torch.stack([F.pad(each, (0, longest - len(each)), value=pad) for each in ids])
     mask = torch.stack([torch.arange(longest) < len(each) for each in ids])
-    device = pixels.device
-    return Inputs(rows.to(device), None if bool(mask.all()) else mask.to(device), pixels, sizes)
+    padded = None if bool(mask.all()) else mask
+    inputs = Inputs(rows, padded, pixels, sizes, host_ids=padded_ids(rows, padded))
+    return inputs.to(pixels.device)

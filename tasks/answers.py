@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Literal
 
@@ -28,31 +28,34 @@ class Answers:
 
     def __init__(self, processor: GenerativeProcessor, texts: Sequence[str], length: int) -> None:
         self.processor, self._texts, self.length = processor, texts, length
+        self._tables: dict[torch.device, Tensor] = {}
 
     @cached_property
     def ids(self) -> list[list[int]]:
         """Token ids of each candidate, with the token that ends an answer."""
         return [self.processor.answer_ids(text) for text in self._texts]
 
-    @cached_property
-    def _table(self) -> Tensor:
-        table = torch.full((len(self.ids), max(map(len, self.ids))), IGNORED)
-        for row, ids in zip(table, self.ids, strict=True):
-            row[: len(ids)] = torch.tensor(ids)
-        return table
+    def longest(self, chosen: Sequence[int]) -> int:
+        """Tokens of the longest of some candidates, by index."""
+        return max(len(self.ids[index]) for index in chosen)
 
-    def tokens(self, chosen: Tensor) -> Tensor:
-        """Candidates by index `(B,)` → their token ids `(B, A)`, `IGNORED` behind their ends."""
-        rows = self._table[chosen.cpu()]
-        return rows[:, : int((rows != IGNORED).sum(dim=1).max())].to(chosen.device)
+    def tokens(self, chosen: Tensor, length: int) -> Tensor:
+        """Candidates by index `(B,)` → their first token ids `(B, length)`, `IGNORED` behind their ends."""
+        if chosen.device not in self._tables:
+            rows = [[*ids, *[IGNORED] * (self.longest(range(len(self.ids))) - len(ids))] for ids in self.ids]
+            self._tables[chosen.device] = torch.tensor(rows, device=chosen.device)
+        return self._tables[chosen.device][chosen, :length]
 
-    def logits(self, backbone: GenerativeBackbone, batch: Batch, chosen: Tensor) -> Tensor:
-        """Logits `(B, A, V)` of each token of the chosen candidates, given the earlier ones."""
-        return backbone.answer_logits(batch.inputs, self.tokens(chosen).clamp(min=0))
+    def logits(self, backbone: GenerativeBackbone, batch: Batch, chosen: Tensor, length: int) -> Tensor:
+        """Logits `(B, A, V)` of each token of the chosen candidates, given the earlier ones.
+
+        length: A, at least that of the longest chosen candidate.
+        """
+        return backbone.answer_logits(batch.inputs, self.tokens(chosen, length).clamp(min=0))
 
     def loss(self, logits: Tensor, chosen: Tensor) -> Tensor:
         """Cross-entropy: a mean over each answer's tokens, then over the examples."""
-        tokens = self.tokens(chosen)
+        tokens = self.tokens(chosen, logits.shape[1])
         each = functional.cross_entropy(
             logits.transpose(1, 2), tokens, ignore_index=IGNORED, reduction="none"
         )
@@ -85,15 +88,20 @@ def headless() -> nn.Module:
     return nn.Identity()
 
 
-def answer_forward(answers: Answers, backbone: Backbone, batch: Batch, chosen: Tensor | None) -> Tensor:
+def answer_forward(
+    answers: Answers, backbone: Backbone, batch: Batch, chosen: Callable[[Tensor], Tensor]
+) -> Tensor:
     """What training minimises: logits of the true answers' tokens `(B, A, V)`.
 
-    chosen: the true candidates `(B,)`; None: only the prompt runs, up to the logits of the first token, `(B, V)`.
+    Without targets only the prompt runs, up to the logits of the first token, `(B, V)`.
+
+    chosen: the true candidates `(B,)` by the targets.
     """
     assert isinstance(backbone, GenerativeBackbone)
-    if chosen is None:
+    known = batch.targets_on_host()
+    if batch.targets is None or known is None:
         return backbone.prompt_logits(batch.inputs)
-    return answers.logits(backbone, batch, chosen)
+    return answers.logits(backbone, batch, chosen(batch.targets), answers.longest(chosen(known).tolist()))
 
 
 def find_answers(answers: Answers, backbone: Backbone, batch: Batch, answering: Answering) -> Tensor:

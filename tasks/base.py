@@ -37,14 +37,19 @@ class Example:
 
 @dataclass(frozen=True)
 class Batch:
-    """Model inputs (one `Inputs` per image of an example), targets, and the examples' ids."""
+    """Model inputs (one `Inputs` per image of an example), targets, and the examples' ids.
+
+    host_targets: the targets, always on the CPU: reading those of a GPU would wait for it. None if not given; see
+        `targets_on_host`.
+    """
 
     inputs: tuple[Inputs, ...]
     targets: Tensor | None
     ids: tuple[str, ...]
+    host_targets: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on `device`."""
+        """The same batch on `device`, except what is always on the CPU."""
         return replace(
             self,
             inputs=tuple(part.to(device) for part in self.inputs),
@@ -57,6 +62,14 @@ class Batch:
             self,
             inputs=tuple(part.pin_memory() for part in self.inputs),
             targets=None if self.targets is None else self.targets.pin_memory(),
+        )
+
+    def targets_on_host(self) -> Tensor | None:
+        """The targets on the CPU. Waits for a GPU unless `host_targets` is given."""
+        return (
+            self.targets.cpu()
+            if self.host_targets is None and self.targets is not None
+            else self.host_targets
         )
 
     def tensors(self) -> Iterator[Tensor]:
@@ -74,6 +87,7 @@ class Batch:
                 tuple(part.examples(start, stop) for part in self.inputs),
                 None if self.targets is None else self.targets[start:stop],
                 self.ids[start:stop],
+                None if self.host_targets is None else self.host_targets[start:stop],
             )
 
     def __len__(self) -> int:
@@ -197,7 +211,10 @@ class Task(ABC, Generic[OptionsT]):
         """Targets of a batch as one tensor; None if the split has none."""
 
     def label_texts(self, targets: Tensor) -> Sequence[str] | None:
-        """The text of each target, such as an answer, for methods that compare images with it; None: there is none."""
+        """The text of each target, such as an answer, for methods that compare images with it; None: there is none.
+
+        targets: on the CPU.
+        """
         return None
 
     @abstractmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, Self
@@ -69,7 +69,7 @@ class MicroBatches:
                 added = None
                 if regularizer is not None:
                     losses_of = partial(_losses, task, logits.detach(), targets)
-                    labels_of = partial(task.label_texts, targets)
+                    labels_of = partial(_labels, task, part)
                     added = regularizer(TrainingPart(len(part), losses_of, labels_of))
                 weight = len(part) / (total or len(batch))
                 minimised = loss if added is None else loss + added
@@ -109,6 +109,13 @@ class MicroBatches:
             if device.type == "cuda":
                 torch.cuda.empty_cache()
             restore_random_states(before, device)
+
+
+def _labels(task: Task[Any], part: Batch) -> Sequence[str] | None:
+    """The text of each example's label; None if the task has none."""
+    targets = part.targets_on_host()
+    assert targets is not None
+    return task.label_texts(targets)
 
 
 @torch.no_grad()

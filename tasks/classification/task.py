@@ -122,7 +122,7 @@ class Classification(Task[OptionsT]):
     def forward(self, backbone: Backbone, head: nn.Module, batch: Batch) -> Tensor:
         """Logits `(B, classes)` of one pass per image, image k with token type k + 1 (from 0)."""
         if self.spoken is not None:
-            return answer_forward(self.spoken, backbone, batch, batch.targets)
+            return answer_forward(self.spoken, backbone, batch, lambda targets: targets)
         # Changes nothing unless the head was built for another copy of the backbone.
         backbone.widen_token_types(1 + self.images_per_example)
         features = [

@@ -298,8 +298,5 @@ class Loader:
             inputs.append(
                 Inputs(input_ids, text_mask, pixels, image_sizes, image_keys=keys, host_ids=host_ids)
             )
-        return Batch(
-            tuple(inputs),
-            self._task.collate_targets(examples),
-            tuple(example.id for example in examples),
-        )
+        targets = self._task.collate_targets(examples)
+        return Batch(tuple(inputs), targets, tuple(example.id for example in examples), targets)

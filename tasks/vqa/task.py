@@ -208,8 +208,7 @@ class VQA(Task[VQAOptions]):
     def forward(self, backbone: Backbone, head: nn.Module, batch: Batch) -> Tensor:
         """Logits `(B, answers)`; on generative backbones of the tokens of the answer with the highest target."""
         if self.written is not None:
-            chosen = None if batch.targets is None else batch.targets.argmax(dim=1)
-            return answer_forward(self.written, backbone, batch, chosen)
+            return answer_forward(self.written, backbone, batch, _likeliest)
         (inputs,) = batch.inputs
         logits: Tensor = head(backbone(inputs))
         return logits
@@ -237,12 +236,12 @@ class VQA(Task[VQAOptions]):
 
     def label_texts(self, targets: Tensor) -> Sequence[str]:
         """The answer with the highest target."""
-        return [self.answers[index] for index in targets.argmax(dim=1).tolist()]
+        return [self.answers[index] for index in _likeliest(targets).tolist()]
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Binary cross-entropy, mean × number of labels (ViLT, `compute_vqa`); of answers' tokens cross-entropy."""
         if self.written is not None:
-            return self.written.loss(logits, targets.argmax(dim=1))
+            return self.written.loss(logits, _likeliest(targets))
         return functional.binary_cross_entropy_with_logits(logits, targets) * targets.shape[1]
 
     def predict(self, logits: Tensor, examples: Sequence[Example]) -> list[Prediction]:
@@ -320,6 +319,11 @@ class VQA(Task[VQAOptions]):
         if published is not None:
             return read_vocabulary(published)
         return count_vocabulary({split.name: split.majority_counts() for split in counted})
+
+
+def _likeliest(targets: Tensor) -> Tensor:
+    """The answer `(B,)` with the highest target, the first of several."""
+    return targets.argmax(dim=1)
 
 
 def _all(split: SplitColumns) -> Part:

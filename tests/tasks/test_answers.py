@@ -40,7 +40,8 @@ def batch_of(*parts: Any, targets: torch.Tensor | None = None) -> Batch:
 
 def test_tokens_are_padded_to_the_longest_chosen_answer() -> None:
     known = answers("a", "bc", "defg")
-    assert known.tokens(torch.tensor([1, 0])).tolist() == [[11, 12, 2], [10, 2, IGNORED]]
+    assert [known.longest(chosen) for chosen in ([1, 0], [0, 0], range(3))] == [3, 2, 5]
+    assert known.tokens(torch.tensor([1, 0]), 3).tolist() == [[11, 12, 2], [10, 2, IGNORED]]
 
 
 def test_loss_is_the_mean_over_tokens_and_then_over_examples() -> None:
@@ -51,13 +52,21 @@ def test_loss_is_the_mean_over_tokens_and_then_over_examples() -> None:
     torch.testing.assert_close(known.loss(logits, torch.tensor([1, 0])), expected)
 
 
+def test_loss_of_one_example_of_a_batch_leaves_out_its_padding() -> None:
+    known = answers("a", "bc")
+    logits, chosen = torch.randn(2, 3, 60, generator=torch.Generator().manual_seed(0)), torch.tensor([1, 0])
+    each = [known.loss(logits[row : row + 1], chosen[row : row + 1]) for row in (0, 1)]
+    torch.testing.assert_close(torch.stack(each).mean(), known.loss(logits, chosen))
+    torch.testing.assert_close(each[1], known.loss(logits[1:, :2], chosen[1:]))
+
+
 def test_loss_of_an_answer_is_its_negative_likelihood() -> None:
     backbone, known = tiny_llava(), answers("a", "bc", "defg")
     batch = batch_of(prompts())
     scores = known.scores(backbone, batch)
     for index, tokens in enumerate((2, 3, 5)):
         chosen = torch.tensor([index] * 3)
-        loss = known.loss(known.logits(backbone, batch, chosen), chosen)
+        loss = known.loss(known.logits(backbone, batch, chosen, tokens), chosen)
         torch.testing.assert_close(loss, -scores[:, index].mean() / tokens)
 
 
