@@ -6,12 +6,17 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
+from harness.backbones.base import Backbone
 from harness.config import RunSettings
 from harness.config.sources import make_settings
 from harness.experiment import workers
@@ -20,8 +25,12 @@ from harness.experiment.runner import run_cells
 from harness.experiment.workers import run_side_by_side
 from harness.records.record import Record
 from harness.records.store import WEIGHTS, Store
+from methods.bottleneck import BottleneckAdapter
 from tests.support.reporters import Notes
 from tests.support.tiny_tasks import SPECS, TINY, make_tiny
+
+AT_KINK = 3e-7
+"""A hidden unit's input of at most this size may have the other sign if sums are rounded otherwise."""
 
 
 def settings_of(root: Path, task: str, methods: str, devices: int, **more: Any) -> RunSettings:
@@ -45,7 +54,42 @@ def run(settings: RunSettings, folder: Path) -> tuple[list[Cell], list[Record]]:
     return cells, run_side_by_side(settings, cells, Store(folder), Notes(), 1)
 
 
-def assert_equal(cells: list[Cell], found: Path, expected: Path) -> None:
+@pytest.fixture
+def nearest_to_kink() -> Iterator[dict[str, Tensor]]:
+    """By the name of an adapter's first map: the smallest size of each hidden unit's input in training.
+
+    Of all models that this process trains while the test lasts. In a search's, a block lies within a gated one, whose
+    name is left out.
+    """
+    names: dict[nn.Module, str] = {}
+    nearest: dict[str, Tensor] = {}
+
+    def name_adapters(module: nn.Module, inputs: Any) -> None:
+        if isinstance(module, Backbone):
+            for name, part in module.named_modules(prefix="backbone"):
+                if isinstance(part, BottleneckAdapter) and part.activation == "relu":
+                    names[part.down] = f"{name}.down".replace(".block.", ".")
+
+    def note(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        if module in names and output.requires_grad:
+            least = output.detach().abs().reshape(-1, output.shape[-1]).amin(0)
+            nearest[names[module]] = torch.minimum(nearest.get(names[module], least), least)
+
+    hooks = [register_module_forward_pre_hook(name_adapters), register_module_forward_hook(note)]
+    yield nearest
+    for hook in hooks:
+        hook.remove()
+
+
+def assert_equal(
+    cells: list[Cell], found: Path, expected: Path, nearest_to_kink: Mapping[str, Tensor] | None = None
+) -> None:
+    """The same weights within 1e-5 and the same predictions.
+
+    A unit whose input comes within rounding of 0, where ReLU has its kink, may get another gradient: of a token that
+    counts in one run and not in the other. All weights of the unit, a row of the map and its bias, may then differ by
+    1e-4; another input of the unit may cross the kink for that reason.
+    """
     for cell in cells:
         records = [Store(folder).record(cell.id) for folder in (found, expected)]
         assert [record.status for record in records] == ["finished"] * 2, records[0].error
@@ -53,11 +97,11 @@ def assert_equal(cells: list[Cell], found: Path, expected: Path) -> None:
         assert one.keys() == other.keys()
         for name in one:
             difference = (one[name] - other[name]).abs()
-            # An adapter's hidden unit whose input is within rounding of 0, where ReLU has its kink, may get another
-            # gradient: all weights of that unit, which is one row, then differ by a little more.
-            units = (difference.reshape(len(difference), -1) > 1e-5).any(1).sum() if difference.ndim else 0
-            assert units <= (1 if difference.ndim == 2 else 0), (name, difference.max())
-            assert difference.max() <= 1e-4, name
+            largest = torch.full_like(difference, 1e-5)
+            nearest = (nearest_to_kink or {}).get(name.rpartition(".")[0])
+            if nearest is not None:
+                largest[nearest <= AT_KINK] = 1e-4
+            assert (difference <= largest).all(), (name, difference.max())
         answers = [
             [
                 {key: each[key] for key in each if key != "score"}
@@ -88,14 +132,16 @@ def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("task", TINY)
 @pytest.mark.parametrize("backbone", ["vilt-mini", "meter-mini"])
-def test_one_two_and_four_processes_train_the_same(tmp_path: Path, task: str, backbone: str) -> None:
+def test_one_two_and_four_processes_train_the_same(
+    tmp_path: Path, nearest_to_kink: dict[str, Tensor], task: str, backbone: str
+) -> None:
     methods = "lora,das[search_epochs=2,period=1]"
     for devices in (1, 2, 4):
         # The last of 5 steps may have fewer examples than there are processes.
         settings = settings_of(tmp_path, task, methods, devices, backbone=backbone)
         cells, _ = run(settings, tmp_path / str(devices))
     for devices in (2, 4):
-        assert_equal(cells, tmp_path / str(devices), tmp_path / "1")
+        assert_equal(cells, tmp_path / str(devices), tmp_path / "1", nearest_to_kink)
 
 
 @pytest.mark.timeout(300)
