@@ -1,7 +1,7 @@
 """Checks on one CUDA device: `python -m tests.gpu.check [--only SECTION,…] [--report FILE]`.
 
 Latencies of deployed models, their share of the rate of matrix products, and the rates of training and loading are
-printed, not judged. Then come checks: kernels, every method on both embedded backbones in float32 and bf16, a killed
+printed, not judged. Then come checks: kernels, every method on the embedded backbones in float32 and bf16, a killed
 run, agreement with the CPU. Every line is printed as soon as it is known. Nothing is downloaded. Exit status 1 if a
 check fails.
 """

@@ -51,6 +51,17 @@ METHODS = (
     "peft:dora",
 )
 """Every method; of those that libraries offer one each."""
+METHODS_OF_DECODERS = (
+    "full",
+    "lora",
+    "adapter",
+    "das[search_epochs=2]",
+    "eas[search_epochs=2]",
+    "roe",
+    "tvp",
+    "peft:dora",
+)
+"""Methods on a backbone that writes its answers."""
 SMALL_TASK = "vqa[limit_train=160,limit_val=48,limit_test=96]"
 
 
@@ -72,12 +83,16 @@ def kernels(report: Report) -> None:
 
 def every_method(report: Report, folder: Path) -> None:
     """Run each method on each embedded backbone in each precision. Each must finish with finite figures."""
-    for backbone in ("vilt-mini", "meter-mini"):
+    for backbone, methods in (
+        ("vilt-mini", METHODS),
+        ("meter-mini", METHODS),
+        ("llava-mini", METHODS_OF_DECODERS),
+    ):
         for precision in ("32-true", "bf16-mixed"):
             started = time.monotonic()
             plan = make_plan(
                 make_settings(
-                    methods=list(METHODS),
+                    methods=list(methods),
                     tasks=[SMALL_TASK],
                     backbone=backbone,
                     epochs=1,
