@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from statistics import median
 
 import torch
 from pydantic import JsonValue
@@ -40,19 +41,23 @@ LARGE = 50_000_000
 """Parameters from which a CPU takes seconds or minutes for a training step, which is then not timed."""
 
 
-TIMED_SECONDS, MOST_STEPS = 0.2, 10
-"""Steps are timed for this long, at least two and at most this many."""
+FEW_STEPS, FEW_SECONDS = 3, 2.0
+"""So many steps are timed, unless the first ones take longer than this."""
+
+
+MOST_STEPS, MORE_SECONDS = 15, 0.5
+"""Up to so many steps are timed while they take less than this."""
 
 
 BUDGET_SECONDS = 20.0
-"""Once timing has taken this long, further cells are estimated by another of the same task."""
+"""Once timing has taken this long, one method of a task is timed and the others are estimated by it."""
 
 
 @dataclass(frozen=True)
 class Speed:
     """Seconds on one device: of training per example, of a forward pass, and of encoding an example once.
 
-    encoding: what the first epoch costs more, where encodings are cached afterwards.
+    encoding: what the first epoch costs more, where encodings are cached afterwards; nothing for those cached before.
     """
 
     training: float
@@ -64,11 +69,13 @@ class Speed:
 class Estimate:
     """Seconds of a cell by stage.
 
-    validation: after all of `epochs` epochs together. evaluation: of the finished model on validation and test.
-    saved: seconds of the above that an interrupted run has done.
+    encoding: what the first epoch of the first stage costs more. validation: after all of `epochs` epochs together.
+    evaluation: of the finished model on validation and test. saved: seconds of the above that an interrupted run has
+    done.
     """
 
     search: float = 0.0
+    encoding: float = 0.0
     training: float = 0.0
     validation: float = 0.0
     evaluation: float = 0.0
@@ -78,7 +85,8 @@ class Estimate:
     @property
     def total(self) -> float:
         """Seconds of all that is left to do."""
-        return self.search + self.training + self.validation + self.evaluation - self.saved
+        everything = self.search + self.encoding + self.training + self.validation + self.evaluation
+        return everything - self.saved
 
     def done(self, stage: str, share: float) -> float:
         """Seconds of all that is done when a stage has seen this share of its examples.
@@ -88,12 +96,14 @@ class Estimate:
         """
         match stage:
             case "search":
-                return share * self.search
+                return share * (self.search + self.encoding)
             case "train":
+                encoded = 1.0 if self.search else min(1.0, share * self.epochs)
                 validated = max(0, math.ceil(share * self.epochs - 1e-9) - 1) / self.epochs
-                return self.search + share * self.training + validated * self.validation
+                before = self.search + encoded * self.encoding
+                return before + share * self.training + validated * self.validation
             case "predict val" | "predict test":
-                before = self.search + self.training + self.validation
+                before = self.search + self.encoding + self.training + self.validation
                 return before + (share + (stage == "predict test")) * self.evaluation / 2
         return 0.0
 
@@ -112,6 +122,7 @@ class Estimator:
         self._threads = threads
         self._timed = timed_speed if timed is None else timed
         self._known: dict[tuple[str, int], Speed] = {}
+        self._encoded: set[int] = set()
         self._spent = 0.0
 
     def __call__(self, cell: Cell) -> Estimate:
@@ -123,11 +134,15 @@ class Estimator:
         training, device = testbed.training, testbed.settings.device
         examples = len(testbed.data.splits["train"])
         searched = method.search_epochs if training.budget == "epochs" else 0
-        seen = training.epochs * speed.training + speed.encoding
         forward = speed.forward / (device.devices * device.nodes)
+        encoding = 0.0 if id(testbed) in self._encoded else speed.encoding
+        store = testbed.encodings
+        if encoding and store is not None and store.budgets.disk_gib:
+            self._encoded.add(id(testbed))  # the other cells read them from the disk
         return Estimate(
             search=examples * searched * speed.training / (device.devices * device.nodes),
-            training=examples * seen / (device.devices * device.nodes),
+            encoding=examples * encoding / (device.devices * device.nodes),
+            training=examples * training.epochs * speed.training / (device.devices * device.nodes),
             validation=evaluation_passes(testbed, ["val"]) * training.epochs * forward,
             evaluation=evaluation_passes(testbed, ["val", "test"]) * forward,
             epochs=training.epochs,
@@ -135,9 +150,8 @@ class Estimator:
 
     def _timed_once(self, cell: Cell) -> Speed | None:
         key = (cell.label, id(cell.testbed))
-        alike = (speed for (_, testbed), speed in self._known.items() if testbed == key[1])
-        if key not in self._known and self._spent >= BUDGET_SECONDS:
-            return next(alike, None)
+        if key not in self._known and self._spent >= BUDGET_SECONDS and (alike := self._alike(*key)):
+            return alike
         if key not in self._known:
             started, before = time.perf_counter(), torch.get_num_threads()
             torch.set_num_threads(self._threads)
@@ -146,13 +160,28 @@ class Estimator:
             except UserError:
                 raise
             except Exception:  # the cell itself will say what is wrong
-                return next(alike, None)
+                return self._alike(*key)
             finally:
                 torch.set_num_threads(before)
                 if torch.cuda.is_initialized():
                     torch.cuda.empty_cache()  # the cell's own process needs the memory
                 self._spent += time.perf_counter() - started
         return self._known[key]
+
+    def _alike(self, label: str, place: int) -> Speed | None:
+        """From another method on the same task; by their ratio on another task, if both are known there."""
+        here = [other for other, testbed in self._known if testbed == place]
+        for (same, elsewhere), speed in self._known.items():
+            both = {
+                other: self._known[other, elsewhere] for other in here if (other, elsewhere) in self._known
+            }
+            if same == label and both:
+                nearest = min(both, key=lambda other: abs(math.log(both[other].training / speed.training)))
+                other, there = self._known[nearest, place], both[nearest]
+                forward = other.forward / there.forward
+                training = speed.training * other.training / there.training
+                return Speed(training, speed.forward * forward, speed.encoding * forward)
+        return self._known[here[0], place] if here else None
 
 
 def duration(seconds: float) -> str:
@@ -248,23 +277,27 @@ def timed_speed(cell: Cell) -> Speed:
             seconds = _seconds(step, fabric.device)
         wrapped.eval()
         forward()  # encodes
-        passed = _seconds(forward, fabric.device, 1 if large else 2)
+        passed = _seconds(forward, fabric.device)
     encoding = 0.0
-    if encoder is not None:
-        wrapped.eval()
-        encoding = max(0.0, _seconds(forward, fabric.device, 1 if large else 2) - passed)
+    if encoder is not None and cache is not None and testbed.encodings is not None:
+        new = 1 - testbed.encodings.share_of(cache)
+        encoding = max(0.0, _seconds(forward, fabric.device) - passed) * new
     texts = task.texts_per_example
     if large:
         return Speed(PASSES * texts * passed, passed, encoding)
     return Speed(seconds / len(batch), passed / (len(batch) * texts), encoding / len(batch))
 
 
-def _seconds(run: Callable[[], None], device: torch.device, least: int = 2) -> float:
-    """Mean duration of a call, of which there are at least so many."""
-    started, calls = time.perf_counter(), 0
-    while calls < least or (calls < MOST_STEPS and time.perf_counter() - started < TIMED_SECONDS):
+def _seconds(run: Callable[[], None], device: torch.device) -> float:
+    """Median duration of a call, on which a disturbance of some of the calls has no influence."""
+    seconds: list[float] = []
+    while (
+        sum(seconds) < (FEW_SECONDS if len(seconds) < FEW_STEPS else MORE_SECONDS)
+        and len(seconds) < MOST_STEPS
+    ):
+        started = time.perf_counter()
         run()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        calls += 1
-    return (time.perf_counter() - started) / calls
+        seconds.append(time.perf_counter() - started)
+    return median(seconds)

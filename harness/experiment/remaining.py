@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -26,10 +27,37 @@ def without_done(estimate: Estimate, scratch: Path) -> Estimate:
 
 
 REMEMBERED_SECONDS = 30.0
-"""Speed this many seconds of work ago counts half as much as now; later in a run, half of all work so far.
+"""Speed this many seconds ago counts half as much as now; later in a run, half of the time so far.
 
 The first epoch also decodes images, and other programs come and go.
 """
+
+
+@dataclass
+class _Pace:
+    """How long work takes, compared with its estimate.
+
+    worked: seconds of work. expected: what was estimated for it. Both count what is long ago less.
+    """
+
+    worked: float = 0.0
+    expected: float = 0.0
+    began: float = math.inf
+    last: float = math.inf
+
+    def add(self, start: float, end: float, expected: float) -> None:
+        """Work from one time to another, and the seconds that were estimated for it."""
+        self.began = min(self.began, start)
+        since = max(0.0, end - min(self.last, end))
+        kept = 0.5 ** (since / max(REMEMBERED_SECONDS, (end - self.began) / 2))
+        self.last = end
+        self.worked = kept * self.worked + end - start
+        self.expected = kept * self.expected + expected
+
+    @property
+    def correction(self) -> float | None:
+        """Factor for estimates of such work; None: not known yet."""
+        return self.worked / self.expected if self.worked >= TRUSTED_SECONDS and self.expected > 0 else None
 
 
 @dataclass
@@ -46,7 +74,7 @@ class Remaining:
     """Follows the progress of a run's cells.
 
     Speed is measured between the reports of a stage. Starting workers, loading data, and what an earlier run has done
-    say nothing about it.
+    say nothing about it. A cell's own speed corrects what is left of it, the speed of all cells those not yet begun.
 
     estimates: of all cells by id. jobs: cells that run at the same time. clock: seconds that only increase.
     """
@@ -58,9 +86,8 @@ class Remaining:
         self._jobs = jobs
         self._clock = clock
         self._running: dict[str, _Running] = {}
-        self._total = 0.0  # seconds between reports, of all cells
-        self._worked = 0.0  # the same, of which older ones count less
-        self._expected = 0.0  # what was estimated for them
+        self._pace = _Pace()  # of all cells together
+        self._own: dict[str, _Pace] = {}
 
     def stage(self, cell_id: str, name: str, total: int) -> None:
         """A stage of `total` examples begins."""
@@ -74,15 +101,9 @@ class Remaining:
         before, now = running.share, self._clock()
         running.share = min(1.0, before + count / running.total)
         if running.reported is not None:
-            seconds = now - running.reported
-            self._total += seconds
-            kept = 0.5 ** (seconds / max(REMEMBERED_SECONDS, self._total / 2))
-            self._worked = kept * self._worked + seconds
-            self._expected = (
-                kept * self._expected
-                + estimate.done(running.stage, running.share)
-                - estimate.done(running.stage, before)
-            )
+            expected = estimate.done(running.stage, running.share) - estimate.done(running.stage, before)
+            for pace in (self._pace, self._own.setdefault(cell_id, _Pace())):
+                pace.add(running.reported, now, expected)
         running.reported = now
 
     def end(self, cell_id: str) -> None:
@@ -93,13 +114,13 @@ class Remaining:
     def seconds(self) -> float:
         """Seconds until the last cell ends."""
         left = [self._left(cell_id, estimate) for cell_id, estimate in self._estimates.items()]
-        trusted = self._worked >= TRUSTED_SECONDS and self._expected > 0
-        correction = self._worked / self._expected if trusted else 1.0
-        return correction * max(sum(left) / self._jobs, max(left, default=0.0))
+        return max(sum(left) / self._jobs, max(left, default=0.0))
 
     def _left(self, cell_id: str, estimate: Estimate) -> float:
-        """Estimated seconds of what is left of a cell."""
+        """Seconds of what is left of a cell."""
+        own = self._own.get(cell_id, self._pace).correction
+        correction = own or self._pace.correction or 1.0
         running = self._running.get(cell_id)
         if running is None or running.reported is None:
-            return estimate.total
-        return estimate.total + estimate.saved - estimate.done(running.stage, running.share)
+            return correction * estimate.total
+        return correction * (estimate.total + estimate.saved - estimate.done(running.stage, running.share))

@@ -84,6 +84,16 @@ class EncodingStore:
         """Number of entries in memory."""
         return len(self._rows)
 
+    def share_of(self, other: EncodingStore) -> float:
+        """Share of the encodings in another store's memory that this one has, in memory or on disk."""
+        if not other._rows:
+            return 0.0
+        known = (
+            each in self._rows or (self._disk is not None and self._path(self._disk, *each).is_file())
+            for each in other._rows
+        )
+        return sum(known) / len(other)
+
     def get(self, encoder: str, key: str) -> Tensor | None:
         """The encoding on the CPU, in the precision it is stored in; None if it must be computed."""
         found = self._rows.get((encoder, key))

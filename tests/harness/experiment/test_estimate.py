@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from harness.config.sources import make_settings
 from harness.errors import UserError
@@ -45,7 +46,7 @@ def estimated(cell: Cell, records: list[Record] | None = None) -> Estimate:
 def test_retrieval_is_evaluated_on_all_pairs(tmp_path: Path) -> None:
     cell = cell_of("retrieval", ensure_retrieval(tmp_path, sizes=Sizes(10, 2, 3)))
     # 5 captions an image: 50 to train on, 2 × 10 pairs of validation, 3 × 15 of test. Two epochs.
-    expected = Estimate(0.0, 50 * (2 * 3.0 + 0.25), 2 * 20 * 0.5, (20 + 45) * 0.5, epochs=2)
+    expected = Estimate(0.0, 50 * 0.25, 50 * 2 * 3.0, 2 * 20 * 0.5, (20 + 45) * 0.5, epochs=2)
     assert estimated(cell) == expected
 
 
@@ -80,8 +81,72 @@ def test_each_method_is_timed_once_and_not_for_ever(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(estimate, "BUDGET_SECONDS", 0.0)
     timed.clear()
     estimator = Estimator([], 1, time_it)
-    assert math.isnan(estimator(cells[0]).total)  # no time at all
-    assert timed == []
+    assert len({estimator(cell) for cell in cells}) == 1
+    assert timed == ["full"]  # one of the task
+
+
+def test_a_method_that_is_not_timed_is_estimated_by_the_nearest_on_another_task(tmp_path: Path) -> None:
+    roots = {
+        "vqa": ensure_vqa(tmp_path / "vqa", sizes=VQASizes(20, 2, 4, 2, 5, 2)),
+        "retrieval": ensure_retrieval(tmp_path / "retrieval", sizes=Sizes(10, 2, 3)),
+    }
+    settings = make_settings(methods="full,lora,bitfit", tasks="vqa,retrieval", data_root=roots)
+    cells = build_cells(settings, open_testbeds(settings))
+    speeds = {"full": 10.0, "lora": 3.0, "bitfit": 2.0}
+
+    def time_it(cell: Cell) -> Speed:
+        if cell.testbed.task.name == "vqa":
+            return Speed(speeds[cell.label], 1.0)
+        if cell.label == "bitfit":
+            raise RuntimeError("cannot be timed")
+        return Speed({"full": 1.0, "lora": 60.0}[cell.label], 5.0)
+
+    estimator = Estimator([], 1, time_it)
+    found = {(cell.testbed.task.name, cell.label): estimator(cell) for cell in cells}
+    # On VQA it takes 2/3 of what LoRA takes, and full tuning five times as long.
+    assert found["retrieval", "bitfit"].training == pytest.approx(found["retrieval", "lora"].training * 2 / 3)
+    assert found["retrieval", "bitfit"].evaluation == found["retrieval", "lora"].evaluation
+
+
+def test_encodings_are_computed_by_the_first_cell_that_needs_them(tmp_path: Path) -> None:
+    root = ensure_vqa(tmp_path, sizes=VQASizes(20, 2, 4, 2, 5, 2))
+    speeds = {"full": Speed(training=9.0, forward=0.5), "lora": SPEED}
+    for disk, encoded in ((8, [False, True, False, False]), (0, [False, True, False, True])):
+        settings = make_settings(
+            methods="full,lora",
+            seeds=[0, 1],
+            tasks="vqa",
+            backbone="meter-mini",
+            data_root=root,
+            cache_disk_gib=disk,
+        )
+        cells = build_cells(settings, open_testbeds(settings))
+        estimator = Estimator([], 1, lambda cell: speeds[cell.label])
+        assert [estimator(cell).encoding > 0 for cell in cells] == encoded
+
+
+def test_a_disturbance_of_one_step_does_not_change_the_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    durations = iter([0.5, 1.25, 0.25, 40.0])
+
+    def step() -> None:
+        nonlocal now
+        now += next(durations)
+
+    monkeypatch.setattr(estimate.time, "perf_counter", lambda: now)
+    assert estimate._seconds(step, torch.device("cpu")) == 0.5
+    assert now == 2.0  # three steps, as they take long
+    assert estimate._seconds(step, torch.device("cpu")) == 40.0  # one, as it takes very long
+
+
+def test_encoding_is_part_of_the_first_epoch() -> None:
+    trained = Estimate(encoding=8, training=40, validation=4, evaluation=10, epochs=4)
+    assert trained.total == 62
+    assert [trained.done("train", share) for share in (0, 0.125, 0.25, 0.5, 1)] == [0, 9, 18, 29, 51]
+    assert trained.done("predict val", 0) == 52
+    searched = Estimate(search=20, encoding=8, training=40, evaluation=10)
+    assert [searched.done("search", share) for share in (0.5, 1)] == [14, 28]
+    assert searched.done("train", 0.5) == 48
 
 
 def test_what_the_user_must_mend_ends_the_plan_and_other_failures_do_not(tmp_path: Path) -> None:

@@ -41,6 +41,23 @@ def test_a_run_that_takes_twice_as_long_is_corrected_from_its_first_stage() -> N
     assert remaining.seconds() == 0
 
 
+def test_a_cells_own_speed_corrects_what_is_left_of_it() -> None:
+    clock = Clock()
+    remaining = Remaining({name: Estimate(training=100) for name in "abc"}, 2, clock)
+    for cell in "ab":
+        remaining.stage(cell, "train", 100)
+        remaining.advance(cell, 0)
+    clock.now += 12
+    remaining.advance("a", 5)  # 2.4 times as long as estimated: 228 s are left
+    remaining.advance("b", 15)  # 0.8 times: 68 s
+    # Of both together 24 s instead of 20, so that the cell not begun takes 120 s.
+    assert remaining.seconds() == pytest.approx(228)
+    remaining.end("a")
+    assert remaining.seconds() == pytest.approx(120)
+    remaining.end("c")
+    assert remaining.seconds() == pytest.approx(68)
+
+
 def test_the_first_seconds_correct_nothing() -> None:
     clock = Clock()
     remaining = Remaining({"a": Estimate(training=100)}, 1, clock)

@@ -187,3 +187,16 @@ def test_an_encoding_without_room_is_not_copied() -> None:
     assert store.put("encoder", "second", second).data_ptr() == second.data_ptr()
     assert store.get("encoder", "second") is None
     assert len(store) == 1
+
+
+def test_what_a_store_has_of_another_is_counted_in_memory_and_on_disk(tmp_path: Path) -> None:
+    other = EncodingStore(Budgets(folder=None))
+    assert EncodingStore(Budgets(folder=tmp_path)).share_of(other) == 0  # there is nothing to have
+    for key in "abcd":
+        other.put("encoder", key, torch.zeros(2))
+    EncodingStore(Budgets(folder=tmp_path)).put("encoder", "a", torch.zeros(2))
+    store = EncodingStore(Budgets(folder=tmp_path))
+    store.put("another encoder", "b", torch.zeros(2))
+    assert store.share_of(other) == 0.25
+    store.put("encoder", "c", torch.zeros(2))
+    assert store.share_of(other) == 0.5
