@@ -8,13 +8,15 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from harness import files
 from harness.errors import UserError
 from harness.files import Line
-from tasks.base import SplitName
 from tasks.data.file_digests import digest_files
+
+if TYPE_CHECKING:
+    from tasks.base import SplitName
 
 _KINDS: Mapping[type, str] = {int: "an integer", str: "a string", list: "a list"}
 
