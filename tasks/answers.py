@@ -42,8 +42,8 @@ class Answers:
     def tokens(self, chosen: Tensor, length: int) -> Tensor:
         """Candidates by index `(B,)` → their first token ids `(B, length)`, `IGNORED` behind their ends."""
         if chosen.device not in self._tables:
-            rows = [[*ids, *[IGNORED] * (self.longest(range(len(self.ids))) - len(ids))] for ids in self.ids]
-            self._tables[chosen.device] = torch.tensor(rows, device=chosen.device)
+            rows = nn.utils.rnn.pad_sequence(list(map(torch.tensor, self.ids)), True, IGNORED)
+            self._tables[chosen.device] = rows.to(chosen.device)
         return self._tables[chosen.device][chosen, :length]
 
     def logits(self, backbone: GenerativeBackbone, batch: Batch, chosen: Tensor, length: int) -> Tensor:
@@ -98,10 +98,11 @@ def answer_forward(
     chosen: the true candidates `(B,)` by the targets.
     """
     assert isinstance(backbone, GenerativeBackbone)
-    known = batch.targets_on_host()
-    if batch.targets is None or known is None:
+    on_host = batch.targets_on_host()
+    if batch.targets is None or on_host is None:
         return backbone.prompt_logits(batch.inputs)
-    return answers.logits(backbone, batch, chosen(batch.targets), answers.longest(chosen(known).tolist()))
+    length = answers.longest(chosen(on_host).tolist())
+    return answers.logits(backbone, batch, chosen(batch.targets), length)
 
 
 def find_answers(answers: Answers, backbone: Backbone, batch: Batch, answering: Answering) -> Tensor:

@@ -66,11 +66,9 @@ class Batch:
 
     def targets_on_host(self) -> Tensor | None:
         """The targets on the CPU. Waits for a GPU unless `host_targets` is given."""
-        return (
-            self.targets.cpu()
-            if self.host_targets is None and self.targets is not None
-            else self.host_targets
-        )
+        if self.host_targets is not None or self.targets is None:
+            return self.host_targets
+        return self.targets.cpu()
 
     def tensors(self) -> Iterator[Tensor]:
         """All tensors on the device of the batch."""

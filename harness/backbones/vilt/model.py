@@ -180,9 +180,8 @@ class ViltBackbone(Backbone):
             return known[rows, columns]
         with torch.inference_mode(False), torch.no_grad():
             positions = _interpolated(embeddings[0, 1:], side, rows, columns)
-        if not (
-            embeddings.is_cuda and torch.cuda.is_current_stream_capturing()
-        ):  # a graph fills its own memory
+        # While a CUDA graph is recorded nothing has been computed yet.
+        if not embeddings.is_cuda or not torch.cuda.is_current_stream_capturing():
             known[rows, columns] = positions
         return positions
 
@@ -266,20 +265,18 @@ class ViltBackbone(Backbone):
 
 def tiles_of(pixels: Tensor, side: int) -> Tensor:
     """Patches of images `(B, C, H, W)` with their pixels in rows: `(B, H/side · W/side, C · side²)`."""
-    batch, channels, height, width = pixels.shape
-    across = side * pixels.element_size() / 8
-    if pixels.is_cuda and not pixels.requires_grad and across.is_integer():
-        # Eight bytes at a time, because the copy has a thread for each element.
-        tiles = _split(pixels.contiguous().view(torch.int64), side, int(across)).view(pixels.dtype)
-    else:
-        tiles = _split(pixels, side, side)
-    return tiles.view(batch, height * width // side**2, channels * side**2)
+    bytes_across = side * pixels.element_size()
+    if not pixels.is_cuda or pixels.requires_grad or bytes_across % 8:
+        return _tiles(pixels, side, side)
+    # Eight bytes at a time, because the copy has a thread for each element.
+    return _tiles(pixels.contiguous().view(torch.int64), side, bytes_across // 8).view(pixels.dtype)
 
 
-def _split(pixels: Tensor, side: int, across: int) -> Tensor:
-    batch, channels, height, width = pixels.shape
-    tiles = pixels.reshape(batch, channels, height // side, side, width // across, across)
-    return tiles.permute(0, 2, 4, 1, 3, 5).contiguous().flatten(3)
+def _tiles(elements: Tensor, side: int, across: int) -> Tensor:
+    batch, channels, height, width = elements.shape
+    rows, columns = height // side, width // across
+    tiles = elements.view(batch, channels, rows, side, columns, across).permute(0, 2, 4, 1, 3, 5)
+    return tiles.reshape(batch, rows * columns, -1)
 
 
 def _interpolated(table: Tensor, side: int, rows: int, columns: int) -> Tensor:

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from harness.backbones.vilt.model import ViltBackbone, tiles_of
+from harness.backbones.vilt.model import ViltBackbone, _tiles, tiles_of
 from tests.harness.backbones.vilt.test_parity import build, tiny_config
 
 
@@ -24,6 +24,13 @@ def test_patches_are_rows_of_their_pixels() -> None:
     torch.testing.assert_close(tiles[1, 4], pixels[1, :, 2:4, 2:4].flatten())
     narrow = F.unfold(pixels, 2, stride=2).transpose(1, 2)
     torch.testing.assert_close(tiles, narrow, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("dtype", "side"), [(torch.float32, 2), (torch.float32, 8), (torch.bfloat16, 4)])
+def test_patches_moved_eight_bytes_at_a_time_are_the_same(dtype: torch.dtype, side: int) -> None:
+    pixels = torch.randn(3, 3, 2 * side, 3 * side).to(dtype)
+    moved = _tiles(pixels.view(torch.int64), side, side * pixels.element_size() // 8).view(dtype)
+    assert torch.equal(moved, tiles_of(pixels, side))
 
 
 def test_positions_of_frozen_embeddings_are_interpolated_once(
