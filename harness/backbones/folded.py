@@ -21,6 +21,9 @@ from harness.backbones.folding import Activation, Affine, Branch, Norm
 class FoldedPart(nn.Module, ABC):
     """Base of modules whose parameters may hold both pretrained weights and weights of a method."""
 
+    wide = False
+    """Whether `weight` is so large that another product than torch's may be faster."""
+
     @abstractmethod
     def inserted(self) -> list[Tensor]:
         """Views of exactly those parts of its parameters that a method has added. A view may be empty."""
@@ -29,10 +32,16 @@ class FoldedPart(nn.Module, ABC):
         """Parameters that autocast converts at each call, because products read them; there need not be any."""
         return []
 
+    def _multiply(self, hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """A linear map `(N, D)` → `(N, M)`."""
+        return (kernels.product if self.wide else F.linear)(hidden, weight, bias)
+
     def _hold(self, name: str, tensor: Tensor, like: Tensor) -> None:
         """Keep a tensor as a frozen parameter in the type of `like`."""
         held = tensor.detach().to(like.dtype, copy=True).contiguous()
         self.register_parameter(name, nn.Parameter(held, requires_grad=False))
+        if name == "weight":
+            self.wide = kernels.is_wide(held)
 
 
 class Reading(FoldedPart):
@@ -108,8 +117,8 @@ class Reading(FoldedPart):
     def product(self, read: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
         """The rows `start` to `stop` of the product: `(N, D)` → `(N, stop − start)`."""
         if start == 0 and stop is None:
-            return F.linear(read, self.weight, self.bias)
-        return F.linear(read, self.weight[start:stop], self.bias[start:stop])
+            return self._multiply(read, self.weight, self.bias)
+        return self._multiply(read, self.weight[start:stop], self.bias[start:stop])
 
     def split(self, joint: Tensor) -> tuple[Tensor | None, Tensor]:
         """Split a product into the branch's rows, which come first, `(N, r)`, and the rest."""
@@ -216,7 +225,7 @@ class Closing(FoldedPart):
 
     def result(self, main: Tensor, inner: Tensor | None) -> Tensor:
         """What is added to the residual: `(N, M)` and the branch's hidden state `(N, r)` → `(N, D)`."""
-        result = F.linear(main, self.weight, self.bias)
+        result = self._multiply(main, self.weight, self.bias)
         if self.activation is not None:
             if self.rows:
                 inner, result = result.split_with_sizes((self.rows, result.shape[1] - self.rows), 1)

@@ -26,7 +26,7 @@ from lightning_fabric import Fabric
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 from torch import Tensor, nn
-from transformers import Trainer, TrainingArguments, ViltForQuestionAnswering
+from transformers import Trainer, TrainingArguments, ViltConfig, ViltForQuestionAnswering
 
 from harness import registry
 from harness.config.sources import make_settings
@@ -59,13 +59,24 @@ MIXED = ((640, 480), (480, 640), (640, 427), (500, 375), (427, 640), (640, 640),
 PEER = "Trainer + peft"
 
 
+def vocabulary_of(backbone: str, folder: Path) -> Path:
+    """The small vocabulary, for a full-size backbone filled up to its number of word embeddings."""
+    if backbone.endswith("-mini"):
+        return MINI_VOCABULARY
+    words = MINI_VOCABULARY.read_text().splitlines()
+    words += [f"[unused{place}]" for place in range(ViltConfig().vocab_size - len(words))]
+    path = folder / "vocab.txt"
+    path.write_text("\n".join(words) + "\n")
+    return path
+
+
 def cell_of(root: Path, backbone: str, weights: str | None, batch_size: int) -> Cell:
     settings = make_settings(
         methods=f"lora[r={RANK}]",
         tasks="vqa",
         backbone=backbone,
         weights=weights,
-        tokenizer=str(MINI_VOCABULARY),
+        tokenizer=str(vocabulary_of(backbone, root)),
         data_root=root,
         epochs=1000,
         batch_size=batch_size,
@@ -75,7 +86,7 @@ def cell_of(root: Path, backbone: str, weights: str | None, batch_size: int) -> 
     return cell
 
 
-MINI_VOCABULARY = Path(registry.__file__).parent / "backbones" / "weights" / "vilt-mini"
+MINI_VOCABULARY = Path(registry.__file__).parent / "backbones" / "weights" / "vilt-mini" / "vocab.txt"
 
 
 def harness_loop(cell: Cell) -> Callable[[], int]:

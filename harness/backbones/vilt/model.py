@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import ViltConfig, ViltModel
 
+from harness.backbones import kernels
 from harness.backbones.base import Backbone, HuggingFaceForm, Processor
 from harness.backbones.block import BlockInput, Tokens, run_block
 from harness.backbones.checkpoints import digest_model
@@ -144,7 +145,7 @@ class ViltBackbone(Backbone):
                 f"{self.name}: image size {height}x{width} is not a multiple of the patch size {side}."
             )
         rows, columns = height // side, width // side
-        embedded = F.linear(tiles_of(pixels, side), projection.weight.flatten(1), projection.bias)
+        embedded = kernels.product(tiles_of(pixels, side), projection.weight.flatten(1), projection.bias)
         if sizes is None:
             return embedded + self._positions(rows, columns), None
         # The sizes are on the CPU, so that this does not wait for a GPU.

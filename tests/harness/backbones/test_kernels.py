@@ -6,6 +6,7 @@ Without a GPU the kernels run only if Triton is installed and TRITON_INTERPRET=1
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -54,6 +55,63 @@ def test_rows_are_activated_in_their_place() -> None:
     out = kernels.activate_jointly(joint.clone(), 2, "relu", factor, bias)
     torch.testing.assert_close(out[:, :2], torch.tensor([[0.0, 4.5]], device=DEVICE))
     torch.testing.assert_close(out[:, 2:], F.gelu(joint[:, 2:]))
+
+
+ONEDNN = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch has no oneDNN")
+
+
+@ONEDNN
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_a_wide_product_by_onednn_and_its_gradient_agree_with_torch(
+    monkeypatch: pytest.MonkeyPatch, with_bias: bool
+) -> None:
+    monkeypatch.setattr(kernels, "_mkl_is_slow", lambda: True)
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(kernels.WIDE + 3, kernels.WIDE, generator=generator) / 20
+    bias = torch.randn(len(weight), generator=generator) if with_bias else None
+    hidden = torch.randn(2, 5, kernels.WIDE, generator=generator)
+    expected, found = (hidden.clone().requires_grad_() for _ in range(2))
+    target = torch.randn(2, 5, len(weight), generator=generator)
+    F.linear(expected, weight, bias).backward(target)
+    result = kernels.product(found, weight, bias)
+    assert type(result.grad_fn).__name__ == "_FrozenProductBackward"
+    result.backward(target)
+    torch.testing.assert_close(result, F.linear(hidden, weight, bias), atol=1e-4, rtol=0)
+    torch.testing.assert_close(found.grad, expected.grad, atol=1e-4, rtol=0)
+    torch.testing.assert_close(kernels.product(hidden, weight, bias), result, atol=1e-4, rtol=0)
+
+
+def test_torch_multiplies_what_trains_what_is_narrow_and_what_autocast_converts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(kernels, "_mkl_is_slow", lambda: True)
+    monkeypatch.setattr(kernels, "_onednn", None)  # calling it fails
+    hidden, weight = torch.ones(2, kernels.WIDE), torch.ones(kernels.WIDE, kernels.WIDE)
+    kernels.product(hidden, weight.clone().requires_grad_(), None)
+    kernels.product(hidden, weight, torch.ones(kernels.WIDE).requires_grad_())
+    kernels.product(hidden, weight[1:], None)
+    kernels.product(hidden.bfloat16(), weight.bfloat16(), None)
+    with kernels.only_operators():
+        kernels.product(hidden, weight, None)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert kernels.product(hidden, weight, None).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("processor", "slow"), [("GenuineIntel", False), ("AuthenticAMD", True), (None, False), ("", False)]
+)
+def test_mkl_is_slow_on_processors_of_others_than_intel(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, processor: str | None, slow: bool
+) -> None:
+    if processor is not None:
+        line = f"vendor_id\t: {processor}\n" if processor else "Features\t: fp asimd\n"
+        (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{line}")
+    monkeypatch.setattr(kernels, "PROCESSOR", tmp_path / "cpuinfo")
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    kernels._mkl_is_slow.cache_clear()
+    assert kernels._mkl_is_slow() is slow
+    kernels._mkl_is_slow.cache_clear()
 
 
 def test_sum_takes_the_place_of_the_result_only_in_one_type() -> None:
