@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
+from harness.backbones import kernels
 from harness.backbones.base import Backbone
 from harness.backbones.block import BlockOutput, Tokens
 from harness.backbones.inputs import Streams
@@ -70,7 +71,7 @@ class SideBlock(nn.Module):
             each(normed).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for each in (self.query, self.key, self.value)
         )
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        mixed = kernels.attention(query, key, value, mask)
         side = side + self.output(mixed.transpose(1, 2).flatten(2))
         return side + self.down(F.gelu(self.up(self.mlp_norm(side))))  # type: ignore[no-any-return]
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from harness.backbones import kernels
 from harness.backbones.block import Tokens
 
 PUBLISHED_EPSILON = 1e-6
@@ -103,4 +104,4 @@ def _scores(query: Tensor, key: Tensor) -> Tensor:
 
 
 def _fused(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
+    return kernels.attention(query, key, value, bias, dropout)

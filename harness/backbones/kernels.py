@@ -60,6 +60,37 @@ def product(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return _onednn(hidden, weight, bias)
 
 
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None = None,
+    dropout: float = 0.0,
+    **options: bool,
+) -> Tensor:
+    """Torch's attention of `(B, heads, T, d)` to `(B, heads, S, d)`.
+
+    With gradients on a CPU it runs in float32: torch's gradient in bfloat16 takes several times as long there.
+
+    options: other arguments of `torch.nn.functional.scaled_dot_product_attention`.
+    """
+    kept, kind = query.dtype, query.device.type
+    if (
+        kind != "cpu"
+        or not query.requires_grad
+        or (kept == torch.float32 and not torch.is_autocast_enabled(kind))
+    ):
+        return F.scaled_dot_product_attention(query, key, value, mask, dropout, **options)
+    wide = torch.promote_types(kept, torch.float32)
+    if mask is not None and mask.is_floating_point():
+        mask = mask.to(wide)
+    with torch.autocast(kind, enabled=False):
+        mixed = F.scaled_dot_product_attention(
+            query.to(wide), key.to(wide), value.to(wide), mask, dropout, **options
+        )
+        return mixed.to(kept)
+
+
 def standardise(hidden: Tensor, eps: float, other: float | None = None) -> tuple[Tensor, Tensor | None]:
     """LayerNorm of tokens `(N, D)` without gain and offset.
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm
 
+from harness.backbones import kernels
 from harness.backbones.block import Block, BlockInput, BlockOutput, Causal, Tokens
 from harness.backbones.folding import is_hooked, structure_of
 
@@ -137,11 +138,11 @@ def attend(
     query, key = (_rotated(states, causal) for states in (query, key))
     if causal.past is not None:
         key, value = causal.past.extend(name, key, value)
-    mixed = F.scaled_dot_product_attention(
+    mixed = kernels.attention(
         query,
         key,
         value,
-        attn_mask=tokens.mask,
+        tokens.mask,
         is_causal=tokens.mask is None and query.shape[2] > 1,
         enable_gqa=key.shape[1] != query.shape[1],
     )

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import GELUActivation
 from transformers.models.bridgetower.modeling_bridgetower import BridgeTowerBertCrossLayer
 
+from harness.backbones import kernels
 from harness.backbones.block import Block, BlockInput, BlockOutput, Tokens
 from harness.backbones.folding import is_hooked, read_slots, structure_of
 from harness.backbones.meter.config import MeterConfig
@@ -94,7 +94,7 @@ class MeterBlock(Block):
 
     def _mix(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         dropout = self.attention_dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+        mixed = kernels.attention(query, key, value, mask, dropout)
         return mixed.transpose(1, 2).flatten(2)
 
     def _close(self, sublayer: str, output: Any, inner: Tensor, residual: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import ClassVar
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import ViltConfig
 from transformers.activations import GELUActivation
@@ -15,6 +14,7 @@ from transformers.models.vilt.modeling_vilt import (
     ViltOutput,
 )
 
+from harness.backbones import kernels
 from harness.backbones.block import Block, BlockInput, BlockOutput
 from harness.backbones.folding import is_hooked, read_slots, structure_of
 from harness.backbones.vilt.folded import FoldedViltBlock
@@ -56,7 +56,7 @@ class ViltBlock(Block):
         maps = self.attention.attention
         query = self._by_head(maps.query(asking))
         key, value = self._by_head(maps.key(read)), self._by_head(maps.value(read))
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        mixed = kernels.attention(query, key, value, mask)
         output = self.attention.output
         return output.dropout(output.dense(mixed.transpose(1, 2).flatten(2)))  # type: ignore[no-any-return]
 

@@ -114,6 +114,39 @@ def test_mkl_is_slow_on_processors_of_others_than_intel(
     kernels._mkl_is_slow.cache_clear()
 
 
+@pytest.mark.skipif(DEVICE != "cpu", reason="about the CPU")
+@pytest.mark.parametrize("autocast", [False, True])
+def test_attention_with_gradients_runs_in_float32_on_a_cpu(
+    monkeypatch: pytest.MonkeyPatch, autocast: bool
+) -> None:
+    torch_attention, types = F.scaled_dot_product_attention, []
+
+    def watched(*inputs: Any, **options: Any) -> Tensor:
+        types.append(inputs[0].dtype)
+        return torch_attention(*inputs, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
+    given = torch.float32 if autocast else torch.bfloat16
+    states = [draw(6, 8, torch.bfloat16, seed).to(given).view(1, 2, 3, 8) for seed in range(3)]
+    mask = torch.tensor([0.0, 0.0, -1e4], dtype=given).view(1, 1, 1, 3)
+    target = draw(6, 8, seed=4).view(1, 2, 3, 8)
+    exact = [state.float().clone().requires_grad_() for state in states]
+    expected = torch_attention(*exact, attn_mask=mask.float())
+    expected.backward(target)
+    found = [state.clone().requires_grad_() for state in states]
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        result = kernels.attention(*found, mask)
+        without_gradient = kernels.attention(*states, mask)
+    result.backward(target.to(given))
+    assert result.dtype == given
+    assert types == [torch.float32, given]
+    torch.testing.assert_close(result.float(), expected, atol=2e-2, rtol=2e-2)
+    torch.testing.assert_close(without_gradient.float(), expected, atol=2e-2, rtol=2e-2)
+    for one, other in zip(found, exact, strict=True):
+        assert one.grad is not None
+        torch.testing.assert_close(one.grad.float(), other.grad, atol=5e-2, rtol=5e-2)
+
+
 def test_sum_takes_the_place_of_the_result_only_in_one_type() -> None:
     residual, result = draw(3, 4), draw(3, 4, seed=1)
     expected = residual + result
