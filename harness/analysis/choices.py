@@ -8,6 +8,7 @@ from math import sqrt
 
 import numpy as np
 
+from harness.analysis.effects import Effects, effects
 from harness.analysis.stats import Interval
 from harness.analysis.variance import (
     Components,
@@ -43,7 +44,7 @@ class Audit:
     """The result of an audit.
 
     sets: all sets that were trained, best first. scores: `(sets, seeds)`. drawn: those among them that were drawn at
-    random (or all sets), by which variance and averages are estimated.
+    random (or all sets), by which variance and averages are estimated. effects: which parts can be spared, by these.
     """
 
     sets: tuple[Set, ...]
@@ -52,6 +53,7 @@ class Audit:
     components: Components
     choosers: tuple[Chooser, ...]
     higher_is_better: bool
+    effects: Effects | None
 
     @property
     def matters(self) -> bool:
@@ -64,11 +66,13 @@ def audit(
     drawn: Sequence[Set],
     choices: Mapping[str, Sequence[Set]],
     higher_is_better: bool = True,
+    parts: Sequence[str] = (),
 ) -> Audit:
     """Compare choosers with random sets and with an oracle.
 
     scores: of every set, one per seed, in the same order of seeds. drawn: the sets that were not picked by a chooser.
-    choices: the sets chosen, by chooser; each must have scores.
+    choices: the sets chosen, by chooser; each must have scores. parts: all that could be skipped, in the order of the
+    model.
     """
     sign = 1 if higher_is_better else -1
     sets = sorted(scores, key=lambda each: -sign * float(np.mean(scores[each])))
@@ -98,7 +102,8 @@ def audit(
         chooser("an average set", average),
         chooser("oracle", best),
     ]
-    return Audit(tuple(sets), table, tuple(drawn), found, tuple(choosers), higher_is_better)
+    spared = effects(drawn, [float(mean) for mean in table[among].mean(axis=1)], parts) if parts else None
+    return Audit(tuple(sets), table, tuple(drawn), found, tuple(choosers), higher_is_better, spared)
 
 
 def verdict(found: Audit) -> str:

@@ -94,11 +94,17 @@ def contrast(scores: np.ndarray, weights: np.ndarray, found: Components) -> Inte
 
     The groups are taken as they are: the interval does not cover which groups were drawn.
     """
-    random = np.random.default_rng(0)
-    t = random.standard_normal(DRAWS) / np.sqrt(random.chisquare(found.freedom, DRAWS) / found.freedom)
-    reach = float(np.quantile(np.abs(t), 0.95)) * sqrt(found.within.estimate * float((weights**2).sum()))
+    reach = student(found.freedom) * sqrt(found.within.estimate * float((weights**2).sum()))
     estimate = float((scores * weights).sum())
     return Interval(estimate, estimate - reach, estimate + reach, 0.95)
+
+
+@lru_cache(8)
+def student(freedom: int) -> float:
+    """The 97.5 % quantile of Student's t with these degrees of freedom."""
+    random = np.random.default_rng(0)
+    t = random.standard_normal(DRAWS) / np.sqrt(random.chisquare(freedom, DRAWS) / freedom)
+    return float(np.quantile(np.abs(t), 0.95))
 
 
 def seeds_to_tell(difference: float, within: float) -> int:

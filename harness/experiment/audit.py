@@ -143,7 +143,7 @@ def run_audit(
     scores = _scores(
         records, {label_of(spec, build_method(spec)): each for each, spec in fixed}, settings.seeds
     )
-    return audit(scores, drawn, choices, records[0].cell.task.higher_is_better)
+    return audit(scores, drawn, choices, records[0].cell.task.higher_is_better, parts)
 
 
 def _scores(

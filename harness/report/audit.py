@@ -77,11 +77,28 @@ def describe_audit(found: Audit, title: str) -> Iterator[str]:
         "comparisons and is not part of the noise."
     )
     yield ""
+    yield from _describe_effects(found)
     for difference, seeds in seeds_needed(found).items():
         yield (
             f"A difference of {difference:.1f} points between two sets is found in 80 % of experiments with {seeds} "
             "seeds for each."
         )
+
+
+def _describe_effects(found: Audit) -> Iterator[str]:
+    """What skipping each part changes, if that was estimated."""
+    if found.effects is None:
+        return
+    yield (
+        f"What a set's mean score gains or loses by skipping a part, instead of an average one. Least squares on the "
+        f"{len(found.drawn)} sets above; it explains {found.effects.explained:.0%} of the variance between their means."
+    )
+    yield ""
+    rows = [[part, _signed(effect)] for part, effect in found.effects.parts.items()]
+    if found.effects.neighbours is not None:
+        rows.append(["one more pair of skipped neighbours", _signed(found.effects.neighbours)])
+    yield tabulate(rows, ["skipped", "points (95 % interval)"], "github", disable_numparse=True)
+    yield ""
 
 
 def _sets_as_csv(found: Audit) -> str:

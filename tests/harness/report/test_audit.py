@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from pathlib import Path
 
 from harness.analysis.choices import audit
@@ -33,3 +34,18 @@ def test_audit_is_written_in_all_forms(tmp_path: Path) -> None:
         "3,joint.0+joint.1,yes,2.0000,1.0000,3.0000",
     ]
     assert paths[3].read_text().startswith("<?xml")
+
+
+def test_effects_of_skipped_parts_are_listed(tmp_path: Path) -> None:
+    parts = [f"joint.{i}" for i in range(5)]
+    pairs = list(combinations(parts, 2))
+    # joint.4 costs two points more than the others do.
+    scores = {each: [50.0 - 2 * ("joint.4" in each), 52.0 - 2 * ("joint.4" in each)] for each in pairs}
+    lines = write_audit(
+        audit(scores, pairs, {"das": pairs[:2]}, parts=parts), "das on vqa", tmp_path, "audit"
+    )[0].splitlines()
+    rows = {cells[1].strip(): cells[2].strip() for line in lines if len(cells := line.split("|")) == 4}
+    assert rows["joint.4"] == "-1.60 (-1.60 to -1.60)"
+    assert rows["joint.0"] == "+0.40 (+0.40 to +0.40)"
+    assert rows["one more pair of skipped neighbours"].endswith("0.00 (-0.00 to +0.00)")
+    assert any("explains 100%" in line for line in lines)
