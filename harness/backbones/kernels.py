@@ -80,13 +80,13 @@ def attention(
         or not query.requires_grad
         or (kept == torch.float32 and not torch.is_autocast_enabled(kind))
     ):
-        return F.scaled_dot_product_attention(query, key, value, mask, dropout, **options)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, **options)
     wide = torch.promote_types(kept, torch.float32)
     if mask is not None and mask.is_floating_point():
         mask = mask.to(wide)
     with torch.autocast(kind, enabled=False):
         mixed = F.scaled_dot_product_attention(
-            query.to(wide), key.to(wide), value.to(wide), mask, dropout, **options
+            query.to(wide), key.to(wide), value.to(wide), attn_mask=mask, dropout_p=dropout, **options
         )
         return mixed.to(kept)
 
