@@ -40,7 +40,7 @@ def describe_audit(found: Audit, title: str) -> Iterator[str]:
     more = f"; {beside} more sets were trained because they were chosen" if beside else ""
     yield (
         f"Estimated from {parts.groups} sets, each trained with {parts.seeds} seeds{more}. Mean score "
-        f"{parts.mean:.2f}. F test that the sets do not differ: p = {parts.p_value:.2g}."
+        f"{parts.mean:.2f}. F test that the sets do not differ: {_p_value(parts.p_value)}."
     )
     yield ""
     rows = [
@@ -117,6 +117,11 @@ def _sets_as_csv(found: Audit) -> str:
 def _sets(chosen: tuple[Set, ...]) -> str:
     counts = {each: chosen.count(each) for each in dict.fromkeys(chosen)}
     return ", ".join("+".join(each) + (f" ({n}×)" if n > 1 else "") for each, n in counts.items())
+
+
+def _p_value(value: float) -> str:
+    """It comes from random draws, of which none may be so far out."""
+    return f"p = {value:.2g}" if value >= 1e-5 else "p < 0.00001"
 
 
 def _bounds(interval: Interval) -> str:

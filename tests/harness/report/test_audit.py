@@ -49,3 +49,4 @@ def test_effects_of_skipped_parts_are_listed(tmp_path: Path) -> None:
     assert rows["joint.0"] == "+0.40 (+0.40 to +0.40)"
     assert rows["one more pair of skipped neighbours"].endswith("0.00 (-0.00 to +0.00)")
     assert any("explains 100%" in line for line in lines)
+    assert any("the sets do not differ: p < 0.00001." in line for line in lines)
