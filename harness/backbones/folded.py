@@ -21,8 +21,8 @@ from harness.backbones.folding import Activation, Affine, Branch, Norm
 class FoldedPart(nn.Module, ABC):
     """Base of modules whose parameters may hold both pretrained weights and weights of a method."""
 
-    wide = False
-    """Whether `weight` is so large that another product than torch's may be faster."""
+    onednn = False
+    """Whether `weight` suits oneDNN. Kept, because asking at each product is noticeable in small models."""
 
     @abstractmethod
     def inserted(self) -> list[Tensor]:
@@ -34,14 +34,14 @@ class FoldedPart(nn.Module, ABC):
 
     def _multiply(self, hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """A linear map `(N, D)` → `(N, M)`."""
-        return (kernels.product if self.wide else F.linear)(hidden, weight, bias)
+        return (kernels.product if self.onednn else F.linear)(hidden, weight, bias)
 
     def _hold(self, name: str, tensor: Tensor, like: Tensor) -> None:
         """Keep a tensor as a frozen parameter in the type of `like`."""
         held = tensor.detach().to(like.dtype, copy=True).contiguous()
         self.register_parameter(name, nn.Parameter(held, requires_grad=False))
         if name == "weight":
-            self.wide = kernels.is_wide(held)
+            self.onednn = kernels.suits_onednn(held)
 
 
 class Reading(FoldedPart):

@@ -42,9 +42,14 @@ def only_operators() -> Iterator[None]:
         _allowed = before
 
 
-def is_wide(weight: Tensor) -> bool:
-    """Whether `product` may take another way than torch's for this matrix."""
-    return min(weight.shape) >= WIDE
+def suits_onednn(weight: Tensor) -> bool:
+    """Whether `product` may use oneDNN for this matrix: it is wide, frozen, and on a CPU where MKL is slow."""
+    return (
+        weight.device.type == "cpu"
+        and min(weight.shape) >= WIDE
+        and not weight.requires_grad
+        and _mkl_is_slow()
+    )
 
 
 def product(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -208,14 +213,11 @@ def _onednn(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _by_onednn(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     return (
-        hidden.device.type == "cpu"
-        and is_wide(weight)
+        suits_onednn(weight)
         and hidden.dtype == weight.dtype == torch.float32
-        and not weight.requires_grad
         and not (bias is not None and bias.requires_grad)
         and _allowed
         and not torch.is_autocast_enabled("cpu")
-        and _mkl_is_slow()
     )
 
 

@@ -24,13 +24,15 @@ def optimized_blocks(backbone: Backbone, training: TrainingSettings) -> Iterator
     """Within the block, the backbone's blocks run as `training` says; names and parameters stay the same.
 
     activation_checkpointing: only the input of a block is kept; the block is run again in the backward pass, with the
-    same dropout. compile: blocks are compiled by `torch.compile`; else wide frozen linear maps run
-    as `harness.backbones.kernels.product`.
+    same dropout. compile: blocks are compiled by `torch.compile`; else linear maps that
+    suit oneDNN run as `harness.backbones.kernels.product`.
     """
     changed: list[nn.Module] = []
     if not training.compile:
         for module in backbone.modules():
-            if type(module) is nn.Linear and kernels.is_wide(module.weight) and "forward" not in vars(module):
+            if type(module) is not nn.Linear or "forward" in vars(module):
+                continue
+            if kernels.suits_onednn(module.weight):
                 module.forward = partial(_product, module)  # type: ignore[method-assign]
                 changed.append(module)
     for block in backbone.blocks if training.activation_checkpointing or training.compile else ():

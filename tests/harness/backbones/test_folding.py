@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from harness.backbones import kernels
 from harness.backbones.base import Backbone
 from harness.backbones.block import BlockInput, Tokens
 from harness.backbones.folded import FoldedPart, Reading
@@ -112,6 +113,26 @@ def test_the_deployed_form_equals_the_trained_one(
     if method.name not in HOOKED:
         folded = {FoldedViltBlock, FoldedMeterBlock}
         assert {type(block) for block in kept_blocks(backbone)} <= folded
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch has no oneDNN")
+@pytest.mark.parametrize("name", ["full", "adapter", "parallel", "das", "das, published"])
+def test_the_deployed_form_equals_the_trained_one_by_onednn(
+    name: str, fresh: Callable[[], Backbone], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onednn, runs = kernels._onednn, []
+    monkeypatch.setattr(kernels, "_mkl_is_slow", lambda: True)
+    monkeypatch.setattr(kernels, "WIDE", 8)
+    monkeypatch.setattr(kernels, "_onednn", lambda *inputs: runs.append(0) or onednn(*inputs))
+    backbone = fresh()
+    method = MAKERS[name](backbone)
+    adapted(backbone, method)
+    before = {what: tokens_after(backbone, *case) for what, case in cases(backbone).items()}
+    assert not runs
+    method.finalize(backbone)
+    for what, case in cases(backbone).items():
+        assert_equal(tokens_after(backbone, *case), before[what], 1e-5, what)
+    assert len(runs) >= 4 * len(list(kept_blocks(backbone))) * len(before)
 
 
 @every_method

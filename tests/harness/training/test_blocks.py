@@ -100,19 +100,13 @@ def test_compiled_blocks_give_the_same_gradient(
 def test_wide_frozen_maps_give_the_same_gradient_by_onednn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backbone: str
 ) -> None:
-    def count(gradient: Any) -> int:
-        runs = []
-        onednn = kernels._onednn
-        monkeypatch.setattr(kernels, "_onednn", lambda *inputs: runs.append(0) or onednn(*inputs))
-        gradient.update(gradients(cell_of(tmp_path, backbone)))
-        monkeypatch.setattr(kernels, "_onednn", onednn)
-        return len(runs)
-
-    expected: dict[str, Tensor] = {}
-    assert count(expected) == 0  # no matrix of a mini is wide
+    onednn, runs = kernels._onednn, []
+    monkeypatch.setattr(kernels, "_onednn", lambda *inputs: runs.append(0) or onednn(*inputs))
     monkeypatch.setattr(kernels, "_mkl_is_slow", lambda: True)
+    expected = gradients(cell_of(tmp_path, backbone))
+    assert not runs  # no matrix of a mini is wide
     monkeypatch.setattr(kernels, "WIDE", 64)
-    found: dict[str, Tensor] = {}
-    assert count(found) >= 2 * 12 * 5  # forward and backward
+    found = gradients(cell_of(tmp_path, backbone))
+    assert len(runs) >= 2 * 12 * 5  # forward and backward
     assert found.keys() == expected.keys()
     assert all(torch.allclose(found[name], expected[name], atol=1e-5) for name in expected)
