@@ -54,7 +54,8 @@ def latency_change(method: str) -> str:
     (row,) = [row for name, row in measured.iterrows() if str(name).partition(",")[0] == method]
     if method == "full":
         return "0 %"
-    return percent(100 * (row["p50_ms_batch_1_eager"] / row["full_p50_ms_batch_1_eager"] - 1))
+    mark = " ‡" if row["busy_batch_1_eager"] else ""
+    return percent(100 * (row["p50_ms_batch_1_eager"] / row["full_p50_ms_batch_1_eager"] - 1)) + mark
 
 
 def percent(value: float) -> str:
