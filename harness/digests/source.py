@@ -42,7 +42,8 @@ BLIND = frozenset(
 class Source:
     """Code without comments, docstrings, layout and annotations of functions, and its imports.
 
-    imports: absolute dotted names; a name may be a module or an attribute of one.
+    code: its syntax tree as text, the same with every version of Python. imports: absolute dotted names; a name may
+    be a module or an attribute of one.
     """
 
     code: str
@@ -81,7 +82,32 @@ def simplify(tree: ast.AST, package: str) -> Source:
             case ast.FunctionDef() | ast.AsyncFunctionDef():
                 if all(_last_name(decorator) in BLIND for decorator in node.decorator_list):
                     _drop_annotations(node)
-    return Source(ast.unparse(tree), frozenset(imports))
+    return Source(_text_of(tree), frozenset(imports))
+
+
+def _text_of(node: Any) -> str:
+    """A syntax tree as text. Unlike `ast.dump` and `ast.unparse` it does not depend on the version of Python.
+
+    Empty fields and empty parts of f-strings are left out, as some versions have more of them.
+    """
+    if isinstance(node, ast.Constant):
+        return ascii(node.value)
+    if isinstance(node, ast.JoinedStr):
+        return f"JoinedStr({_text_of([part for part in node.values if not _is_empty_text(part)])})"
+    if isinstance(node, ast.AST):
+        fields = [
+            f"{name}={_text_of(value)}"
+            for name, value in ast.iter_fields(node)
+            if value is not None and value != [] and name not in ("ctx", "kind", "type_comment")
+        ]
+        return f"{type(node).__name__}({', '.join(fields)})"
+    if isinstance(node, list):
+        return f"[{', '.join(map(_text_of, node))}]"
+    return ascii(node)
+
+
+def _is_empty_text(node: object) -> bool:
+    return isinstance(node, ast.Constant) and node.value == ""
 
 
 def _walk(tree: ast.AST) -> Iterator[ast.AST]:
@@ -152,10 +178,11 @@ def source_in_main(thing: Any) -> Source:
         name = used.__qualname__.partition(".")[0]
         if name in parts:
             continue
-        found = simplify(_definition(used), str(space.get("__package__") or ""))
+        definition = _definition(used)
+        found = simplify(definition, str(space.get("__package__") or ""))
         parts[name] = found.code
         imports |= found.imports
-        for other in sorted(_global_names(found.code) & space.keys() - {name}):
+        for other in sorted(_global_names(ast.unparse(definition)) & space.keys() - {name}):
             value = _unwrapped(space[other])
             if isinstance(value, types.ModuleType):
                 imports.add(value.__name__)
