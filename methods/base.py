@@ -83,6 +83,12 @@ class SearchTrainer(Protocol):
         training_mode: compute it with dropout.
         """
 
+    def features(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """What the head reads `(N, D)` and where its outputs should move `(N, C)`, both float32 and on the CPU.
+
+        The second is the negative gradient of the loss at outputs of 0. The model is in evaluation mode.
+        """
+
 
 @dataclass(frozen=True)
 class ParameterGroup:

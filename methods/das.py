@@ -99,6 +99,7 @@ class DAS(SkippingMethod[DASOptions]):
         "skip[choice=alternate]",
         "skip[choice=influence]",
         "skip[choice=contiguous]",
+        "skip[choice=alignment]",
         "skip[choice=greedy]",
     )
 

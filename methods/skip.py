@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from harness.backbones.base import Backbone
 from harness.errors import UserError
+from methods.alignment import alignment_gates, best_spread
 from methods.bandit import Bandit, Findings
 from methods.base import CostCase, SearchTrainer
 from methods.option_checks import at_least, module_size
@@ -24,6 +25,9 @@ from methods.skip_choices import (
 from methods.skip_decision import SkipDecision
 from methods.skipping import SkippingMethod, by_stream, skip_only, skippable_sets
 
+MEASURED = ("influence", "contiguous", "alignment", "greedy")
+"""The rules that look at held-out data."""
+
 
 @dataclass(frozen=True)
 class SkipOptions:
@@ -39,6 +43,9 @@ class SkipOptions:
           and output (ShortGPT, Men et al., arXiv:2403.03853), on the pretrained backbone.
         - `contiguous`: the run of consecutive blocks that moves the pooled token least, by angular distance (Gromov
           et al., arXiv:2403.17887), on the pretrained backbone.
+        - `alignment`: blocks are left out of the pretrained backbone in random sets, and the features that its head
+          reads are compared with the answers (centred kernel alignment). Those are skipped whose absence is
+          best for it; neighbours are avoided (`methods.alignment`).
         - `greedy`: DAS's super-network is trained with random sets skipped; then the block whose removal leaves the
           lowest loss is removed, one after another. Training continues with its weights, as in DAS.
     skip: number of blocks to skip; by default 4 on a two-stream backbone and 2 on a single-stream one.
@@ -50,7 +57,9 @@ class SkipOptions:
     shortcut_bottleneck: as in DAS.
     """
 
-    choice: Literal["random", "last", "alternate", "influence", "contiguous", "greedy"] = "random"
+    choice: Literal["random", "last", "alternate", "influence", "contiguous", "alignment", "greedy"] = (
+        "random"
+    )
     skip: int | None = None
     draw: int = 0
     keep_final: bool = False
@@ -88,7 +97,7 @@ class Skip(SkippingMethod[SkipOptions]):
     @property
     def search_holdout(self) -> float:  # type: ignore[override]
         """0 for rules that look at no data."""
-        return 0.2 if self.options.choice in ("influence", "contiguous", "greedy") else 0.0
+        return 0.2 if self.options.choice in MEASURED else 0.0
 
     @property
     def warm_starts(self) -> bool:
@@ -113,6 +122,12 @@ class Skip(SkippingMethod[SkipOptions]):
             return SkipDecision(fixed, names, self.options.choice)
         if self.options.choice == "greedy":
             self._train_supernet(trainer, skip)
+        if self.options.choice == "alignment":
+            gates = alignment_gates(trainer, skip)
+            streams = [name.split(".")[0] for name in names]
+            best = best_spread(gates, streams, skip)
+            measured = {name: -gate for name, gate in zip(names, gates, strict=True)}
+            return SkipDecision(tuple(names[index] for index in best), names, "alignment", (measured,))
         batches = [trainer.held_out_batch() for _ in range(self.options.batches)]
         scores: list[dict[str, float]]
         if self.options.choice == "influence":

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from torch import nn
+from torch import Tensor, nn
 
 from harness.backbones.base import Backbone
 from harness.config import ResolvedTraining
@@ -24,6 +24,7 @@ from harness.training.loop import Batches, Cost, State, mean_loss, train_epoch
 from harness.training.microbatch import MicroBatches
 from harness.training.model import TaskModel
 from harness.training.optim import build_optimizer, build_schedule
+from harness.training.ranks import broadcast, gather
 from methods.base import Memory
 from tasks.base import Batch, Example, Task
 
@@ -210,3 +211,31 @@ class FabricSearchTrainer:
             self._model = self.fabric.setup_module(TaskModel(self.task, self.backbone, self.head))
         self._model.train(training_mode)
         return mean_loss(self.fabric, self._model, self.task, batch, self.micro)
+
+    @torch.no_grad()
+    def features(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What the head reads, and the negative gradient of the task's loss at outputs of 0; of all ranks' examples."""
+        if self._model is None:
+            self._model = self.fabric.setup_module(TaskModel(self.task, self.backbone, self.head))
+        self._model.eval()
+        read: list[Tensor] = []
+        handle = self.head.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+        found = None
+        try:
+            if batch.targets is not None:
+                outputs = self.micro.forward(self.fabric, self._model, batch)
+                features = torch.cat(read).flatten(0, -2).float()
+                targets = _gradient(self.task, outputs, batch.targets).reshape(len(features), -1)
+                found = features.cpu(), targets.cpu()
+        finally:
+            handle.remove()
+        parts = [part for part in broadcast(self.fabric, gather(self.fabric, found)) if part is not None]
+        return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+
+
+def _gradient(task: Task[Any], outputs: Tensor, targets: Tensor) -> Tensor:
+    """The negative gradient of the loss at outputs of 0, in float32: of labels, one-hot vectors minus a constant."""
+    with torch.enable_grad():
+        zeros = torch.zeros_like(outputs, dtype=torch.float32).requires_grad_()
+        (gradient,) = torch.autograd.grad(task.loss(zeros, targets.to(zeros.device)), zeros)
+    return -gradient

@@ -78,7 +78,7 @@ def test_annotations_count_where_a_decorator_may_read_them() -> None:
 
 
 def test_text_does_not_depend_on_the_version_of_python() -> None:
-    """`ast.unparse` quotes f-strings differently from 3.12 on, whose trees also have empty parts and type parameters."""
+    """From 3.12 on `ast.unparse` quotes f-strings differently, and trees have empty parts and type parameters."""
     text = "def f(x, *, by=None):\n    return f\"{x['a']:>{by}} é\", {**x, 'b': ...}, x[1:]"
     assert read(text).code == (
         "Module(body=[FunctionDef(name='f', args=arguments(args=[arg(arg='x')], kwonlyargs=[arg(arg='by')], "

@@ -90,6 +90,7 @@ COVERED = (
     "methods",
     "methods.adapter",
     "methods.adapters_library",
+    "methods.alignment",
     "methods.bandit",
     "methods.bandit_search",
     "methods.base",
