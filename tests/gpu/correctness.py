@@ -37,6 +37,7 @@ METHODS = (
     "das",
     "skip",
     "skip[choice=influence]",
+    "skip[choice=alignment]",
     "skip[choice=greedy]",
     "eas[search_epochs=2]",
     "lora+das[search_epochs=2]",
