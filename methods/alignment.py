@@ -27,7 +27,7 @@ from methods.base import SearchTrainer
 ROWS = 320
 """What the head reads is compared for so many examples (in retrieval: pairs) at least."""
 
-SETS = 256
+SETS = 512
 """Sets of blocks that are compared, at most."""
 
 

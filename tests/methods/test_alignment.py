@@ -148,5 +148,5 @@ def test_many_sets_are_drawn_at_random_and_few_are_all_tried(monkeypatch: pytest
     assert tried[0] == list(combinations(range(12), 2))
     assert gates == pytest.approx([index - 5.5 for index in range(12)])
     assert alignment_gates(trainer, 6) == pytest.approx(gates)
-    assert len(set(tried[1])) == len(tried[1]) == 256
+    assert len(set(tried[1])) == len(tried[1]) == 512
     assert tried[1] == sorted(tried[1])
