@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
@@ -53,7 +54,11 @@ class SettingsCommand(TyperCommand):
             formatter.write_dl([(command, f"\n{purpose}") for command, purpose in EXAMPLES])
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Raises `UserError` for an unknown option."""
+        """Raises `UserError` for an unknown option, or one that is given twice."""
+        given = Counter(arg.partition("=")[0] for arg in args)
+        for declared in SETTINGS.values():
+            if given[declared.flag] > 1:
+                raise UserError(f"{declared.flag}: given twice; give it once, several values separated by commas.")
         try:
             return super().parse_args(ctx, args)
         except Exception as error:

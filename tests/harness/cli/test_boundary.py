@@ -65,6 +65,7 @@ def test_exit_statuses() -> None:
         (["check", "r", "--baseline"], "Option '--baseline' requires an argument"),
         (["profile", "--text-length", "x"], "Invalid value for '--text-length'"),
         (["run", "--zz"], "--zz: no such setting."),
+        (["run", "--methods", "lora", "--methods=das"], "--methods: given twice; give it once, several"),
         (["table", "a\nb"], "a\\nb: no results in this folder"),
     ],
 )
