@@ -58,7 +58,9 @@ class SettingsCommand(TyperCommand):
         given = Counter(arg.partition("=")[0] for arg in args)
         for declared in SETTINGS.values():
             if given[declared.flag] > 1:
-                raise UserError(f"{declared.flag}: given twice; give it once, several values separated by commas.")
+                raise UserError(
+                    f"{declared.flag}: given twice; give it once, several values separated by commas."
+                )
         try:
             return super().parse_args(ctx, args)
         except Exception as error:

@@ -24,7 +24,7 @@ from harness.training.loop import Batches, Cost, State, mean_loss, train_epoch
 from harness.training.microbatch import MicroBatches
 from harness.training.model import TaskModel
 from harness.training.optim import build_optimizer, build_schedule
-from harness.training.ranks import broadcast, gather
+from harness.training.ranks import broadcast, gather, stop_together
 from methods.base import Memory
 from tasks.base import Batch, Example, Task
 
@@ -217,6 +217,7 @@ class FabricSearchTrainer:
         """What the head reads, and the negative gradient of the task's loss at outputs of 0; of all ranks' examples."""
         if self._model is None:
             self._model = self.fabric.setup_module(TaskModel(self.task, self.backbone, self.head))
+        stop_together(self.fabric)
         self._model.eval()
         read: list[Tensor] = []
         handle = self.head.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))

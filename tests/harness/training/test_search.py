@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from harness.config.sources import make_settings
+from harness.process import REQUESTS, StopRequestedError
 from harness.training.fabric import make_fabric
 from harness.training.search import FabricSearchTrainer
 from tasks.base import Batch
@@ -64,7 +66,9 @@ class Sums:
         return nn.functional.cross_entropy(logits, targets)
 
 
-def test_features_are_what_the_head_reads_beside_one_hot_labels_less_their_chance() -> None:
+def test_features_are_what_the_head_reads_beside_one_hot_labels_less_their_chance(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     backbone = mini().eval()
     task: Any = Sums()
     unused: Any = None
@@ -81,3 +85,6 @@ def test_features_are_what_the_head_reads_beside_one_hot_labels_less_their_chanc
     expected = (nn.functional.one_hot(labels, 3) - 1 / 3) / 4  # the loss is a mean over four examples
     assert torch.allclose(targets, expected)
     assert not head._forward_pre_hooks
+    monkeypatch.setattr(REQUESTS, "stop", True)
+    with pytest.raises(StopRequestedError):
+        trainer.features(Batch((inputs,), labels, tuple("abcd")))
