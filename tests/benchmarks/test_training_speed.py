@@ -278,7 +278,7 @@ def test_losses_agree(tmp_path: Path) -> None:
     with torch.inference_mode():
         logits = theirs(input_ids=inputs.input_ids, attention_mask=mask, pixel_values=inputs.pixels).logits
         head = theirs.model.get_base_model().classifier
-        torch.testing.assert_close(head(ours(inputs)), logits, atol=1e-4, rtol=0)
+        torch.testing.assert_close(head(ours(inputs)), logits, atol=3e-4, rtol=0)  # 1.3e-4 with two threads
         expected = cell.testbed.task.loss(logits, batch.targets)
         loss = F.binary_cross_entropy_with_logits(logits, batch.targets) * logits.shape[1]
     torch.testing.assert_close(loss, expected)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 
 from tasks.data.delivery import ahead
 
@@ -57,3 +59,26 @@ def test_error_is_raised_after_the_earlier_items() -> None:
     assert next(items) == 1
     with pytest.raises(ValueError, match="broken"):
         next(items)
+
+
+def test_items_are_made_with_one_thread_and_all_others_keep_theirs() -> None:
+    def source() -> Generator[int, None, None]:
+        while True:
+            started.wait()
+            yield torch.get_num_threads()
+
+    def elsewhere() -> int:
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(torch.get_num_threads).result()
+
+    started = threading.Event()
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        items = ahead(source(), 2)
+        threading.Timer(0.2, started.set).start()  # by then the caller's number has been restored
+        assert [next(items), torch.get_num_threads(), elsewhere()] == [1, 3, 3]
+        items.close()
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
