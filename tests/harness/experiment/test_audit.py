@@ -53,7 +53,7 @@ def test_method_and_rivals_skip_equally_many_blocks() -> None:
     question = Question(Spec("das", {"bottleneck": "8"}), (2, 2), None)
     specs = [canonical(spec) for spec in question.choosers]
     assert specs[:2] == ["das[bottleneck=8,skip=4]", "skip[choice=last,skip=4]"]
-    assert len(specs) == 6
+    assert len(specs) == 7
     assert canonical(question.fixed(("text.0", "image.1"))) == "das[blocks=text.0+image.1,bottleneck=8]"
     with pytest.raises(UserError, match="has no rivals to compare with"):
         _ = Question(Spec("lora"), (2,), None).choosers
@@ -92,7 +92,7 @@ def test_choosers_run_first_and_then_every_set() -> None:
 
     found = run_audit(settings, Question(Spec("das"), (1,), None), run)
     assert found is not None
-    assert [len(labels) for labels in ran] == [6, 4]
+    assert [len(labels) for labels in ran] == [7, 4]
     assert found.sets[0] == ("joint.3",)
     das, last, *_ = found.choosers
     assert (das.label, das.score, das.rank, das.gain.estimate) == ("das[skip=1]", 10.5, 1.0, 7.5)
