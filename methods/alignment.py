@@ -78,10 +78,10 @@ def alignment_gates(trainer: SearchTrainer, number: int) -> list[float]:
         sets = list(combinations(range(blocks), number))
     else:
         sets = sorted(Bandit(blocks, number, trainer.generator).draw_distinct(SETS))
-    return effects(alignments(trainer, batches, sets), sets, blocks)
+    return main_effects(alignments(trainer, batches, sets), sets, blocks)
 
 
-def effects(values: Sequence[float], sets: Sequence[tuple[int, ...]], arms: int) -> list[float]:
+def main_effects(values: Sequence[float], sets: Sequence[tuple[int, ...]], arms: int) -> list[float]:
     """What being in a set adds to its value, for each of `arms`: least squares without interactions; the mean is 0."""
     member = torch.zeros(len(sets), arms, dtype=torch.float64)
     for row, chosen in zip(member, sets, strict=True):
@@ -112,9 +112,8 @@ def best_spread(gates: Sequence[float], streams: Sequence[str], number: int) -> 
                 if key[0] <= number and (key not in longer or candidate[0] > longer[key][0]):
                     longer[key] = candidate
         best = longer
-    return max((found for (count, _), found in best.items() if count == number), key=lambda found: found[0])[
-        1
-    ]
+    complete = [found for (count, _), found in best.items() if count == number]
+    return max(complete, key=lambda found: found[0])[1]
 
 
 @dataclass

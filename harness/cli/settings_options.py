@@ -56,11 +56,9 @@ class SettingsCommand(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Raises `UserError` for an unknown option, or one that is given twice."""
         given = Counter(arg.partition("=")[0] for arg in args)
-        for declared in SETTINGS.values():
-            if given[declared.flag] > 1:
-                raise UserError(
-                    f"{declared.flag}: given twice; give it once, several values separated by commas."
-                )
+        for flag in (flag for each in self.params for flag in each.opts):
+            if given[flag] > 1:
+                raise UserError(f"{flag}: given twice; give it once, several values separated by commas.")
         try:
             return super().parse_args(ctx, args)
         except Exception as error:

@@ -207,24 +207,25 @@ class FabricSearchTrainer:
 
     def loss(self, batch: Batch, training_mode: bool = False) -> float:
         """The task's loss on `batch` without gradient, by default in evaluation mode."""
-        if self._model is None:
-            self._model = self.fabric.setup_module(TaskModel(self.task, self.backbone, self.head))
-        self._model.train(training_mode)
-        return mean_loss(self.fabric, self._model, self.task, batch, self.micro)
+        model = self._wrapped()
+        model.train(training_mode)
+        return mean_loss(self.fabric, model, self.task, batch, self.micro)
 
     @torch.no_grad()
     def features(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """What the head reads, and the negative gradient of the task's loss at outputs of 0; of all ranks' examples."""
-        if self._model is None:
-            self._model = self.fabric.setup_module(TaskModel(self.task, self.backbone, self.head))
         stop_together(self.fabric)
-        self._model.eval()
+        model = self._wrapped()
+        if (
+            model.training
+        ):  # a search calls this thousands of times, and setting the mode goes through all modules
+            model.eval()
         read: list[Tensor] = []
         handle = self.head.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
         found = None
         try:
             if batch.targets is not None:
-                outputs = self.micro.forward(self.fabric, self._model, batch)
+                outputs = self.micro.forward(self.fabric, model, batch)
                 features = torch.cat(read).flatten(0, -2).float()
                 targets = _gradient(self.task, outputs, batch.targets).reshape(len(features), -1)
                 found = features.cpu(), targets.cpu()
@@ -232,6 +233,12 @@ class FabricSearchTrainer:
             handle.remove()
         parts = [part for part in broadcast(self.fabric, gather(self.fabric, found)) if part is not None]
         return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+
+    def _wrapped(self) -> nn.Module:
+        """The model as last trained; before that, the backbone and the head as they are."""
+        if self._model is None:
+            self._model = self.fabric.setup_module(TaskModel(self.task, self.backbone, self.head))
+        return self._model
 
 
 def _gradient(task: Task[Any], outputs: Tensor, targets: Tensor) -> Tensor:

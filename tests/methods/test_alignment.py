@@ -12,7 +12,7 @@ from torch import Tensor
 from harness.backbones.base import Backbone, BackboneOptions
 from harness.backbones.meter.loading import load_meter_mini
 from harness.backbones.vilt.loading import load_vilt_mini
-from methods.alignment import alignment, alignment_gates, alignments, best_spread, effects
+from methods.alignment import alignment, alignment_gates, alignments, best_spread, main_effects
 
 RANDOM = BackboneOptions(weights="random")
 
@@ -45,13 +45,11 @@ def test_alignment_is_1_for_answers_that_are_a_rotation_of_the_features_and_0_fo
     features = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
     rotation = torch.tensor([[0.6, 0.8], [-0.8, 0.6]])
     assert alignment(features, features @ rotation) == pytest.approx(1)
-    assert alignment(features * torch.tensor([5.0, 0.1]) + 3, features) == pytest.approx(
-        1
-    )  # standardised, centred
+    stretched = features * torch.tensor([5.0, 0.1]) + 3
+    assert alignment(stretched, features) == pytest.approx(1)  # standardised, centred
     assert alignment(features, features[:, :1] * features[:, 1:]) == pytest.approx(0)
-    assert alignment(features, features[:, :1]) == pytest.approx(
-        1 / 2**0.5
-    )  # K has two equal eigenvalues, L one
+    # K has two equal eigenvalues, L one of them
+    assert alignment(features, features[:, :1]) == pytest.approx(1 / 2**0.5)
     assert alignment(features, torch.ones(4, 2)) == 0  # answers that are all alike
 
 
@@ -104,17 +102,15 @@ def test_effects_recover_additive_values() -> None:
     worth = torch.tensor([1.0, -2.0, 0.5, 0.5, 3.0, -3.0])
     sets = list(combinations(range(6), 2))
     values = [float(7 + worth[list(chosen)].sum()) for chosen in sets]
-    assert effects(values, sets, 6) == pytest.approx((worth - worth.mean()).tolist())
-    assert effects([1.0], [(0, 1)], 3) == pytest.approx([0, 0, 0])  # nothing to compare
+    assert main_effects(values, sets, 6) == pytest.approx((worth - worth.mean()).tolist())
+    assert main_effects([1.0], [(0, 1)], 3) == pytest.approx([0, 0, 0])  # nothing to compare
 
 
 def test_best_set_avoids_neighbours_that_are_not_worth_a_standard_deviation() -> None:
     joint = ["joint"] * 4
     assert best_spread([0.0, 3.0, 2.9, 0.0], joint, 1) == (1,)
-    assert best_spread([1.0, 3.0, 2.9, 0.9], joint, 2) == (
-        1,
-        2,
-    )  # deviation 1.0; the others are further below
+    # their deviation is 1.0; the others are further below
+    assert best_spread([1.0, 3.0, 2.9, 0.9], joint, 2) == (1, 2)
     assert best_spread([2.0, 3.0, 2.9, 0.0], joint, 2) == (0, 2)
     assert best_spread([0.0, 3.0, 2.9, 2.5], joint, 2) == (1, 3)
     assert best_spread([2.0, 3.0, 2.9, 0.0], ["text", "text", "image", "image"], 2) == (1, 2)
