@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from harness.backbones.base import Backbone
+from harness.backbones.generative import GenerativeBackbone
 from harness.errors import UserError
 from methods.alignment import alignment_gates, best_spread
 from methods.bandit import Bandit, Findings
@@ -103,6 +104,19 @@ class Skip(SkippingMethod[SkipOptions]):
     def warm_starts(self) -> bool:
         """True if a super-network has been trained."""
         return self.options.choice == "greedy"
+
+    def number_to_skip(self, backbone: Backbone) -> int:
+        """The number of blocks to skip: the option, or the backbone's default.
+
+        Raises:
+            UserError: the backbone has no more blocks than that, or no head whose features could be aligned.
+        """
+        if self.options.choice == "alignment" and isinstance(backbone, GenerativeBackbone):
+            raise UserError(
+                f"skip: choice=alignment compares the features that a head reads, and {backbone.name} writes its "
+                "answers without one."
+            )
+        return super().number_to_skip(backbone)
 
     def cost_cases(self, backbone: Backbone) -> Sequence[CostCase]:
         """One case for a rule that needs no data; else one for each way to divide the blocks among the streams."""

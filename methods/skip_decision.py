@@ -15,8 +15,8 @@ class SkipDecision(Decision):
     """The skipped blocks of a baseline.
 
     skipped, blocks: names of the skipped blocks and of all blocks, in the order of the model. choice: how the blocks
-    were chosen. scores: for each round of the choice, the value of every candidate, of which the lowest were chosen;
-    empty if nothing was measured.
+    were chosen. scores: for each round of the choice, the value of every candidate, of which the lowest were chosen
+    (by `alignment`, those with the lowest sum among which neighbours are avoided); empty if nothing was measured.
     """
 
     skipped: tuple[str, ...]

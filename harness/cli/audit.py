@@ -39,7 +39,7 @@ def audit(
     from harness.cli.terminal import INTERRUPTED
     from harness.config.sources import build_settings, from_file, from_flags
     from harness.errors import UserError
-    from harness.experiment.audit import Question, read_skip, run_audit
+    from harness.experiment.audit import Question, fitting_choosers, read_skip, run_audit
     from harness.report.audit import write_audit
     from harness.specs import parse_spec
 
@@ -51,7 +51,7 @@ def audit(
     sources += [] if experiment is None else [from_file(experiment)]
     chosen = build_settings(*sources, from_flags({**given, "methods": method}))
     if dry_run:
-        _run(chosen.model_copy(update={"methods": question.choosers}), dry_run=True)
+        _run(chosen.model_copy(update={"methods": fitting_choosers(chosen, question)}), dry_run=True)
         return
     found = run_audit(chosen, question, _run)
     if found is None:

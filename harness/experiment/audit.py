@@ -15,7 +15,8 @@ from random import Random
 from harness.analysis.choices import Audit, Set, audit
 from harness.config import RunSettings
 from harness.errors import UserError
-from harness.experiment.plan import label_of
+from harness.experiment.fitting import check_method
+from harness.experiment.plan import label_of, load_backbone
 from harness.records.record import Record
 from harness.registry import build_method
 from harness.specs import Spec, canonical, parse_spec
@@ -51,6 +52,25 @@ class Question:
         """The method with a given set."""
         options = {key: value for key, value in self.spec.options.items() if key != "skip"}
         return Spec(self.spec.name, {**options, **build_method(self.spec).fixed(chosen)})
+
+
+def fitting_choosers(settings: RunSettings, question: Question) -> tuple[Spec, ...]:
+    """The method and those of its rivals that do not refuse the backbone.
+
+    Raises:
+        UserError: the backbone cannot be loaded, or the method has no rivals.
+    """
+    method, *rivals = question.choosers
+    backbone = load_backbone(settings.backbone, settings.backbone_options)
+
+    def fits(spec: Spec) -> bool:
+        try:
+            check_method(backbone, build_method(spec))
+        except UserError:
+            return False
+        return True
+
+    return method, *filter(fits, rivals)
 
 
 def read_skip(text: str) -> tuple[int, ...]:
@@ -130,7 +150,7 @@ def run_audit(
         raise UserError(
             "an audit needs at least two seeds and exactly one task, such as --seeds 0,1,2 --tasks vqa."
         )
-    records = run(settings.model_copy(update={"methods": question.choosers}))
+    records = run(settings.model_copy(update={"methods": fitting_choosers(settings, question)}))
     if records is None:
         return None
     parts, choices = choices_of(records)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from harness.backbones.base import Backbone, BackboneOptions
+from harness.backbones.llava.loading import load_llava_mini
 from harness.backbones.meter.loading import load_meter_mini
 from harness.backbones.vilt.loading import load_vilt_mini
 from harness.errors import UserError
@@ -134,5 +135,7 @@ def test_wrong_options_are_named() -> None:
     trainer: Any = Trainer(load_meter_mini(RANDOM))
     with pytest.raises(UserError, match="needs more blocks in each stream than the 6 of meter-mini"):
         Skip(SkipOptions("last", skip=11, keep_final=True)).search(trainer)
+    with pytest.raises(UserError, match="alignment compares the features that a head reads, and llava-mini"):
+        Skip(SkipOptions("alignment")).cost_cases(load_llava_mini(RANDOM))
     with pytest.raises(UserError, match="skip must be from 0 to 11, as meter-mini has 12 blocks; got 12"):
         Skip(SkipOptions("influence", skip=12)).search(trainer)

@@ -11,7 +11,7 @@ import pytest
 from harness.config import RunSettings
 from harness.config.sources import make_settings
 from harness.errors import UserError
-from harness.experiment.audit import Question, read_skip, run_audit, sets_to_train
+from harness.experiment.audit import Question, fitting_choosers, read_skip, run_audit, sets_to_train
 from harness.specs import Spec, canonical
 
 ONE = [f"joint.{i}" for i in range(4)]
@@ -57,6 +57,15 @@ def test_method_and_rivals_skip_equally_many_blocks() -> None:
     assert canonical(question.fixed(("text.0", "image.1"))) == "das[blocks=text.0+image.1,bottleneck=8]"
     with pytest.raises(UserError, match="has no rivals to compare with"):
         _ = Question(Spec("lora"), (2,), None).choosers
+
+
+def test_rivals_that_refuse_the_backbone_are_left_out() -> None:
+    question = Question(Spec("das"), (2,), None)
+    settings = make_settings(methods="das", tasks="vqa", seeds=(0, 1))
+    assert fitting_choosers(settings, question) == question.choosers
+    writing = fitting_choosers(settings.model_copy(update={"backbone": "llava-mini"}), question)
+    left_out = [canonical(spec) for spec in question.choosers if spec not in writing]
+    assert left_out == ["skip[choice=alignment,skip=2]"]
 
 
 def record(label: str, seed: int, score: float, skipped: Sequence[str] = ()) -> Any:
