@@ -136,7 +136,8 @@ class HuggingFaceModel(nn.Module):
         config.num_labels = answers
         model = ViltForQuestionAnswering(config)
         model.vilt.load_state_dict(backbone.model.state_dict())
-        model.vilt.embeddings.text_embeddings.LayerNorm.eps = 1e-12  # as in BERT, whose text embedding ViLT has
+        # As in BERT, whose text embedding ViLT has.
+        model.vilt.embeddings.text_embeddings.LayerNorm.eps = 1e-12
         lora = LoraConfig(r=RANK, lora_alpha=RANK, lora_dropout=0.0, target_modules=["query", "value"])
         self.model = get_peft_model(model, lora)
         for name, parameter in self.model.named_parameters():
