@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,20 +90,23 @@ def tune(
     *,
     learning_rates: Sequence[float] = (0.5, 1, 2),
     tuning_seeds: Sequence[int] = (1000,),
+    tune_on: str | None = None,
     progress: bool = True,
     **settings: Any,
 ) -> Results:
     """Choose every method's learning rate on validation data, then run with it: `harness tune`.
 
     learning_rates: multiples of each method's default rate. tuning_seeds: seeds of the tuning runs, other than those of
-    the results. The rest is as in `run`. The tuning runs are kept in the folder `tuning` of the results.
+    the results. tune_on: the one task whose choices are used on all. The rest is as in `run`. The tuning runs are kept
+    in the folder `tuning` of the results.
 
     Raises:
         UserError: as in `run`, or a tuning run failed.
         KeyboardInterrupt, SystemExit: as in `run`.
     """
     chosen = _settings_of(experiment, settings)
-    records = choose_rates(chosen, learning_rates, tuning_seeds, lambda tuned: _run(tuned, progress))
+    run_quietly = partial(_run, progress=progress)
+    records = choose_rates(chosen, learning_rates, tuning_seeds, run_quietly, tune_on)
     return Results(Store(chosen.output.results), tuple(records))
 
 
@@ -111,7 +115,7 @@ def _settings_of(experiment: str | Path | None, settings: dict[str, Any]) -> Run
     return build_settings(*files, from_keywords(settings))
 
 
-def _run(chosen: RunSettings, progress: bool) -> list[Record]:
+def _run(chosen: RunSettings, progress: bool, latencies: bool = True) -> list[Record]:
     """Run all cells and return their records, failed ones included."""
     console = make_console() if progress else Console(quiet=True)
     interrupts = Interrupts()
@@ -124,7 +128,7 @@ def _run(chosen: RunSettings, progress: bool) -> list[Record]:
             reporter.note(plan.summary)
             try:
                 with REQUESTS.listening():
-                    records = carry_out(plan, reporter, reporter.latency)
+                    records = carry_out(plan, reporter, reporter.latency, latencies)
             except StopRequestedError:
                 raise SystemExit(TERMINATED) from None
             interrupts.check()

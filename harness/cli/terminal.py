@@ -32,10 +32,13 @@ INTERRUPTED = 130
 FORMATS: dict[Format, str] = {"github": "md", "latex": "tex", "csv": "csv", "html": "html"}
 
 
-def run_and_show(settings: RunSettings, dry_run: bool, found: list[Record] | None = None) -> int:
+def run_and_show(
+    settings: RunSettings, dry_run: bool, found: list[Record] | None = None, latencies: bool = True
+) -> int:
     """Plan, run, measure and print the table.
 
     found: is given the records of all finished cells.
+    latencies: False leaves out the measurement of latencies.
 
     Returns the exit status: 0, 1 if a cell failed, 130 after Ctrl-C, or 143 after SIGTERM.
 
@@ -62,7 +65,7 @@ def run_and_show(settings: RunSettings, dry_run: bool, found: list[Record] | Non
             interrupts,
             ProgressReporter(console, plan.cells, interrupts, remaining=plan.remaining()) as reporter,
         ):
-            carry_out(plan, reporter, reporter.latency)
+            carry_out(plan, reporter, reporter.latency, latencies)
             interrupts.check()
     except KeyboardInterrupt:
         interrupted = True

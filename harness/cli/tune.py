@@ -25,6 +25,12 @@ def tune(
     tuning_seeds: Annotated[
         str, typer.Option("--tuning-seeds", help="Seeds of the tuning runs, other than those of the results.")
     ] = "1000",
+    tune_on: Annotated[
+        str | None,
+        typer.Option(
+            "--tune-on", help="Tune on this task alone, for all tasks. By default each has rates of its own."
+        ),
+    ] = None,
     **settings: Any,
 ) -> None:
     """Train every method with several learning rates, choose the best on validation data, and run with it.
@@ -39,17 +45,19 @@ def tune(
     given = from_flags({key: value for key, value in settings.items() if value is not None})
     sources = [given] if experiment is None else [from_file(experiment), given]
 
-    def run(tuned: RunSettings) -> list[Record]:
-        typer.echo(
-            f"{tuned.training.learning_rate_scale:g} times the default learning rates, {tuned.output.results}"
+    def run(tuned: RunSettings, *, latencies: bool) -> list[Record]:
+        training = tuned.training
+        rates = (
+            f"{training.learning_rate_scale:g} times the default" if training.tuned_rates is None else "tuned"
         )
+        typer.echo(f"{rates} learning rates, {tuned.output.results}")
         records: list[Record] = []
-        if status := run_and_show(tuned, False, records):
+        if status := run_and_show(tuned, False, records, latencies):
             raise typer.Exit(status)
         return records
 
     scales = _read("--learning-rates", learning_rates, float)
-    run_tuned(build_settings(*sources), scales, _read("--tuning-seeds", tuning_seeds, int), run)
+    run_tuned(build_settings(*sources), scales, _read("--tuning-seeds", tuning_seeds, int), run, tune_on)
 
 
 def _read(flag: str, text: str, kind: type[Any]) -> list[Any]:

@@ -134,7 +134,9 @@ class TrainingSettings(Group):
     ] = None
     """Peak learning rate of all parameters except the head's."""
     learning_rate_scale: Annotated[Positive, About(Decides.INDIRECT)] = 1.0
-    """Multiple of each method's default learning rate; `harness tune` chooses it on validation data."""
+    """Multiple of the methods' default learning rates."""
+    tuned_rates: Annotated[LocalPath | None, About(Decides.INDIRECT, local=True, unset="none")] = None
+    """File of `harness tune`, with a multiple of the default learning rate for each method on each task."""
     block_learning_rate: Annotated[
         Positive | None, About(Decides.CELL, unset="the same as learning_rate")
     ] = None
@@ -159,6 +161,13 @@ class TrainingSettings(Group):
     """Save memory by computing each block's activations again in the backward pass."""
     compile: Annotated[bool, About(Decides.NOTHING)] = False
     """Compile the blocks with torch.compile for training."""
+
+    @field_validator("tuned_rates")
+    @classmethod
+    def _one_rate(cls, tuned_rates: Path | None, info: ValidationInfo) -> Path | None:
+        if tuned_rates is not None and info.data.get("learning_rate") is not None:
+            raise ValueError("multiplies default learning rates; drop learning_rate.")
+        return tuned_rates
 
     def resolved(self, epochs: int, batch_size: int, head_learning_rate: float) -> ResolvedTraining:
         """These settings; what is None is taken from the arguments."""

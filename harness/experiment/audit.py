@@ -16,7 +16,8 @@ from harness.analysis.choices import Audit, Set, audit
 from harness.config import RunSettings
 from harness.errors import UserError
 from harness.experiment.fitting import check_method
-from harness.experiment.plan import label_of, load_backbone
+from harness.experiment.plan import load_backbone
+from harness.experiment.rates import label_of
 from harness.records.record import Record
 from harness.registry import build_method
 from harness.specs import Spec, canonical, parse_spec

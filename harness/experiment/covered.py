@@ -21,6 +21,7 @@ NOT_COVERED: Mapping[str, str] = {
     "harness.options": "reads options, whose values are part of a cell's configuration",
     "harness.registry": "finds classes by name; the classes it finds are covered",
     "harness.experiment.cell_progress": "reports progress",
+    "harness.experiment.rates": "names methods and chooses learning rates, which are part of a cell's configuration",
     "harness.experiment.routes": "runs test examples after training, and draws no random number",
     "harness.records.routes": "writes files after the result is known",
     "harness.experiment.covered": "lists what is covered; its effect is in the digests",

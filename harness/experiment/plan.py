@@ -20,11 +20,12 @@ from harness.digests import digest_json
 from harness.errors import UserError
 from harness.experiment.covered import code_of
 from harness.experiment.published import by_recipe
+from harness.experiment.rates import label_of, rate_multiple
 from harness.files import disk_errors
 from harness.folders import cache_folder
-from harness.specs import Spec, canonical, options_label
+from harness.specs import Spec
 from harness.training.encoding_store import Budgets, EncodingStore
-from methods.base import Method, NoOptions
+from methods.base import Method
 from tasks.base import Data, Task
 from tasks.data.image_cache import ImageCache
 
@@ -133,15 +134,6 @@ class Cell:
         """The run's settings for this cell alone, as its record keeps them."""
         testbed = self.testbed
         return testbed.settings.of_cell(self.method_spec, testbed.task_spec, self.seed, self.learning_rate)
-
-
-def label_of(spec: Spec, method: Method[Any]) -> str:
-    """`lora[r=8]`: a method's name with the options that differ from their defaults."""
-    if spec.members:
-        return "+".join(map(label_of, spec.members, method.members))
-    if isinstance(method.options, NoOptions):
-        return canonical(spec)
-    return options_label(method.name, method.config(), asdict(method.Options()))
 
 
 def open_testbeds(settings: RunSettings) -> list[Testbed]:
@@ -281,14 +273,15 @@ def build_cell(testbed: Testbed, spec: Spec, seed: int) -> Cell:
     """The cell of one method and seed, with its content address.
 
     Raises:
-        UserError: code that the result depends on cannot be found or has no source, or a search leaves nothing of a
-            total budget for training.
+        UserError: code that the result depends on cannot be found or has no source, a search leaves nothing of a
+            total budget for training, or the method's learning rate has not been tuned.
     """
     method = registry.build_method(spec)
+    label = label_of(spec, method)
     rate = testbed.training.learning_rate
     if rate is None:
         rate = testbed.backbone.base_learning_rate * method.learning_rate_scale
-        rate *= testbed.training.learning_rate_scale
+        rate *= rate_multiple(testbed.settings, testbed.task.name, label)
     _check_budget(testbed, method)
     configuration = digest_json(
         {
@@ -302,7 +295,7 @@ def build_cell(testbed: Testbed, spec: Spec, seed: int) -> Cell:
     )
     code = code_of(method, testbed.task, testbed.backbone, testbed.backbone_name)
     address = cell_id(configuration, code)
-    return Cell(address, spec, label_of(spec, method), seed, rate, testbed, configuration, code)
+    return Cell(address, spec, label, seed, rate, testbed, configuration, code)
 
 
 def _check_budget(testbed: Testbed, method: Method[Any]) -> None:

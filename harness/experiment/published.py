@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from harness.config import RunSettings
 from harness.config.declared import SETTINGS
 from harness.errors import UserError
+from harness.experiment.rates import label_of, rate_multiple
 from harness.registry import build_method
 from harness.specs import Spec, canonical
 from methods.base import Recipe
@@ -51,11 +52,12 @@ def by_recipe(settings: RunSettings) -> list[RunSettings]:
 def _filled(settings: RunSettings, method: Spec, task: Spec, recipe: Recipe) -> RunSettings:
     """The settings of one method on one task."""
     training, values = settings.training, dict(recipe.settings)
+    filled = Spec(method.name, {**recipe.method, **method.options}, method.instance)
     if any(getattr(training, key) is not None for key in RATES):
         values = {key: value for key, value in values.items() if key not in RATES}
-    for key in RATES:
-        if values.get(key) is not None:
-            values[key] *= training.learning_rate_scale
+    if any(values.get(key) is not None for key in RATES):
+        multiple = rate_multiple(settings, task.name, label_of(filled, build_method(filled)))
+        values |= {key: values[key] * multiple for key in RATES if values.get(key) is not None}
     groups = {SETTINGS[key].group for key in values}
     changed: dict[str, object] = {}
     for name in groups:
@@ -64,7 +66,7 @@ def _filled(settings: RunSettings, method: Spec, task: Spec, recipe: Recipe) -> 
         own = {key: value for key, value in values.items() if SETTINGS[key].group == name}
         changed[name] = group.model_copy(update={k: v for k, v in own.items() if k not in chosen})
     specs = {
-        "methods": (Spec(method.name, {**recipe.method, **method.options}, method.instance),),
+        "methods": (filled,),
         "tasks": (Spec(task.name, {**recipe.task, **task.options}, task.instance),),
     }
     return settings.model_copy(update={**changed, **specs, "recipe": "published"})

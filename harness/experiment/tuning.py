@@ -7,57 +7,68 @@ cost is in `tuning.json`, which tables read.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from math import inf
+from pathlib import Path
+from typing import Any, Protocol
 
 from harness.analysis.stats import mean
 from harness.config import RunSettings
 from harness.errors import UserError
-from harness.experiment.plan import label_of
 from harness.files import write_atomically
 from harness.records.choices import Choice
 from harness.records.record import Record
 from harness.records.store import TUNING, Store
-from harness.registry import build_method
-from harness.specs import Spec
+
+
+class Runs(Protocol):
+    """Runs all cells of settings; returns the records of those that ended.
+
+    latencies: False leaves out the measurement of latencies.
+    """
+
+    def __call__(self, settings: RunSettings, /, *, latencies: bool) -> Sequence[Record]: ...
 
 
 def tune(
     settings: RunSettings,
     scales: Sequence[float],
     seeds: Sequence[int],
-    run: Callable[[RunSettings], Sequence[Record]],
+    run: Runs,
+    tune_on: str | None = None,
 ) -> list[Record]:
     """Choose every method's learning rate, keep the choices in the results folder, and run with them.
 
-    scales: multiples of the default learning rates. seeds: of the tuning runs. run: runs all cells of settings and
-    returns the records of those that ended.
+    scales: multiples of the default learning rates. seeds: of the tuning runs. tune_on: the one task of the run whose
+    choices are used on all of its tasks; None: every task has its own.
 
     Raises:
-        UserError: a multiple or seed does not fit, or a tuning run has failed or not ended.
+        UserError: a multiple, seed or task does not fit, or a tuning run has failed or not ended.
     """
     records: dict[float, Sequence[Record]] = {}
-    for scale, tried in tuning_settings(settings, scales, seeds).items():
-        records[scale] = run(tried)
+    for scale, tried in tuning_settings(settings, scales, seeds, tune_on).items():
+        records[scale] = run(tried, latencies=False)
         expected = len(tried.methods) * len(tried.tasks) * len(tried.seeds)
         if len(records[scale]) < expected:
             raise UserError(
                 f"{tried.output.results}: {len(records[scale])} of {expected} tuning runs have finished; "
                 "the same command continues."
             )
-    choices = choose(records)
-    write_choices(choices, Store(settings.output.results))
-    return [record for tuned in tuned_settings(settings, choices) for record in run(tuned)]
+    tasks = () if tune_on is None else tuple(task.name for task in settings.tasks)
+    store = Store(settings.output.results)
+    write_choices([replace(choice, tasks=tasks) for choice in choose(records)], store)
+    return list(run(tuned_settings(settings, store), latencies=True))
 
 
 def tuning_settings(
-    settings: RunSettings, scales: Sequence[float], seeds: Sequence[int]
+    settings: RunSettings, scales: Sequence[float], seeds: Sequence[int], tune_on: str | None = None
 ) -> dict[float, RunSettings]:
     """The runs that tuning takes, by multiple of the default learning rates.
 
     Raises:
-        UserError: a learning rate is given, a seed of tuning is one of the results', or a number is impossible.
+        UserError: a learning rate is given, a seed of tuning is one of the results', the run lacks the task, or a
+            number is impossible.
     """
     if not scales or len(set(scales)) != len(scales) or not all(0 < each < inf for each in scales):
         raise UserError(
@@ -65,16 +76,21 @@ def tuning_settings(
         )
     if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
         raise UserError(f"tuning seeds: must be different whole numbers from 0 on; not {list(seeds)}.")
-    if settings.training.learning_rate is not None or settings.training.learning_rate_scale != 1:
-        raise UserError(
-            "learning_rate: harness tune chooses it; leave out learning_rate and learning_rate_scale."
-        )
+    own_file = Store(settings.output.results).tuning_file  # an experiment may name it, and is tuned anew
+    settings = _trained(settings, tuned_rates=_other(settings.training.tuned_rates, own_file))
+    for key, default in (("learning_rate", None), ("learning_rate_scale", 1), ("tuned_rates", None)):
+        if getattr(settings.training, key) != default:
+            raise UserError(f"{key}: harness tune chooses the learning rates; leave it out.")
+    tasks = tuple(task for task in settings.tasks if tune_on in (None, task.name))
+    if not tasks:
+        names = ", ".join(task.name for task in settings.tasks)
+        raise UserError(f"tune_on: {tune_on} is not a task of the run, which has {names}.")
     if shared := sorted(set(seeds) & set(settings.seeds)):
         raise UserError(f"tuning seeds: {shared[0]} is also a seed of the results; tune with other seeds.")
     output = settings.output.model_copy(update={"results": settings.output.results / TUNING})
+    changed = {"seeds": tuple(seeds), "output": output, "tasks": tasks}
     return {
-        scale: _scaled(settings.model_copy(update={"seeds": tuple(seeds), "output": output}), scale)
-        for scale in scales
+        scale: _trained(settings.model_copy(update=changed), learning_rate_scale=scale) for scale in scales
     }
 
 
@@ -120,18 +136,9 @@ def _choose(key: tuple[str, str, str], by_scale: Mapping[float, Sequence[Record]
     )
 
 
-def tuned_settings(settings: RunSettings, choices: Sequence[Choice]) -> list[RunSettings]:
-    """The runs of the results: a run for each task and each multiple that was chosen on it."""
-    chosen = {(choice.task, choice.method): choice.scale for choice in choices}
-    runs: list[RunSettings] = []
-    for task in settings.tasks:
-        methods: dict[float, list[Spec]] = {}
-        for spec in settings.methods:
-            methods.setdefault(chosen[task.name, label_of(spec, build_method(spec))], []).append(spec)
-        for scale, specs in methods.items():
-            narrow = settings.model_copy(update={"methods": tuple(specs), "tasks": (task,)})
-            runs.append(_scaled(narrow, scale))
-    return runs
+def tuned_settings(settings: RunSettings, store: Store) -> RunSettings:
+    """The run of the results, with the choices in their folder."""
+    return _trained(settings, tuned_rates=store.tuning_file)
 
 
 def write_choices(choices: Sequence[Choice], store: Store) -> None:
@@ -140,12 +147,15 @@ def write_choices(choices: Sequence[Choice], store: Store) -> None:
     Raises:
         UserError: the folder cannot be written.
     """
-    new = {each.key for each in choices}
-    kept = [each for each in store.tuning() if each.key not in new]
+    new = {key for each in choices for key in each.keys}
+    kept = [each for each in store.tuning() if not each.keys & new]
     content = [asdict(choice) for choice in [*kept, *choices]]
-    write_atomically(store.root / f"{TUNING}.json", (json.dumps(content, indent=1) + "\n").encode())
+    write_atomically(store.tuning_file, (json.dumps(content, indent=1) + "\n").encode())
 
 
-def _scaled(settings: RunSettings, scale: float) -> RunSettings:
-    training = settings.training.model_copy(update={"learning_rate_scale": scale})
-    return settings.model_copy(update={"training": training})
+def _other(path: Path | None, own: Path) -> Path | None:
+    return None if path is None or path.resolve() == own.resolve() else path
+
+
+def _trained(settings: RunSettings, **changes: Any) -> RunSettings:
+    return settings.model_copy(update={"training": settings.training.model_copy(update=changes)})

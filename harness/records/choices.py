@@ -17,7 +17,7 @@ class Choice:
     """The multiple of a method's default learning rate that is best on a task's validation split.
 
     method: label. scores: mean validation score over the seeds, by multiple. runs, seconds: number and duration of the
-    tuning runs, searches included.
+    tuning runs, searches included. tasks: those that it is used on; () if it is this one alone.
     """
 
     backbone: str
@@ -28,11 +28,12 @@ class Choice:
     seeds: tuple[int, ...]
     runs: int
     seconds: float
+    tasks: tuple[str, ...] = ()
 
     @property
-    def key(self) -> tuple[str, str, str]:
-        """Backbone, task and method."""
-        return self.backbone, self.task, self.method
+    def keys(self) -> set[tuple[str, str, str]]:
+        """Backbone, task and method of the results that it is used for."""
+        return {(self.backbone, task, self.method) for task in self.tasks or (self.task,)}
 
 
 def read_choices(path: Path) -> list[Choice]:

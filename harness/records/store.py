@@ -76,7 +76,12 @@ class Store:
         Raises:
             UserError: the file is not what was written.
         """
-        return read_choices(self.root / f"{TUNING}.json")
+        return read_choices(self.tuning_file)
+
+    @property
+    def tuning_file(self) -> Path:
+        """The file of what `harness tune` has chosen; need not exist."""
+        return self.root / f"{TUNING}.json"
 
     def folder(self, cell_id: str) -> Path:
         """A cell's folder; need not exist.

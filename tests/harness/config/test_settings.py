@@ -26,6 +26,8 @@ from harness.experiment.plan import (
 )
 from harness.experiment.reload import settings_of
 from harness.experiment.to_record import failed_record
+from harness.experiment.tuning import write_choices
+from harness.records.choices import Choice
 from harness.records.record import Record
 from harness.records.record_file import read_record, write_record
 from harness.records.store import Store
@@ -61,6 +63,7 @@ CASES: dict[str, tuple[str, str, Any]] = {
     "micro_batch": ("auto", '"auto"', "auto"),
     "learning_rate": ("3e-3", "3e-3", 3e-3),
     "learning_rate_scale": ("2.5", "2.5", 2.5),
+    "tuned_rates": ("~/tuning.json", '"~/tuning.json"', Path.home() / "tuning.json"),
     "block_learning_rate": ("2e-3", "2e-3", 2e-3),
     "head_learning_rate": ("0.5", "0.5", 0.5),
     "weight_decay": ("0.25", "0.25", 0.25),
@@ -188,6 +191,9 @@ def test_setting_is_recorded_and_restored(
 ) -> None:
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
     value, what = CASES[key][2], SETTINGS[key].about
+    if key == "tuned_rates":  # the file is read
+        write_choices([Choice("meter-mini", "vqa", "lora", 2.0, {}, (7,), 1, 1.0)], Store(tmp_path))
+        value = tmp_path / "tuning.json"
     plain, cell = cell_with(backbone, data), cell_with(backbone, data, **{key: value})
     record = recorded(cell, tmp_path / "cell")
     assert (key in record.settings) == (not what.local)

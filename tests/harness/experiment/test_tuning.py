@@ -11,12 +11,18 @@ from typer.testing import CliRunner
 
 import harness
 from harness.cli import app
+from harness.config import RunSettings
 from harness.config.sources import make_settings
 from harness.errors import UserError
-from harness.experiment.tuning import choose, tuned_settings, tuning_settings, write_choices
+from harness.experiment.plan import build_cells, open_testbeds
+from harness.experiment.published import RATES, by_recipe
+from harness.experiment.rates import label_of, rate_multiple
+from harness.experiment.tuning import choose, tune, tuning_settings, write_choices
 from harness.records.choices import Choice
 from harness.records.record import Record
 from harness.records.store import Store
+from harness.registry import build_method
+from harness.report.tuning import tuning_sentence
 from tasks.mini.vqa import Sizes, ensure_vqa
 from tests.support.stored_results import make_record
 
@@ -53,27 +59,85 @@ def test_runs_of_tuning_and_of_the_results() -> None:
         (2.0, 2.0, (7,)),
     ]
     assert {run.output.results for run in runs.values()} == {Path("found/tuning")}
-    chosen = {("vqa", "lora"): 2.0, ("vqa", "full"): 0.5, ("nlvr2", "lora"): 0.5, ("nlvr2", "full"): 0.5}
-    choices = [
-        Choice("vilt-mini", task, method, scale, {}, (7,), 1, 1.0) for (task, method), scale in chosen.items()
+    assert all(run.tasks == settings.tasks for run in runs.values())
+    assert [run.tasks[0].name for run in tuning_settings(settings, [0.5], [7], "nlvr2").values()] == ["nlvr2"]
+    with pytest.raises(UserError, match="tune_on: pope is not a task of the run, which has vqa, nlvr2"):
+        tuning_settings(settings, [0.5], [7], "pope")
+
+
+def test_every_method_runs_with_what_was_chosen_for_it(tmp_path: Path) -> None:
+    file = tmp_path / "tuning.json"
+
+    def choice(task: str, method: str, scale: float, *tasks: str) -> Choice:
+        return Choice("vilt-mini", task, method, scale, {}, (7,), 1, 1.0, tasks)
+
+    write_choices(
+        [choice("vqa", "lora[r=8]", 2.0, "vqa", "snli_ve"), choice("vqa", "full", 0.5)], Store(tmp_path)
+    )
+    settings = make_settings(methods="lora[r=8],full", tasks="vqa", tuned_rates=file, learning_rate_scale=3.0)
+    lora, full = build_cells(settings, open_testbeds(settings))
+    plain = make_settings(methods="lora[r=8],full", tasks="vqa")
+    plain_lora, plain_full = build_cells(plain, open_testbeds(plain))
+    assert lora.learning_rate == pytest.approx(6.0 * plain_lora.learning_rate)
+    assert full.learning_rate == pytest.approx(1.5 * plain_full.learning_rate)
+    assert rate_multiple(settings, "snli_ve", "lora[r=8]") == 6.0  # chosen on VQA, for both
+    with pytest.raises(
+        UserError, match=r"tuning.json has no learning rate for full on snli_ve with vilt-mini"
+    ):
+        rate_multiple(settings, "snli_ve", "full")
+    missing = make_settings(methods="full", tasks="vqa", tuned_rates=tmp_path / "none.json")
+    with pytest.raises(UserError, match=r"tuned_rates: \S+none.json: no such file; `harness tune` writes it"):
+        rate_multiple(missing, "vqa", "full")
+    with pytest.raises(UserError, match="tuned_rates: multiplies default learning rates; drop learning_rate"):
+        make_settings(methods="full", tasks="vqa", tuned_rates=file, learning_rate=0.1)
+
+
+def test_one_task_decides_for_all(tmp_path: Path) -> None:
+    file = tmp_path / "tuning.json"
+    experiment = make_settings(methods="lora", tasks="vqa,nlvr2", results=tmp_path, tuned_rates=file)
+    asked: list[tuple[list[str], float, Path | None, bool]] = []
+
+    def run(settings: RunSettings, /, *, latencies: bool) -> list[Record]:
+        training = settings.training
+        tasks = [task.name for task in settings.tasks]
+        asked.append((tasks, training.learning_rate_scale, training.tuned_rates, latencies))
+        return [tuning_run("lora", 1000, 50.0 - training.learning_rate_scale)]
+
+    tune(experiment, [2.0, 0.5], [1000], run, "vqa")
+    assert asked == [
+        (["vqa"], 2.0, None, False),
+        (["vqa"], 0.5, None, False),
+        (["vqa", "nlvr2"], 1.0, file, True),
     ]
-    planned = [
-        (run.tasks[0].name, run.training.learning_rate_scale, [spec.name for spec in run.methods], run.seeds)
-        for run in tuned_settings(settings, choices)
-    ]
-    assert planned == [
-        ("vqa", 2.0, ["lora"], (0, 1)),
-        ("vqa", 0.5, ["full"], (0, 1)),
-        ("nlvr2", 0.5, ["lora", "full"], (0, 1)),
-    ]
+    (choice,) = Store(tmp_path).tuning()
+    assert (choice.task, choice.tasks, choice.scale) == ("vqa", ("vqa", "nlvr2"), 0.5)
+    records = [tuning_run("lora", 0, 1.0)]
+    assert (
+        "chosen on validation data of vqa, for all tasks, with seeds 1000: lora 0.5 of 0.5/2."
+        in tuning_sentence(records, Store(tmp_path))
+    )
+
+
+def test_published_rates_are_multiplied_too(tmp_path: Path) -> None:
+    settings = make_settings(methods="das", tasks="nlvr2", backbone="meter", recipe="published")
+    (published,) = by_recipe(settings)
+    (label,) = (label_of(spec, build_method(spec)) for spec in published.methods)
+    write_choices([Choice("meter", "nlvr2", label, 2.0, {}, (7,), 1, 1.0)], Store(tmp_path))
+    tuned = settings.training.model_copy(update={"tuned_rates": tmp_path / "tuning.json"})
+    (doubled,) = by_recipe(settings.model_copy(update={"training": tuned}))
+    for key in RATES:
+        rate = getattr(published.training, key)
+        assert getattr(doubled.training, key) == (None if rate is None else 2 * rate)
+    assert published.training.learning_rate is not None
 
 
 def test_seeds_of_the_results_and_given_rates_are_refused() -> None:
     settings = make_settings(methods="lora", tasks="vqa", seeds=[0, 1])
     with pytest.raises(UserError, match="tuning seeds: 1 is also a seed of the results"):
         tuning_settings(settings, [1.0], [1, 2])
-    with pytest.raises(UserError, match="learning_rate: harness tune chooses it"):
-        tuning_settings(make_settings(methods="lora", tasks="vqa", learning_rate=0.1), [1.0], [2])
+    for key, value in {"learning_rate": 0.1, "learning_rate_scale": 2, "tuned_rates": "tuning.json"}.items():
+        with pytest.raises(UserError, match=f"{key}: harness tune chooses the learning rates"):
+            tuning_settings(make_settings(methods="lora", tasks="vqa", **{key: value}), [1.0], [2])
 
 
 def test_choices_of_other_methods_stay(tmp_path: Path) -> None:
@@ -82,6 +146,12 @@ def test_choices_of_other_methods_stay(tmp_path: Path) -> None:
     write_choices(choose({1.0: [tuning_run("lora", 5, 1.0), tuning_run("full", 5, 1.0)]}), store)
     write_choices(choose({2.0: [tuning_run("lora", 5, 1.0)]}), store)
     assert {each.method: each.scale for each in store.tuning()} == {"full": 1.0, "lora": 2.0}
+    everywhere = Choice("vilt-mini", "nlvr2", "full", 4.0, {}, (7,), 1, 1.0, ("vqa", "nlvr2"))
+    write_choices([everywhere], store)  # takes the place of what was chosen on VQA
+    assert {(each.task, each.method, each.scale) for each in store.tuning()} == {
+        ("nlvr2", "full", 4.0),
+        ("vqa", "lora", 2.0),
+    }
     for content, message in {
         "{": r"tuning.json: line 1, column 2: not valid JSON",
         '[{"task": "vqa"}]': r"tuning.json: 0.backbone: Field required; delete it",
