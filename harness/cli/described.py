@@ -15,7 +15,7 @@ _ENTRY = re.compile(r"([a-z_]\w*(?:, [a-z_]\w*)*): (.*)")
 
 @dataclass(frozen=True)
 class Option:
-    """One option of a method or task, in words."""
+    """One option of a method or task, in words. `meaning` has a line of its own for each item of a list."""
 
     name: str
     default: str
@@ -44,8 +44,9 @@ def _meanings(options_class: type[Any]) -> Mapping[str, str]:
                 names = entry[1].split(", ")
                 found |= dict.fromkeys(names, entry[2])
             elif line.startswith(" "):
-                found |= {name: f"{found[name]} {line.strip()}" for name in names}
-            else:
+                start = "\n" if line.strip().startswith("- ") else " "
+                found |= {name: f"{found[name]}{start}{line.strip()}" for name in names}
+            elif line:
                 names = []
     return found
 

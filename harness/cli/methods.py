@@ -130,13 +130,16 @@ def _print_options(options: Iterable[Option], console: Console) -> None:
     for each in options:
         if each.meaning:
             console.print()
-        line = Text(f"  {each.name}", "bold")
-        line.append(
+        title = Text(f"  {each.name}", "bold")
+        title.append(
             f" = {each.default or '(empty)'}" + (f"   ({each.allowed})" if each.allowed else ""), "not bold"
         )
-        console.print(line, soft_wrap=True)
-        for part in textwrap.wrap(each.meaning, max(40, min(console.width, 110) - 6)):
-            console.print(Text(f"      {part}"), soft_wrap=True)
+        console.print(title, soft_wrap=True)
+        width = max(40, min(console.width, 110))
+        for line in each.meaning.splitlines():
+            hanging = " " * (8 if line.startswith("- ") else 6)
+            for part in textwrap.wrap(line, width, initial_indent=" " * 6, subsequent_indent=hanging):
+                console.print(Text(part), soft_wrap=True)
 
 
 def methods(

@@ -79,6 +79,7 @@ def test_all_names_are_listed() -> None:
     ("name", "parts"),
     [
         ("LoRA", ["lora: low-rank", "r = 4   (whole number ≥ 1)", "rank of the update", "'lora[r=4]'"]),
+        ("skip", ["\n      - `last`: the last blocks", "\n      - `alternate`: evenly spaced"]),
         ("vqa", ["vqa: VQA2.0", "Scored by accuracy", "limit_train = none   (whole number ≥ 1 or none)"]),
         ("full", ["It has no options."]),
     ],
