@@ -91,14 +91,16 @@ def tune(
     learning_rates: Sequence[float] = (0.5, 1, 2),
     tuning_seeds: Sequence[int] = (1000,),
     tune_on: str | None = None,
+    extend: int = 0,
     progress: bool = True,
     **settings: Any,
 ) -> Results:
     """Choose every method's learning rate on validation data, then run with it: `harness tune`.
 
     learning_rates: multiples of each method's default rate. tuning_seeds: seeds of the tuning runs, other than those of
-    the results. tune_on: the one task whose choices are used on all. The rest is as in `run`. The tuning runs are kept
-    in the folder `tuning` of the results.
+    the results. tune_on: the one task whose choices are used on all. extend: how often a method whose best multiple is
+    the largest or the smallest is trained with the next one beyond it. The rest is as in `run`. The tuning runs are
+    kept in the folder `tuning` of the results.
 
     Raises:
         UserError: as in `run`, or a tuning run failed.
@@ -106,7 +108,7 @@ def tune(
     """
     chosen = _settings_of(experiment, settings)
     run_quietly = partial(_run, progress=progress)
-    records = choose_rates(chosen, learning_rates, tuning_seeds, run_quietly, tune_on)
+    records = choose_rates(chosen, learning_rates, tuning_seeds, run_quietly, tune_on, extend)
     return Results(Store(chosen.output.results), tuple(records))
 
 

@@ -31,6 +31,14 @@ def tune(
             "--tune-on", help="Tune on this task alone, for all tasks. By default each has rates of its own."
         ),
     ] = None,
+    extend: Annotated[
+        int,
+        typer.Option(
+            "--extend",
+            min=0,
+            help="How often to try the next multiple for a method whose best one is the largest or smallest.",
+        ),
+    ] = 0,
     **settings: Any,
 ) -> None:
     """Train every method with several learning rates, choose the best on validation data, and run with it.
@@ -57,7 +65,9 @@ def tune(
         return records
 
     scales = _read("--learning-rates", learning_rates, float)
-    run_tuned(build_settings(*sources), scales, _read("--tuning-seeds", tuning_seeds, int), run, tune_on)
+    run_tuned(
+        build_settings(*sources), scales, _read("--tuning-seeds", tuning_seeds, int), run, tune_on, extend
+    )
 
 
 def _read(flag: str, text: str, kind: type[Any]) -> list[Any]:

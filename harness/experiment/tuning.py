@@ -7,7 +7,7 @@ cost is in `tuning.json`, which tables read.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from math import inf
 from pathlib import Path
@@ -16,10 +16,13 @@ from typing import Any, Protocol
 from harness.analysis.stats import mean
 from harness.config import RunSettings
 from harness.errors import UserError
+from harness.experiment.rates import label_of
 from harness.files import write_atomically
 from harness.records.choices import Choice
 from harness.records.record import Record
 from harness.records.store import TUNING, Store
+from harness.registry import build_method
+from harness.specs import Spec
 
 
 class Runs(Protocol):
@@ -37,28 +40,69 @@ def tune(
     seeds: Sequence[int],
     run: Runs,
     tune_on: str | None = None,
+    extend: int = 0,
 ) -> list[Record]:
     """Choose every method's learning rate, keep the choices in the results folder, and run with them.
 
     scales: multiples of the default learning rates. seeds: of the tuning runs. tune_on: the one task of the run whose
-    choices are used on all of its tasks; None: every task has its own.
+    choices are used on all of its tasks; None: every task has its own. extend: how often a method whose best multiple
+    is the largest or the smallest is trained with the next one beyond it.
 
     Raises:
         UserError: a multiple, seed or task does not fit, or a tuning run has failed or not ended.
     """
-    records: dict[float, Sequence[Record]] = {}
-    for scale, tried in tuning_settings(settings, scales, seeds, tune_on).items():
-        records[scale] = run(tried, latencies=False)
-        expected = len(tried.methods) * len(tried.tasks) * len(tried.seeds)
-        if len(records[scale]) < expected:
-            raise UserError(
-                f"{tried.output.results}: {len(records[scale])} of {expected} tuning runs have finished; "
-                "the same command continues."
-            )
+    if extend and len(scales) < 2:
+        raise UserError("extend: needs two multiples at least, whose ratio says which comes next.")
+    records: dict[float, list[Record]] = {}
+    tried = tuning_settings(settings, scales, seeds, tune_on)
+    _run_all(tried.items(), run, records)
+    for _ in range(extend):
+        _run_all(extended_settings(tried[scales[0]], choose(records)), run, records)
     tasks = () if tune_on is None else tuple(task.name for task in settings.tasks)
     store = Store(settings.output.results)
     write_choices([replace(choice, tasks=tasks) for choice in choose(records)], store)
     return list(run(tuned_settings(settings, store), latencies=True))
+
+
+def _run_all(
+    runs: Iterable[tuple[float, RunSettings]], run: Runs, records: dict[float, list[Record]]
+) -> None:
+    """Run all, and add what they give to the records.
+
+    Raises:
+        UserError: a run has not ended.
+    """
+    for scale, tried in runs:
+        found = run(tried, latencies=False)
+        expected = len(tried.methods) * len(tried.tasks) * len(tried.seeds)
+        if len(found) < expected:
+            raise UserError(
+                f"{tried.output.results}: {len(found)} of {expected} tuning runs have finished; "
+                "the same command continues."
+            )
+        records.setdefault(scale, []).extend(found)
+
+
+def extended_settings(
+    settings: RunSettings, choices: Sequence[Choice]
+) -> Iterator[tuple[float, RunSettings]]:
+    """The next multiple and its run, for every method whose best one is the largest or the smallest that it was given.
+
+    settings: of the tuning runs, with any multiple. The next multiple is as far away as the last two are from each
+    other: 4 after 1 and 2.
+    """
+    labels = {label_of(spec, build_method(spec)): spec for spec in settings.methods}
+    wanted: dict[tuple[float, str], list[Spec]] = {}
+    for choice in choices:
+        given = sorted(map(float, choice.scores))
+        if choice.scale in (given[0], given[-1]):
+            beside = given[1] if choice.scale == given[0] else given[-2]
+            following = choice.scale * choice.scale / beside
+            wanted.setdefault((following, choice.task), []).append(labels[choice.method])
+    for (scale, name), methods in wanted.items():
+        tasks = tuple(task for task in settings.tasks if task.name == name)
+        narrow = settings.model_copy(update={"methods": tuple(methods), "tasks": tasks})
+        yield scale, _trained(narrow, learning_rate_scale=scale)
 
 
 def tuning_settings(

@@ -118,6 +118,35 @@ def test_one_task_decides_for_all(tmp_path: Path) -> None:
     )
 
 
+def test_the_next_multiple_is_tried_where_the_best_is_at_the_edge(tmp_path: Path) -> None:
+    best = {"full": 1.0, "lora": 4.0, "bitfit": 0.1}
+    experiment = make_settings(methods="full,lora,bitfit", tasks="vqa", results=tmp_path)
+    asked: list[tuple[float, list[str]]] = []
+
+    def run(settings: RunSettings, /, *, latencies: bool) -> list[Record]:
+        scale, names = settings.training.learning_rate_scale, [spec.name for spec in settings.methods]
+        if not latencies:
+            asked.append((scale, names))
+        return [tuning_run(name, 1000, 50.0 - abs(scale - best[name])) for name in names]
+
+    tune(experiment, [0.5, 1.0, 2.0], [1000], run, extend=2)
+    everything = ["full", "lora", "bitfit"]
+    assert asked[:3] == [(0.5, everything), (1.0, everything), (2.0, everything)]
+    # Twice, each method on its own side: lora ends inside its multiples' range only after 8.
+    assert sorted(asked[3:]) == [(0.125, ["bitfit"]), (0.25, ["bitfit"]), (4.0, ["lora"]), (8.0, ["lora"])]
+    chosen = {
+        choice.method: (choice.scale, sorted(map(float, choice.scores)))
+        for choice in Store(tmp_path).tuning()
+    }
+    assert chosen == {
+        "full": (1.0, [0.5, 1.0, 2.0]),
+        "lora": (4.0, [0.5, 1.0, 2.0, 4.0, 8.0]),
+        "bitfit": (0.125, [0.125, 0.25, 0.5, 1.0, 2.0]),
+    }
+    with pytest.raises(UserError, match="extend: needs two multiples"):
+        tune(experiment, [1.0], [1000], run, extend=1)
+
+
 def test_published_rates_are_multiplied_too(tmp_path: Path) -> None:
     settings = make_settings(methods="das", tasks="nlvr2", backbone="meter", recipe="published")
     (published,) = by_recipe(settings)
