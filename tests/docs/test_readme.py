@@ -21,6 +21,15 @@ METHODS = {
     "deep prompt": "deep_prompt",
     "DAS": "das",
 }
+OTHER_METHODS = {
+    "visual prompt": "vp",
+    "ladder side tuning": "lst",
+    "`skip[choice=alignment]`": "skip[choice=alignment]",
+    "EAS": "eas",
+    "RoE": "roe",
+    "PuMer": "pumer",
+    "LoRA and ToMe": "lora+tome",
+}
 SCORES = ("vqa_accuracy", "nlvr2_accuracy", "snli_ve_accuracy", "retrieval_R@1")
 README = " ".join((ROOT / "README.md").read_text().split())
 MINI = " ".join((ROOT / "docs/mini.md").read_text().split())
@@ -100,6 +109,33 @@ def test_costs_of_das_agree_with_the_table() -> None:
         f"{more} % more time than the untouched backbone, where parallel adapters in all blocks cost {parallel} %"
         in MINI
     )
+
+
+def test_tuned_results_agree_with_their_table() -> None:
+    text = (ROOT / "docs/mini.md").read_text()
+    section = text[text.index("## Equal budgets and tuned learning rates") :]
+    rows = re.findall(r"^\| (.+?) \| ([\d.]+ ± .*) \|$", section[: section.index("\n## ")], re.M)
+    found = {(METHODS | OTHER_METHODS)[name]: tuple(cells.split(" | ")) for name, cells in rows}
+    chosen = json.loads((ROOT / "results/tuned/tuning.json").read_text())
+    multiples = {each["method"]: f"{each['scale']:g}" for each in chosen}
+    measured = table("tuned")
+    assert found == {
+        method: (
+            with_spread("tuned", method),
+            multiples[method],
+            rounded(measured.loc[method, "updated_parameters"] / 1000),
+            percent(measured.loc[method, "macs_change_percent"]),
+            percent(measured.loc[method, "latency_change_percent"]),
+        )
+        for method in measured.index
+    }
+    das, adapter, lora, full = (with_spread("tuned", name) for name in ("das", "adapter", "lora", "full"))
+    assert (
+        f"tuned learning rates DAS has {das} on VQA, the sequential adapter {adapter}, "
+        f"LoRA {lora} and full tuning {full}"
+    ) in README
+    scores = measured["vqa_accuracy"]
+    assert list(found) == list(scores.sort_values(ascending=False, kind="stable").index)
 
 
 def test_six_seeds_agree_with_their_table() -> None:
