@@ -19,10 +19,9 @@ from harness.experiment.remaining import Remaining, without_done
 from harness.experiment.runner import Reporter, dismiss_followers, follow_cells, run_cells
 from harness.experiment.slurm.launch import run_on_slurm
 from harness.experiment.trackers import TrackingReporter, check_trackers
-from harness.experiment.tuning import write_choices
+from harness.experiment.tuning import keep_choices
 from harness.experiment.workers import default_jobs, run_side_by_side, tied_to_this_process
 from harness.process import REQUESTS, prepare_process
-from harness.records.choices import read_choices
 from harness.records.record import Record
 from harness.records.store import Store
 from harness.registry import build_method
@@ -144,8 +143,7 @@ def carry_out(
         StopRequestedError: SIGTERM asked to stop; unfinished cells are saved.
     """
     settings = plan.settings
-    if settings.training.tuned_rates is not None:  # tables say below what was chosen
-        write_choices(read_choices(settings.training.tuned_rates), plan.store)
+    keep_choices(settings, plan.store)
     reporter: Reporter = watcher
     if settings.output.logger:
         folder = plan.store.root / "logs"

@@ -10,15 +10,15 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from math import inf
-from pathlib import Path
 from typing import Any, Protocol
 
 from harness.analysis.stats import mean
 from harness.config import RunSettings
 from harness.errors import UserError
+from harness.experiment.published import by_recipe
 from harness.experiment.rates import label_of
 from harness.files import write_atomically
-from harness.records.choices import Choice
+from harness.records.choices import Choice, read_choices
 from harness.records.record import Record
 from harness.records.store import TUNING, Store
 from harness.registry import build_method
@@ -91,7 +91,10 @@ def extended_settings(
     settings: of the tuning runs, with any multiple. The next multiple is as far away as the last two are from each
     other: 4 after 1 and 2.
     """
-    labels = {label_of(spec, build_method(spec)): spec for spec in settings.methods}
+    methods = [
+        spec for part in by_recipe(settings) for spec in part.methods
+    ]  # with a recipe's options, as trained
+    labels = {label_of(spec, build_method(spec)): spec for spec in methods}
     wanted: dict[tuple[float, str], list[Spec]] = {}
     for choice in choices:
         given = sorted(map(float, choice.scores))
@@ -99,9 +102,9 @@ def extended_settings(
             beside = given[1] if choice.scale == given[0] else given[-2]
             following = choice.scale * choice.scale / beside
             wanted.setdefault((following, choice.task), []).append(labels[choice.method])
-    for (scale, name), methods in wanted.items():
+    for (scale, name), specs in wanted.items():
         tasks = tuple(task for task in settings.tasks if task.name == name)
-        narrow = settings.model_copy(update={"methods": tuple(methods), "tasks": tasks})
+        narrow = settings.model_copy(update={"methods": tuple(specs), "tasks": tasks})
         yield scale, _trained(narrow, learning_rate_scale=scale)
 
 
@@ -120,8 +123,8 @@ def tuning_settings(
         )
     if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
         raise UserError(f"tuning seeds: must be different whole numbers from 0 on; not {list(seeds)}.")
-    own_file = Store(settings.output.results).tuning_file  # an experiment may name it, and is tuned anew
-    settings = _trained(settings, tuned_rates=_other(settings.training.tuned_rates, own_file))
+    if not _from_elsewhere(settings, Store(settings.output.results)):  # an experiment is tuned anew
+        settings = _trained(settings, tuned_rates=None)
     for key, default in (("learning_rate", None), ("learning_rate_scale", 1), ("tuned_rates", None)):
         if getattr(settings.training, key) != default:
             raise UserError(f"{key}: harness tune chooses the learning rates; leave it out.")
@@ -132,7 +135,8 @@ def tuning_settings(
     if shared := sorted(set(seeds) & set(settings.seeds)):
         raise UserError(f"tuning seeds: {shared[0]} is also a seed of the results; tune with other seeds.")
     output = settings.output.model_copy(update={"results": settings.output.results / TUNING})
-    changed = {"seeds": tuple(seeds), "output": output, "tasks": tasks}
+    recipe = by_recipe(settings)[0].recipe  # of the whole run; fewer methods or tasks might have another
+    changed = {"seeds": tuple(seeds), "output": output, "tasks": tasks, "recipe": recipe}
     return {
         scale: _trained(settings.model_copy(update=changed), learning_rate_scale=scale) for scale in scales
     }
@@ -197,8 +201,21 @@ def write_choices(choices: Sequence[Choice], store: Store) -> None:
     write_atomically(store.tuning_file, (json.dumps(content, indent=1) + "\n").encode())
 
 
-def _other(path: Path | None, own: Path) -> Path | None:
-    return None if path is None or path.resolve() == own.resolve() else path
+def keep_choices(settings: RunSettings, store: Store) -> None:
+    """Copy the choices that a run uses into its results folder, as tables say below what was chosen.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    path = settings.training.tuned_rates
+    if path is not None and _from_elsewhere(settings, store):
+        write_choices(read_choices(path), store)
+
+
+def _from_elsewhere(settings: RunSettings, store: Store) -> bool:
+    """Whether a run uses choices from another folder than that of its results."""
+    path = settings.training.tuned_rates
+    return path is not None and path.resolve() != store.tuning_file.resolve()
 
 
 def _trained(settings: RunSettings, **changes: Any) -> RunSettings:

@@ -216,9 +216,8 @@ class FabricSearchTrainer:
         """What the head reads, and the negative gradient of the task's loss at outputs of 0; of all ranks' examples."""
         stop_together(self.fabric)
         model = self._wrapped()
-        if (
-            model.training
-        ):  # a search calls this thousands of times, and setting the mode goes through all modules
+        # A search calls this thousands of times, and setting the mode goes through all modules.
+        if model.training:
             model.eval()
         read: list[Tensor] = []
         handle = self.head.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))

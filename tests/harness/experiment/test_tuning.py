@@ -17,7 +17,14 @@ from harness.errors import UserError
 from harness.experiment.plan import build_cells, open_testbeds
 from harness.experiment.published import RATES, by_recipe
 from harness.experiment.rates import label_of, rate_multiple
-from harness.experiment.tuning import choose, tune, tuning_settings, write_choices
+from harness.experiment.tuning import (
+    choose,
+    extended_settings,
+    keep_choices,
+    tune,
+    tuning_settings,
+    write_choices,
+)
 from harness.records.choices import Choice
 from harness.records.record import Record
 from harness.records.store import Store
@@ -145,6 +152,35 @@ def test_the_next_multiple_is_tried_where_the_best_is_at_the_edge(tmp_path: Path
     }
     with pytest.raises(UserError, match="extend: needs two multiples"):
         tune(experiment, [1.0], [1000], run, extend=1)
+
+
+@pytest.mark.parametrize(
+    ("methods", "recipe", "label"),
+    [("das", "published", "das[variant=published]"), ("das,lora", "own", "das")],
+)
+def test_the_whole_run_decides_which_recipe_all_of_its_parts_have(
+    methods: str, recipe: str, label: str, tmp_path: Path
+) -> None:
+    """Alone, DAS has a published recipe on METER; beside LoRA, which has none, it does not."""
+    experiment = make_settings(methods=methods, tasks="nlvr2,vqa", backbone="meter", results=tmp_path)
+    (run,) = tuning_settings(experiment, [1.0], [7], "nlvr2").values()
+    assert {part.recipe for part in by_recipe(run)} == {recipe}
+    best = Choice("meter", "nlvr2", label, 2.0, {"1": 1.0, "2": 2.0}, (7,), 2, 1.0)
+    ((scale, extended),) = extended_settings(run, [best])
+    (part,) = by_recipe(extended)
+    assert (scale, part.recipe) == (4.0, recipe)
+    assert [label_of(spec, build_method(spec)) for spec in part.methods] == [label]
+
+
+def test_choices_from_elsewhere_are_copied_to_the_results(tmp_path: Path) -> None:
+    elsewhere, results = Store(tmp_path / "tuned"), Store(tmp_path / "results")
+    write_choices([Choice("vilt-mini", "vqa", "lora", 2.0, {}, (7,), 1, 1.0)], elsewhere)
+    settings = make_settings(methods="lora", tasks="vqa", tuned_rates=elsewhere.tuning_file)
+    keep_choices(settings, results)
+    assert results.tuning() == elsewhere.tuning()
+    before = elsewhere.tuning_file.stat().st_mtime_ns
+    keep_choices(settings, elsewhere)  # where they are already
+    assert elsewhere.tuning_file.stat().st_mtime_ns == before
 
 
 def test_published_rates_are_multiplied_too(tmp_path: Path) -> None:
