@@ -1,7 +1,8 @@
 """Common style of all figures, and deterministic output.
 
 Colours are those of Okabe & Ito (Color Universal Design, 2008), which people with common forms of colour blindness
-can distinguish, then muted ones of Tol (Colour Schemes, SRON, 2021). Every method also has a marker of its own.
+can distinguish, then muted ones of Tol (Colour Schemes, SRON, 2021) and a few more, so that each built-in method has
+its own. Every method also has a marker.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain, count
 from typing import Any, Literal
 
 import matplotlib as mpl
@@ -24,11 +26,13 @@ from harness.registry import built_in_names
 
 INK = "#1c1c1c"
 GREY = "#8a8a8a"
-_AXES, _GRID, _PAPER = "#444444", "#e4e4e4", "#ffffff"
+PAPER = "#ffffff"
+_AXES, _GRID = "#444444", "#e4e4e4"
 
 COLORS = (
     *(INK, "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"),
     *("#882255", "#332288", "#999933", "#44aa99", "#7f4a1e", "#a050c8"),
+    *("#aa4499", "#6c8ebf", "#c1272d", "#7cb518"),
 )
 
 _MARKERS = "osD^vPX<>hp*"
@@ -38,9 +42,9 @@ _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (2, 1.5)), (0, (6, 2, 1, 2)), 
 
 
 DARK: Mapping[str, str] = {
-    **{INK: "#e6e6e6", _AXES: "#b8b8b8", _GRID: "#3a3d42", _PAPER: "#16181d", GREY: "#9a9a9a"},
+    **{INK: "#e6e6e6", _AXES: "#b8b8b8", _GRID: "#3a3d42", PAPER: "#16181d", GREY: "#9a9a9a"},
     **{"#0072b2": "#4a9eda", "#882255": "#e0607f", "#332288": "#8f82dd", "#7f4a1e": "#bd8558"},
-    **{"#a050c8": "#bd7fdd", "#555555": "#b0b0b0"},
+    **{"#a050c8": "#bd7fdd", "#aa4499": "#cf7bc0", "#c1272d": "#ef6a6e", "#555555": "#b0b0b0"},
 }
 """Colours on a dark page, by colour on a white one; other colours are readable on both."""
 
@@ -62,7 +66,7 @@ SETTINGS: dict[Any, Any] = {
     "xtick.color": _AXES,
     "ytick.color": _AXES,
     "legend.frameon": False,
-    "figure.facecolor": _PAPER,
+    "figure.facecolor": PAPER,
     "svg.hashsalt": "harness",
     "savefig.dpi": 200,
 }
@@ -80,17 +84,22 @@ class Look:
 def looks(labels: Sequence[str]) -> dict[str, Look]:
     """A look for each method label; no two share colour and marker.
 
-    A built-in method has the same look in every figure, whichever methods are beside it. Other labels begin at the
-    look of their method, or at one derived from their name, and take the next one that is free.
+    A built-in method has the same look in every figure, whichever methods are beside it. A method with options begins
+    at the look of the method, another label at one derived from its name, and both take the next one that is free.
     """
     order = built_in_names("methods")
-    taken: set[int] = set()
+
+    def place(label: str) -> tuple[bool, bool, str]:
+        return label not in order, label.partition("[")[0] not in order, label
+
+    taken = {order.index(label) for label in labels if label in order}
     found: dict[str, Look] = {}
-    for label in sorted(labels, key=lambda label: (label not in order, label)):
+    for label in sorted(labels, key=place):
         name = label.partition("[")[0]
         number = order.index(name) if name in order else zlib.crc32(name.encode()) % len(COLORS)
-        while number in taken or (label not in order and number < len(order) and order[number] in labels):
-            number += 1
+        if label not in order:  # colours that no other label has come first
+            numbers = chain(range(number, len(COLORS)), range(number), count(len(COLORS)))
+            number = next(number for number in numbers if number not in taken)
         taken.add(number)
         found[label] = Look(
             COLORS[number % len(COLORS)],

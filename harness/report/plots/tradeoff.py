@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from harness.errors import UserError, did_you_mean
 from harness.measure.latency import LatencySample, latency_ratio
 from harness.records.record import Failure
-from harness.report.plots.style import GREY, Look, add_title, draw_chance, looks, new_figure, styled
+from harness.report.plots.style import GREY, PAPER, Look, add_title, draw_chance, looks, new_figure, styled
 from harness.report.tables import Table
 
 
@@ -184,7 +184,9 @@ def _draw(
             xerr=_whiskers(point.cost, point.cost_interval),
             color=own.color,
             marker=own.marker,
-            markersize=6.5,
+            markersize=7,
+            markeredgecolor=PAPER,  # so that one marker on another can be told from it
+            markeredgewidth=0.6,
             elinewidth=0.8,
             capsize=2,
             zorder=3,

@@ -61,6 +61,8 @@ def test_every_method_has_its_own_marker_and_colour() -> None:
     for label in BUILT_IN["methods"]:
         assert looks([label]) == {label: found[label]}  # whichever methods are beside it
     assert looks(["das[skip=4]", "full"])["das[skip=4]"] == found["das"]
+    for label in ("lora+tome", "lora+das", "bitfit+adapter"):  # a combination leaves a method its look
+        assert looks([label, "skip[choice=alignment]"])["skip[choice=alignment]"] == found["skip"]
 
 
 @pytest.fixture
