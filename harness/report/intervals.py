@@ -14,9 +14,10 @@ from harness.analysis.bootstrap import Draws, resample
 from harness.analysis.scores import MethodScores, read_scores
 from harness.analysis.significance import SIGNIFICANT, TEST
 from harness.errors import UserError
+from harness.records.record import Record
 from harness.records.store import Store
 from harness.registry import REFERENCE_METHOD
-from harness.report.notes import Note
+from harness.report.notes import Note, seeds_by_task
 from harness.report.tables import Table, TaskColumn
 from harness.report.tuning import tuning_sentence
 
@@ -67,9 +68,9 @@ def with_intervals(table: Table, store: Store, resamples: int = TABLE_RESAMPLES)
         row["delta_significant"] = p_values[label] < SIGNIFICANT if label in p_values else None
         rows.append(row)
     if draws:
-        notes.insert(0, Note(_interval_note(rows, sizes, resamples), shown))
+        notes.insert(0, Note(_interval_note(table.records, sizes, resamples), shown))
     if tested:
-        notes.insert(1, Note(_star_note(rows, len(tested)), ("delta",)))
+        notes.insert(1, Note(_star_note(table.records, len(tested)), ("delta",)))
     if sentence := tuning_sentence(table.records, store):
         notes.append(Note(sentence))
     frame = pd.DataFrame(rows, dtype=object)
@@ -86,20 +87,24 @@ def _beside(columns: list[str], tasks: Sequence[TaskColumn]) -> list[str]:
     return [name for column in columns if column not in moved for name in (column, *behind.get(column, ()))]
 
 
-def _interval_note(rows: Sequence[dict[str, Any]], sizes: Sequence[str], resamples: int) -> str:
-    over = "test examples" if all(row["seeds"] == 1 for row in rows) else "seeds and test examples"
+def _interval_note(records: Sequence[Record], sizes: Sequence[str], resamples: int) -> str:
+    once = all(most == 1 for _, most in seeds_by_task(records).values())
+    over = "test examples" if once else "seeds and test examples"
     return f"Intervals: 95 % over {over}, two-level bootstrap, {resamples:,} resamples; {', '.join(sizes)}."
 
 
-def _star_note(rows: Sequence[dict[str, Any]], tested: int) -> str:
+def _star_note(records: Sequence[Record], tested: int) -> str:
     """What a star means, and what its absence does not mean with so few seeds."""
     correction = f", Holm's correction over {tested} methods" if tested > 1 else ""
     text = f"* differs from full tuning at the 5 % level ({TEST}, two-sided{correction})."
-    seeds = min((row["seeds"] for row in rows if row["seeds"]), default=0)
-    if seeds == 1:
-        return f"{text} One seed: the variance of training is not included."
+    least = {task: counts[0] for task, counts in seeds_by_task(records).items()}
+    once = [task for task, seeds in least.items() if seeds == 1]
+    if once:
+        named = "" if len(once) == len(least) else f" on {', '.join(once)}"
+        text += f" One seed{named}: the variance of training is not included."
+    seeds = min((each for each in least.values() if each > 1), default=ENOUGH_SEEDS)
     if seeds < ENOUGH_SEEDS:
-        return f"{text} With {seeds} seeds only large differences get a star: no star does not mean no difference."
+        text += f" With {seeds} seeds only large differences get a star: no star does not mean no difference."
     return text
 
 

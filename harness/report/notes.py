@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,7 +36,7 @@ def notes_of(
     notes = [
         *_benchmarks(records),
         *_scores(records),
-        *_seeds(rows, tasks),
+        *_seeds(records, tasks),
         Note(
             "Updated: parameters that the method trains, without head, poolers and token types.", ("updated",)
         ),
@@ -104,13 +105,31 @@ def _scores(records: Sequence[Record]) -> Iterable[Note]:
         yield Note(f"Chance, or always the most frequent answer, scores {', '.join(values)}.", tuple(trivial))
 
 
-def _seeds(rows: Sequence[Mapping[str, Any]], tasks: tuple[str, ...]) -> Iterable[Note]:
-    counts = sorted({int(row["seeds"]) for row in rows if row["seeds"]})
-    if counts == [1]:
+def seeds_by_task(records: Sequence[Record]) -> dict[str, tuple[int, int]]:
+    """The smallest and the largest number of seeds with which a method of a task has a score, by task."""
+    found: dict[str, tuple[int, int]] = {}
+    for of_task in by_task(records).values():
+        counts = Counter(each.cell.method.label for each in of_task if each.primary is not None)
+        if counts:
+            found[of_task[0].cell.task.name] = min(counts.values()), max(counts.values())
+    return found
+
+
+def _seeds(records: Sequence[Record], tasks: tuple[str, ...]) -> Iterable[Note]:
+    groups: dict[tuple[int, int], list[str]] = {}
+    for task, counts in seeds_by_task(records).items():
+        groups.setdefault(counts, []).append(task)
+    if list(groups) == [(1, 1)]:
         yield Note("One seed, so there is no spread over seeds.", tasks)
-    elif counts:
-        number = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-        yield Note(f"± sample standard deviation over {number} seeds.", tasks)
+        return
+    parts = [
+        (f"{least}" if least == most else f"{least} to {most}")
+        + (f" ({', '.join(own)})" if len(groups) > 1 else "")
+        for (least, most), own in groups.items()
+    ]
+    if parts:
+        seeds = f"over {parts[0]} seeds" if len(parts) == 1 else f"over seeds: {', '.join(parts)}"
+        yield Note(f"± sample standard deviation {seeds}.", tasks)
 
 
 def _input_size(records: Sequence[Record]) -> str:
@@ -145,21 +164,26 @@ def _warm_starts(records: Sequence[Record]) -> Iterable[Note]:
 
 
 def _dynamic(records: Sequence[Record]) -> Iterable[Note]:
-    """Measured cost of methods whose cost depends on the input, mean over seeds; one note per method and task."""
-    found: dict[tuple[str, str], list[ComputePerExample]] = {}
+    """Measured cost of methods whose cost depends on the input, mean over seeds; one note per method."""
+    found: dict[str, dict[str, list[ComputePerExample]]] = {}
     for record in records:
         if record.compute_per_example is not None:
-            key = record.cell.method.label, record.cell.task.name
-            found.setdefault(key, []).append(record.compute_per_example)
-    for (label, task), counts in found.items():
-        mean, low, high, untouched = (
-            stats.mean([getattr(each, key) for each in counts])
-            for key in ("mean", "p10", "p90", "untouched_mean")
-        )
+            of_method = found.setdefault(record.cell.method.label, {})
+            of_method.setdefault(record.cell.task.name, []).append(record.compute_per_example)
+    for label, of_method in found.items():
+        parts = []
+        for task, counts in of_method.items():
+            mean, low, high, untouched = (
+                stats.mean([getattr(each, key) for each in counts])
+                for key in ("mean", "p10", "p90", "untouched_mean")
+            )
+            parts.append(
+                f"{mean / 1e9:.4g} on {task} (10th to 90th percentile {low / 1e9:.4g} to {high / 1e9:.4g}; "
+                f"{100 * (mean / untouched - 1):+.1f} % against the untouched backbone)"
+            )
         text = (
-            f"The cost of {label} depends on the example; † is for a random one. On {counts[0].n} test examples of "
-            f"{task} it takes {mean / 1e9:.4g} GMACs on average (10th to 90th percentile {low / 1e9:.4g} to "
-            f"{high / 1e9:.4g}), {100 * (mean / untouched - 1):+.1f} % against the untouched backbone."
+            f"The cost of {label} depends on the example; † is for a random one. GMACs on average over the test "
+            f"examples: {', '.join(parts)}."
         )
         yield Note(text, ("flops",))
 

@@ -193,6 +193,14 @@ def test_common_notes_appear_once() -> None:
     assert text.index("Costs are means over the tasks") < text.index("### vqa (mini) on vilt\n")
 
 
+def test_tasks_with_different_numbers_of_seeds_are_named() -> None:
+    kept = {"vqa": (0, 1, 2), "nlvr2": (0,), "snli_ve": (0, 1, 2), "retrieval": (0, 1)}
+    records = [record for record in four_tasks() if record.cell.seed in kept[record.cell.task.name]]
+    text = render_all(build_tables(records), "github")
+    assert "over seeds: 3 (vqa, snli\\_ve), 1 (nlvr2), 2 (retrieval).  " in text
+    assert "no spread" not in text
+
+
 def test_busy_machine_is_marked_and_nothing_is_best() -> None:
     records = [make_record("full", p50=10.0), make_record("lora", p50=12.0)]
     busy = records[1].model_dump(mode="json")["latency"]
