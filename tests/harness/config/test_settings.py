@@ -263,7 +263,7 @@ def test_choices_match_the_available_values() -> None:
 
 
 def test_committed_records_have_settings() -> None:
-    """These records are older than the settings in records."""
+    """Those of `leaderboard-meter` are older than the settings in records."""
     for folder in ("leaderboard", "leaderboard-meter"):
         for record in Store(ROOT / "results" / folder).records():
             found = settings_of(record, from_keywords({}))
