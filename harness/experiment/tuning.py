@@ -91,9 +91,8 @@ def extended_settings(
     settings: of the tuning runs, with any multiple. The next multiple is as far away as the last two are from each
     other: 4 after 1 and 2.
     """
-    methods = [
-        spec for part in by_recipe(settings) for spec in part.methods
-    ]  # with a recipe's options, as trained
+    # With a recipe's options, as trained.
+    methods = [spec for part in by_recipe(settings) for spec in part.methods]
     labels = {label_of(spec, build_method(spec)): spec for spec in methods}
     wanted: dict[tuple[float, str], list[Spec]] = {}
     for choice in choices:

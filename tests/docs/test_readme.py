@@ -79,6 +79,14 @@ def test_findings_agree_with_the_leaderboard() -> None:
     ):
         for words, method in pairs.items():
             assert f"{words} {cell('leaderboard', method, f'{task}_accuracy')}" in MINI
+    chosen = json.loads((ROOT / "results/leaderboard/tuning.json").read_text())
+    gains = {each["method"]: each["scores"][f"{each['scale']:g}"] - each["scores"]["1"] for each in chosen}
+    classifier, roe = (rounded(gains.pop(method)) for method in ("classifier", "roe"))
+    assert f"the frozen classifier gains {classifier} points on VQA's validation split" in MINI
+    assert (
+        f"RoE with twice its rate {roe}. All other methods gain {rounded(max(gains.values()))} at the most"
+        in MINI
+    )
     scores = table("leaderboard")
     ahead = rounded(
         scores.loc["skip[choice=alignment]", "nlvr2_accuracy"] - scores.loc["das", "nlvr2_accuracy"]
