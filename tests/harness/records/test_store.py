@@ -18,6 +18,7 @@ import pytest
 
 from harness.errors import UserError
 from harness.records.record_file import RECORD
+from harness.records.routes import ROUTES
 from harness.records.search_history import SEARCH, SearchHistory
 from harness.records.store import CHECKPOINT, CURVE, LOCK, PREDICTIONS, WEIGHTS, CellBusyError, Store
 from tests.support.paths import ROOT
@@ -320,3 +321,15 @@ def test_a_folder_that_is_removed_or_becomes_read_only_meanwhile_does_not_hide_t
         patch.setattr(Path, "unlink", read_only)
     with store.begin(record.cell.id):
         pass
+
+
+@pytest.mark.parametrize("experiment", ["first-run", "leaderboard", "leaderboard-meter"])
+def test_committed_cells_have_all_the_files_that_their_records_speak_of(experiment: str) -> None:
+    store = Store(ROOT / "results" / experiment)
+    records = store.records()
+    assert records
+    for record in records:
+        names = {path.name for path in store.folder(record.cell.id).iterdir()}
+        assert names >= {RECORD, f"{PREDICTIONS}.gz", CURVE}
+        assert (SEARCH in names) == (record.search is not None)
+        assert (ROUTES in names) == (record.routes is not None)
